@@ -1,0 +1,56 @@
+"""Aliases and small state tuples that the whole library shares; no logic.
+
+Legend of shapes, used in every docstring: N all clients, K clients of a cohort,
+W clients of a chunk, S local steps, B batch, C classes, n blocks of the network.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+Array = jax.Array
+Key = jax.Array  # a typed key of jax.random.key
+Tree = Any  # any pytree of arrays
+Params = Any  # pytree of float32 parameters
+
+
+class Role(enum.Enum):
+    """What a block does under a plan."""
+
+    TRAINED = "trained"  # float32, gradients of its parameters
+    FROZEN_BEFORE = "frozen_before"  # fixed point forward, no gradient
+    FROZEN_AFTER = "frozen_after"  # fixed point forward and input gradient
+
+
+class Dataset(NamedTuple):
+    """A data set in host memory; labels are int32 class numbers from 0."""
+
+    x_train: np.ndarray  # [examples, *features], uint8 or float32
+    y_train: np.ndarray  # [examples]
+    x_test: np.ndarray  # [examples, *features], dtype of x_train
+    y_test: np.ndarray  # [examples]
+    num_classes: int
+    users: np.ndarray | None = None  # [train examples] int: who wrote the example
+
+
+class BlockCounts(NamedTuple):
+    """What one block computes and keeps, for one example."""
+
+    macs: int  # multiply-accumulates of dense products, forward
+    depthwise_macs: int  # multiply-accumulates of depthwise convolutions, forward
+    kept: int  # float32 values that the backward pass of a trained block needs
+    outputs: int  # values of the block's output
+    params: int  # trainable parameters
+    upload_bytes: int  # bytes a client sends when it trained the block
+
+
+class Budgets(NamedTuple):
+    """Limits of a round, relative to training everything (1.0 = the full network)."""
+
+    time: np.ndarray  # [K] float64
+    upload: np.ndarray  # [K] float64
+    memory: np.ndarray  # [K] float64
