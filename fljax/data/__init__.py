@@ -1,0 +1,1 @@
+"""Data sets in host memory and their splits over clients."""

@@ -1,0 +1,186 @@
+"""Curves of runs: accuracy against rounds and against upload, as one PNG."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from matplotlib import axes, figure, layout_engine, ticker
+
+Record = Mapping[str, Any]
+Curve = Mapping[int, tuple[float, float]]  # round -> (x, y) of one seed
+
+
+class _Style(NamedTuple):
+    color: str
+    line: str
+    marker: str
+
+
+# Okabe and Ito's colours for every kind of colour vision (without the yellow, too pale
+# for a line); line styles and markers tell them apart in grey.
+_STYLES = (
+    _Style("#0072B2", "-", "o"),
+    _Style("#D55E00", "--", "s"),
+    _Style("#009E73", "-.", "^"),
+    _Style("#CC79A7", ":", "D"),
+    _Style("#56B4E9", "--", "v"),
+    _Style("#E69F00", "-.", "P"),
+    _Style("#000000", ":", "x"),
+    _Style("#7F7F7F", "-", "*"),
+)
+# An algorithm looks the same in every figure; others take the free styles in turn.
+_FIXED = (
+    "cocofl",
+    "fedavg",
+    "heterofl",
+    "fjord",
+    "fedprox",
+    "fedavgdrop",
+    "centralized",
+    "fedrolex",
+)
+_MARKERS = 8  # on a line, about
+_MB = 1e6  # bytes
+
+
+def curves(
+    runs: Mapping[str, Sequence[Sequence[Record]]], path: str | os.PathLike[str]
+) -> None:
+    """Draw test accuracy, worst-tier accuracy and accuracy against upload.
+
+    A line is the mean over the seeds at the rounds that all of them have evaluated; its
+    band reaches from the lowest to the highest seed. An algorithm that uploads nothing
+    is left out of the upload panel.
+
+    Args:
+      runs: algorithm -> a list over seeds of metrics records in order of rounds, with
+        `round`, `upload_bytes` and, on evaluated rounds, `test_accuracy` and
+        `worst_tier_accuracy` or `tier_accuracy`.
+      path: the PNG file to write, 1200 pixels wide.
+    """
+    panels: tuple[tuple[str, str, Callable[[Sequence[Record]], Curve]], ...] = (
+        ("round", "test accuracy (%)", _test_by_round),
+        ("round", "worst-tier accuracy (%)", _worst_tier_by_round),
+        ("total upload (MB)", "test accuracy (%)", _test_by_upload),
+    )
+    layout = layout_engine.ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.1)
+    page = figure.Figure(figsize=(12, 4.6), dpi=100, layout=layout)
+    styles = _styles(runs)
+    for panel, (x_label, y_label, curve) in zip(
+        page.subplots(1, len(panels), sharey=True), panels, strict=True
+    ):
+        for name, style in styles.items():
+            _draw(panel, [curve(records) for records in runs[name]], style, name)
+        _dress(panel, x_label, y_label)
+    _add_legend(page)
+    page.savefig(path, format="png")
+
+
+def _styles(names: Iterable[str]) -> dict[str, _Style]:
+    """Give every algorithm its style, the known ones always the same."""
+    fixed = dict(zip(_FIXED, _STYLES, strict=True))
+    keys = {name: name.lower().replace("_", "").replace("-", "") for name in names}
+    taken = {fixed[key] for key in keys.values() if key in fixed}
+    free = [style for style in _STYLES if style not in taken] or list(_STYLES)
+    others = itertools.cycle(free)
+    return {
+        name: fixed[key] if key in fixed else next(others) for name, key in keys.items()
+    }
+
+
+def _test_by_round(records: Sequence[Record]) -> Curve:
+    return {
+        record["round"]: (record["round"], 100 * record["test_accuracy"])
+        for record in records
+        if record.get("test_accuracy") is not None
+    }
+
+
+def _worst_tier_by_round(records: Sequence[Record]) -> Curve:
+    worst = {record["round"]: _worst_tier(record) for record in records}
+    return {
+        number: (number, 100 * accuracy)
+        for number, accuracy in worst.items()
+        if accuracy is not None
+    }
+
+
+def _worst_tier(record: Record) -> float | None:
+    """Take the recorded worst tier, or the lowest of the tiers that are there."""
+    if record.get("worst_tier_accuracy") is not None:
+        return record["worst_tier_accuracy"]
+    tiers = (record.get("tier_accuracy") or {}).values()
+    return min((value for value in tiers if value is not None), default=None)
+
+
+def _test_by_upload(records: Sequence[Record]) -> Curve:
+    """Put the bytes uploaded up to and with a round in the place of its number."""
+    uploads = [record.get("upload_bytes") or 0 for record in records]
+    if not any(uploads):
+        return {}
+    return {
+        record["round"]: (total / _MB, 100 * record["test_accuracy"])
+        for record, total in zip(records, itertools.accumulate(uploads), strict=True)
+        if record.get("test_accuracy") is not None
+    }
+
+
+def _draw(
+    panel: axes.Axes, seeds: Sequence[Curve], style: _Style, algorithm: str
+) -> None:
+    """Draw the mean of the seeds and the band between the lowest and the highest."""
+    seeds = [seed for seed in seeds if seed]
+    rounds = sorted(set.intersection(*map(set, seeds))) if seeds else []
+    if not rounds:
+        return
+    points = np.array([[seed[number] for number in rounds] for seed in seeds])
+    x, y = points[..., 0].mean(0), points[..., 1]  # [rounds], [seeds, rounds]
+    count = f"{len(seeds)} seeds" if len(seeds) > 1 else "1 seed"
+    panel.plot(
+        x,
+        y.mean(0),
+        color=style.color,
+        linestyle=style.line,
+        marker=style.marker,
+        markersize=5,
+        markevery=max(1, len(rounds) // _MARKERS),
+        label=f"{algorithm} ({count})",
+    )
+    panel.fill_between(
+        x, y.min(0), y.max(0), color=style.color, alpha=0.25, linewidth=0
+    )
+
+
+def _dress(panel: axes.Axes, x_label: str, y_label: str) -> None:
+    """Label the axes, or say that a panel is empty."""
+    panel.set(xlabel=x_label, ylabel=y_label)
+    panel.tick_params(labelleft=True)
+    if x_label == "round":
+        panel.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
+    panel.grid(color="0.88")
+    panel.set_axisbelow(True)
+    panel.spines[["top", "right"]].set_visible(False)
+    if not panel.lines:
+        panel.text(0.5, 0.5, "not recorded", transform=panel.transAxes, ha="center")
+
+
+def _add_legend(page: figure.Figure) -> None:
+    """Name each algorithm once, below the panels."""
+    lines = {
+        label: line
+        for panel in page.axes
+        for line, label in zip(*panel.get_legend_handles_labels(), strict=True)
+    }
+    if lines:
+        page.legend(
+            lines.values(),
+            lines.keys(),
+            loc="outside lower center",
+            ncols=min(len(lines), 4),
+            frameon=False,
+            handlelength=3.5,  # long enough to show the line style
+        )

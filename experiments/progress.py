@@ -1,0 +1,126 @@
+"""Progress of a run: a bar on a terminal, one line a round elsewhere."""
+
+from __future__ import annotations
+
+import collections
+import os
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any, Self, TextIO
+
+_LOSS = ("train_loss", "test_loss")  # the first that a record has is shown
+_ACCURACY = ("test_accuracy",)
+_RECENT = 20  # rounds that the estimate looks back; early ones compile
+
+
+class Progress:
+    """Shows the rounds of a run as they finish; a context manager."""
+
+    def __init__(
+        self,
+        total_rounds: int,
+        first_round: int = 0,
+        label: str = "",
+        stream: TextIO | None = None,
+    ) -> None:
+        """Start the clock, and a bar if the stream is a terminal.
+
+        Args:
+          total_rounds: rounds of the whole run.
+          first_round: the round that runs next, above 0 when a run resumes.
+          label: name of the run, such as the algorithm's.
+          stream: where to write; stderr if None.
+        """
+        self._total = total_rounds
+        self._label = label
+        self._stream = sys.stderr if stream is None else stream
+        self._shown: dict[str, str] = {}
+        self._ends = collections.deque(
+            [(first_round, time.monotonic())], maxlen=_RECENT + 1
+        )
+        self._bar = self._open_bar(first_round) if self._stream.isatty() else None
+
+    def _open_bar(self, first_round: int) -> Any:
+        import tqdm
+
+        # A terminal that does not know its width says 0, and tqdm then shows nothing.
+        known = os.get_terminal_size(self._stream.fileno()).columns > 0
+        return tqdm.tqdm(
+            total=self._total,
+            initial=first_round,
+            desc=self._label or None,
+            unit="round",
+            file=self._stream,
+            ncols=None if known else 80,
+            dynamic_ncols=known,
+        )
+
+    def update(self, record: Mapping[str, Any]) -> None:
+        """Show that a round has finished.
+
+        Args:
+          record: its metrics: `round`, and `train_loss`, `test_loss` and
+            `test_accuracy` where it has them.
+        """
+        done = record["round"] + 1
+        values = _values(record)
+        self._shown |= values
+        if self._bar is None:
+            self._write_line(done, values)
+            return
+        self._bar.set_postfix(self._shown, refresh=False)
+        self._bar.update(done - self._bar.n)
+
+    def _write_line(self, done: int, values: Mapping[str, str]) -> None:
+        before = self._ends[-1]
+        self._ends.append((done, time.monotonic()))
+        words = [f"{name} {value}" for name, value in values.items()]
+        words.append(f"{self._ends[-1][1] - before[1]:.1f} s")
+        words.append(f"eta {_clock(self._seconds_left())}")
+        self.message(f"round {done}/{self._total} {' '.join(words)}")
+
+    def _seconds_left(self) -> float:
+        """Extend the mean speed of the recent rounds to the end."""
+        (first, start), (last, end) = self._ends[0], self._ends[-1]
+        return (self._total - last) * (end - start) / max(last - first, 1)
+
+    def message(self, text: str) -> None:
+        """Write a line without breaking the bar.
+
+        Args:
+          text: the line, such as "compiling plan 4-11 ...".
+        """
+        line = f"[{self._label}] {text}" if self._label else text
+        if self._bar is None:
+            print(line, file=self._stream, flush=True)
+        else:
+            self._bar.write(line, file=self._stream)
+
+    def close(self) -> None:
+        """Leave the bar as it stands and end its line."""
+        if self._bar is not None:
+            self._bar.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _values(record: Mapping[str, Any]) -> dict[str, str]:
+    """Format the loss and the accuracy that a record has."""
+    values = {}
+    for name, keys in (("loss", _LOSS), ("accuracy", _ACCURACY)):
+        found = [record[key] for key in keys if record.get(key) is not None]
+        if found:
+            values[name] = f"{found[0]:.3f}"
+    return values
+
+
+def _clock(seconds: float) -> str:
+    """Write 250 seconds as 4:10, 3850 as 1:04:10."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

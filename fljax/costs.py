@@ -1,0 +1,427 @@
+"""Cost tables: what training a window costs, relative to training everything.
+
+A table holds time, upload and memory of windows [a, b], measured (`load`) or modelled
+from operation counts (`from_counts`); `feasible` and `maximal` lead from a client's
+budgets to its windows as in CoCoFL (arXiv 2203.05468) and its reference code.
+
+Legend: P windows of a table, K clients, n blocks.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from fljax import plans, types
+
+# Price of a kind of work, in forward float32 multiply-accumulates of a dense product.
+# One set for all networks: a compromise of scale-free least squares fits to the
+# published tables, rounded. `from_counts` states what error that leaves.
+#
+# A fixed point product costs the same as a float one: fits that may choose put it at
+# 0.6 to 1.0, because the int8 kernels of the tables are fast but their wrapping is not.
+FIXED_POINT_MAC = 1.0
+# Depthwise convolutions run at memory speed; the fits say 70 to 300 times a dense one.
+DEPTHWISE_MAC = 150.0
+# After the window a depthwise convolution stays in float32, without batch statistics.
+FROZEN_DEPTHWISE_MAC = 120.0
+# Norms, activations, additions and their gradients, for each value that is kept.
+TRAINED_VALUE = 400.0
+# After the window a step quantises and dequantises around every product, twice.
+FROZEN_AFTER_VALUE = 320.0
+# Before it, values stay codes from block to block, and there is no backward pass.
+FROZEN_BEFORE_VALUE = 90.0
+# The update of one parameter, once a step whatever the batch.
+TRAINED_PARAMETER = 500.0
+
+# Share of the values kept when trained that remain when frozen after the window
+# (0.7 fits networks with batch norm, 0.97 those whose norms stay in float32).
+KEPT_AFTER = 0.8
+# Of the largest block before the window: its inputs and outputs, freed block by block.
+KEPT_BEFORE = 0.5
+# Copies of a trained parameter beside its value: gradient and update.
+TRAINED_COPIES = 2.0
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class CostTable:
+    """What each known window costs, relative to training every block (1.0).
+
+    The arrays are checked, copied and made read-only. Measured values may exceed 1 by
+    noise and are kept as they are: `feasible` clips them. Not every window of the
+    network needs to be there.
+    """
+
+    num_blocks: int  # n
+    windows: np.ndarray  # [P, 2] int64: first and last trained block
+    time: np.ndarray  # [P] float64
+    upload: np.ndarray  # [P] float64
+    memory: np.ndarray  # [P] float64
+    full_step_seconds: float | None = None  # one step at batch 32, everything trained
+    full_step_memory_gb: float | None = None  # GB (1e9 bytes) of that step
+    source: str = "cost table"  # where it comes from: opens every error message
+
+    def __post_init__(self):
+        _freeze(self, "windows", np.int64)
+        for name in ("time", "upload", "memory"):
+            _freeze(self, name, np.float64)
+        _check_shapes(self)
+        _check_windows(self)
+        _check_costs(self)
+
+
+def _freeze(table: CostTable, name: str, dtype: type) -> None:
+    """Replace a field by a read-only copy of a fixed dtype."""
+    array: np.ndarray = np.array(getattr(table, name), dtype)
+    array.flags.writeable = False
+    object.__setattr__(table, name, array)
+
+
+def _check_shapes(table: CostTable) -> None:
+    """Raise unless there are P >= 1 windows with one cost of each kind."""
+    size = len(table.windows)
+    if size == 0 or table.windows.shape != (size, 2):
+        raise ValueError(
+            f"{table.source}: expected at least one window as [P, 2], "
+            f"got shape {table.windows.shape}"
+        )
+    for name in ("time", "upload", "memory"):
+        if getattr(table, name).shape != (size,):
+            raise ValueError(
+                f"{table.source}: expected {name} of shape ({size},), one a window, "
+                f"got {getattr(table, name).shape}"
+            )
+
+
+def _check_windows(table: CostTable) -> None:
+    """Raise at the first window outside the network and at the first double one."""
+    first, last = table.windows.T
+    bad = ~((first >= 0) & (first <= last) & (last < table.num_blocks))
+    if bad.any():
+        row = int(np.argmax(bad))
+        raise ValueError(
+            f"{table.source}: expected windows with 0 <= first <= last < "
+            f"{table.num_blocks} (the blocks), got {_name(table, row)} in row {row}"
+        )
+    _, where = np.unique(table.windows, axis=0, return_index=True)
+    if len(where) < len(table.windows):
+        row = int(np.setdiff1d(np.arange(len(table.windows)), where)[0])
+        raise ValueError(
+            f"{table.source}: expected each window once, got {_name(table, row)} again "
+            f"in row {row}"
+        )
+
+
+def _check_costs(table: CostTable) -> None:
+    """Raise at the first cost that is not a positive, finite number."""
+    for name in ("time", "upload", "memory"):
+        cost = getattr(table, name)
+        bad = ~(np.isfinite(cost) & (cost > 0))
+        if bad.any():
+            row = int(np.argmax(bad))
+            raise ValueError(
+                f"{table.source}: expected a positive, finite {name} for window "
+                f"{_name(table, row)}, got {cost[row]}"
+            )
+    for name in ("full_step_seconds", "full_step_memory_gb"):
+        value = getattr(table, name)
+        if value is not None and not (_is_number(value) and 0 < value < math.inf):
+            raise ValueError(
+                f"{table.source}: expected a positive, finite {name} or none, "
+                f"got {value!r}"
+            )
+
+
+def _name(table: CostTable, row: int) -> str:
+    """Name the window of a row as a plan would."""
+    return "-".join(map(str, table.windows[row]))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def load(path: str | pathlib.Path) -> CostTable:
+    """Read a cost table from a JSON file.
+
+    The file is an object with `blocks` (n) and `windows`, a list of
+    [first, last, time, upload, memory]; `full_step_seconds` and `full_step_memory_gb`
+    are optional.
+
+    Args:
+      path: the file.
+
+    Returns:
+      The table, rows in the order of the file.
+
+    Raises:
+      ValueError: if the file is missing or not as described; names the file.
+    """
+    content = _read_json(pathlib.Path(path))
+    if not isinstance(content, dict):
+        raise ValueError(
+            f"{path}: expected a JSON object, got a {type(content).__name__}"
+        )
+    for key in ("blocks", "windows"):
+        if key not in content:
+            raise ValueError(
+                f"{path}: expected the keys blocks and windows, got {sorted(content)}"
+            )
+    if type(content["blocks"]) is not int or content["blocks"] < 1:
+        raise ValueError(
+            f"{path}: expected blocks to be a positive integer, "
+            f"got {content['blocks']!r}"
+        )
+    rows = _checked_rows(path, content["windows"])
+    return CostTable(
+        num_blocks=content["blocks"],
+        windows=np.array([row[:2] for row in rows]),
+        time=np.array([row[2] for row in rows]),
+        upload=np.array([row[3] for row in rows]),
+        memory=np.array([row[4] for row in rows]),
+        full_step_seconds=content.get("full_step_seconds"),
+        full_step_memory_gb=content.get("full_step_memory_gb"),
+        source=str(path),
+    )
+
+
+def _read_json(path: pathlib.Path) -> Any:
+    """Parse a file as JSON; a missing or broken one is a one-line ValueError."""
+    if not path.is_file():
+        raise ValueError(f"{path}: expected a cost table as a JSON file, found no file")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # also what a file that is not UTF-8 raises
+        raise ValueError(f"{path}: expected JSON, got: {error}") from error
+
+
+def _checked_rows(path: str | pathlib.Path, rows: Any) -> list[list[float]]:
+    """Raise unless rows is a filled list of [int, int, number, number, number]."""
+    if not isinstance(rows, list) or not rows:
+        raise ValueError(f"{path}: expected windows to be a list with at least one row")
+    for number, row in enumerate(rows):
+        if (
+            not isinstance(row, list)
+            or len(row) != 5
+            or not all(type(value) is int for value in row[:2])
+            or not all(_is_number(value) for value in row[2:])
+        ):
+            raise ValueError(
+                f"{path}: expected [first, last, time, upload, memory] with whole "
+                f"first and last, got {row!r} in row {number} of windows"
+            )
+    return rows
+
+
+def save(table: CostTable, path: str | pathlib.Path) -> None:
+    """Write a cost table in the layout that `load` reads; every digit survives.
+
+    Args:
+      table: the table.
+      path: the file to write.
+    """
+    costs = np.stack([table.time, table.upload, table.memory], axis=1)
+    content = {
+        "blocks": table.num_blocks,
+        "full_step_seconds": table.full_step_seconds,
+        "full_step_memory_gb": table.full_step_memory_gb,
+        "windows": [
+            [*window, *cost]
+            for window, cost in zip(table.windows.tolist(), costs.tolist(), strict=True)
+        ],
+    }
+    pathlib.Path(path).write_text(json.dumps(content) + "\n", encoding="utf-8")
+
+
+def from_counts(counts: Sequence[types.BlockCounts], batch: int = 32) -> CostTable:
+    """Model the costs of every window from what the blocks compute and keep.
+
+    Upload is exact: bytes of the window over bytes of the network. Time adds up
+    multiply-accumulates, kept values and updated parameters at fixed prices: a trained
+    block pays forward, weight gradient and, unless it is the first of the window, input
+    gradient; a block before the window pays a fixed point forward; a block after it
+    pays fixed point forward and input gradient. Memory adds up what the backward pass
+    keeps, the parameters and a share of the largest block before the window. Training
+    more never costs less than a window it contains.
+
+    Against the published tables, over all of their windows, at batch 32 (mean absolute
+    error, largest error, Pearson correlation):
+
+    | table                  | time           | memory         |
+    |------------------------|----------------|----------------|
+    | MobileNet x64          | .032 .138 .995 | .038 .124 .994 |
+    | MobileNetLarge x64     | .026 .248 .993 | .026 .112 .993 |
+    | MobileNetGroupNorm x64 | .089 .211 .991 | .052 .238 .985 |
+    | ResNet50 x64           | .044 .194 .976 | .053 .157 .982 |
+    | ResNet18 ARM           | .061 .161 .900 | .040 .150 .975 |
+    | DenseNet40 ARM         | .038 .200 .985 | .106 .233 .994 |
+    | Transformer x64        | .026 .081 .994 | .047 .160 .980 |
+    | TransformerSeq2Seq x64 | .034 .087 .991 | .064 .205 .969 |
+
+    Machines themselves differ by 0.1 to 0.25 on the same network: prefer a measured
+    table where there is one.
+
+    Args:
+      counts: the counts of the n blocks, for one example each.
+      batch: examples a step.
+
+    Returns:
+      The table of all windows that upload anything.
+
+    Raises:
+      ValueError: if there is no block, no upload, or no example in a batch.
+    """
+    if not counts or not any(c.upload_bytes for c in counts) or batch < 1:
+        raise ValueError(
+            f"expected blocks that upload something and a batch of at least 1, "
+            f"got {len(counts)} blocks, {sum(c.upload_bytes for c in counts)} bytes "
+            f"and batch {batch}"
+        )
+    windows = plans.all_windows(len(counts))
+    upload = np.array(
+        [plans.upload_bytes(plans.Plan(*w), counts) for w in windows.tolist()]
+    )
+    full = len(counts) - 1  # the row of window [0, n - 1]
+    time, memory = _time(windows, counts, batch), _memory(windows, counts, batch)
+    trains = upload > 0
+    return CostTable(
+        num_blocks=len(counts),
+        windows=windows[trains],
+        time=time[trains] / time[full],
+        upload=upload[trains] / upload[full],
+        memory=memory[trains] / memory[full],
+        source="operation counts",
+    )
+
+
+def _masks(windows: np.ndarray, num_blocks: int) -> tuple[np.ndarray, ...]:
+    """Return which blocks lie before, in and after each window: three 0/1 [P, n]."""
+    block = np.arange(num_blocks)
+    before, after = block < windows[:, :1], block > windows[:, 1:]
+    return before.astype(float), (~before & ~after).astype(float), after.astype(float)
+
+
+def _column(counts: Sequence[types.BlockCounts], field: str) -> np.ndarray:
+    """Return one count of every block, float64 [n]."""
+    return np.array([getattr(count, field) for count in counts], np.float64)
+
+
+def _time(
+    windows: np.ndarray, counts: Sequence[types.BlockCounts], batch: int
+) -> np.ndarray:
+    """Return the modelled time of an example, in float32 multiply-accumulates [P]."""
+    macs, depthwise = _column(counts, "macs"), _column(counts, "depthwise_macs")
+    kept, params = _column(counts, "kept"), _column(counts, "params")
+    before, trained, after = _masks(windows, len(counts))
+    # Nothing needs a gradient before the window: its first block makes two passes.
+    first = np.arange(len(counts)) == windows[:, :1]
+    passes = 3 * trained - first
+    return (
+        passes @ (macs + DEPTHWISE_MAC * depthwise)
+        + trained @ (TRAINED_VALUE * kept + TRAINED_PARAMETER * params / batch)
+        + before @ (FIXED_POINT_MAC * (macs + depthwise) + FROZEN_BEFORE_VALUE * kept)
+        + 2 * after @ (FIXED_POINT_MAC * macs + FROZEN_DEPTHWISE_MAC * depthwise)
+        + after @ (FROZEN_AFTER_VALUE * kept)
+    )
+
+
+def _memory(
+    windows: np.ndarray, counts: Sequence[types.BlockCounts], batch: int
+) -> np.ndarray:
+    """Return the modelled peak memory of a step, in float32 values [P]."""
+    kept, params = _column(counts, "kept"), _column(counts, "params")
+    before, trained, after = _masks(windows, len(counts))
+    values = trained @ kept + KEPT_AFTER * (after @ kept)
+    values += KEPT_BEFORE * np.max(before * kept, axis=1)
+    return batch * values + params.sum() + TRAINED_COPIES * (trained @ params)
+
+
+def _clipped(table: CostTable) -> np.ndarray:
+    """Return time, upload and memory [3, P], at most 1.
+
+    No window costs more than training everything, so what a table shows above 1 is
+    noise of the measurement. Clipping leaves the maximal windows of the published
+    tables as they are (the expected sets hold with and without it); it lets a client
+    of budget 1 run any window.
+    """
+    return np.minimum([table.time, table.upload, table.memory], 1.0)
+
+
+def feasible(
+    table: CostTable,
+    time: np.ndarray | float,
+    upload: np.ndarray | float,
+    memory: np.ndarray | float,
+) -> np.ndarray:
+    """Tell which windows fit into the budgets.
+
+    Args:
+      table: costs of P windows.
+      time: relative limit, a number or [K].
+      upload: relative limit, a number or [K].
+      memory: relative limit, a number or [K].
+
+    Returns:
+      bool [P], or [K, P] if the budgets are [K]: all three costs within the limits.
+    """
+    costs = _clipped(table)
+    limits = (np.asarray(limit)[..., None] for limit in (time, upload, memory))
+    fits = [cost <= limit for cost, limit in zip(costs, limits, strict=True)]
+    return fits[0] & fits[1] & fits[2]
+
+
+def maximal(windows: np.ndarray, feasible: np.ndarray) -> np.ndarray:
+    """Keep the feasible windows that lie in no other feasible window.
+
+    Args:
+      windows: [P, 2] first and last trained block, no window twice.
+      feasible: bool [P] or [K, P].
+
+    Returns:
+      bool, shaped like `feasible`.
+    """
+    first, last = windows.T
+    inside = (first[:, None] <= first) & (last[:, None] >= last)  # [outer, inner]
+    np.fill_diagonal(inside, False)
+    # float32 rather than bool: a product of bools misses the fast matrix product.
+    covered = feasible.astype(np.float32) @ inside.astype(np.float32)
+    return feasible & (covered == 0)
+
+
+def nearest_fit(table: CostTable, time: float, upload: float, memory: float) -> str:
+    """Say what is missing for budgets into which no window fits.
+
+    Args:
+      table: costs of P windows.
+      time: relative limit.
+      upload: relative limit.
+      memory: relative limit.
+
+    Returns:
+      One line: the budgets, the window that the smallest common growth of all three
+      would make fit, what that window needs, and the growth.
+    """
+    costs = _clipped(table)
+    growth = np.max(costs / np.array([time, upload, memory])[:, None], axis=0)
+    row = int(np.argmin(growth))
+    needs = _spell(*(_round_up(cost) for cost in costs[:, row]))
+    return (
+        f"no window of {table.source} fits {_spell(time, upload, memory)}; the nearest "
+        f"is {_name(table, row)}, which needs {needs}: multiply the budgets by "
+        f"{_round_up(growth[row])}"
+    )
+
+
+def _round_up(value: float) -> float:
+    """Round up to four decimals, so that what a message asks for is enough."""
+    return math.ceil(value * 1e4) / 1e4
+
+
+def _spell(time: float, upload: float, memory: float) -> str:
+    return f"time {time:.4g}, upload {upload:.4g}, memory {memory:.4g}"

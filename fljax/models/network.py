@@ -1,0 +1,175 @@
+"""A network as an ordered list of blocks, and what can be done with one.
+
+The state of a network is a tuple over its blocks of dicts of linen collections
+(params, norms, ranges, backward: see `fljax.layers`), so that a window of blocks is a
+slice of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from fljax import layers, quant, trees, types
+
+STATE = ("params", "norms", "ranges", "backward")
+
+
+class Network(NamedTuple):
+    """A network; static and hashable.
+
+    Attributes:
+      name: as in `--network`.
+      blocks: linen modules with `__call__(x, call)`, index 0 first.
+      input_shape: of one example, without the batch axis.
+      num_classes: width of the logits.
+    """
+
+    name: str
+    blocks: tuple[nn.Module, ...]
+    input_shape: tuple[int, ...]
+    num_classes: int
+
+    @property
+    def num_blocks(self) -> int:
+        """How many blocks there are."""
+        return len(self.blocks)
+
+
+def _streams(key: types.Key | None, index: int) -> dict[str, types.Key]:
+    return {} if key is None else {"rounding": jax.random.fold_in(key, index)}
+
+
+def init(network: Network, key: types.Key) -> tuple[dict, ...]:
+    """Draws the parameters of every block; a block's key depends on its index alone.
+
+    Args:
+      network: the network.
+      key: for the parameters.
+
+    Returns:
+      A tuple over the blocks of {collection: tree}, norms and ranges unset: see
+      `fljax.client.calibrate`.
+    """
+    x: Any = jnp.zeros((1, *network.input_shape), jnp.float32)
+    state = []
+    for index, block in enumerate(network.blocks):
+        variables = block.init(jax.random.fold_in(key, index), x, layers.Call())
+        x = block.apply(variables, x, layers.Call())
+        state.append({name: variables.get(name, {}) for name in STATE})
+    return tuple(state)
+
+
+def run(
+    network: Network,
+    state: Sequence[dict],
+    x: layers.Signal,
+    calls: Sequence[layers.Call],
+    first: int = 0,
+    mutable: tuple[str, ...] = (),
+    key: types.Key | None = None,
+) -> tuple[layers.Signal, tuple[dict, ...]]:
+    """Runs consecutive blocks.
+
+    Args:
+      network: the network.
+      state: collections of the blocks to run, the first of which is `first`.
+      x: input of block `first`.
+      calls: how to run each of them.
+      first: index of the first block to run.
+      mutable: collections that the blocks may change.
+      key: for stochastic rounding.
+
+    Returns:
+      The output, and for each block the collections named in `mutable`.
+    """
+    updates = []
+    blocks = network.blocks[first : first + len(state)]
+    for index, (block, variables, call) in enumerate(
+        zip(blocks, state, calls, strict=True), start=first
+    ):
+        x, update = block.apply(
+            variables, x, call, mutable=list(mutable), rngs=_streams(key, index)
+        )
+        updates.append(dict(update))
+    return x, tuple(updates)
+
+
+def freeze(
+    network: Network,
+    state: Sequence[dict],
+    roles: Sequence[types.Role],
+    spec: quant.Spec,
+    key: types.Key | None = None,
+) -> tuple[dict | None, ...]:
+    """Folds and quantises the blocks that are frozen, for `run` in their roles.
+
+    The blocks run once on one example of zeros: what a layer reads when frozen
+    depends on the state alone, so the activations are dead code under jit.
+
+    Args:
+      network: the network.
+      state: of all blocks.
+      roles: of all blocks.
+      spec: fixed point choices.
+      key: for stochastic rounding.
+
+    Returns:
+      A tuple over all blocks: {"frozen": tree}, or None where it is trained.
+    """
+    x: Any = jnp.zeros((1, *network.input_shape), jnp.float32)
+    calls = [layers.Call(role=role, spec=spec) for role in roles]
+    _, updates = run(network, state, x, calls, mutable=("frozen",), key=key)
+    return tuple(
+        None if role is types.Role.TRAINED else update
+        for role, update in zip(roles, updates, strict=True)
+    )
+
+
+def counts(network: Network, state: Sequence[dict]) -> tuple[types.BlockCounts, ...]:
+    """Counts what each block computes, keeps and uploads, for one example.
+
+    The upload is the reference's: 4 bytes for every parameter, running statistic and
+    observed range, and for the batch counter that PyTorch keeps with every norm.
+
+    Args:
+      network: the network.
+      state: of all blocks.
+
+    Returns:
+      A tuple over the blocks.
+    """
+    x: Any = jnp.zeros((1, *network.input_shape), jnp.float32)
+    result = []
+    for index, variables in enumerate(state):
+        x, updates = run(
+            network, [variables], x, [layers.Call()], index, mutable=("counts",)
+        )
+        leaves = jax.tree_util.tree_leaves_with_path(updates[0].get("counts", {}))
+        total = {"macs": 0, "depthwise_macs": 0, "kept": 0}
+        for path, value in leaves:
+            total[path[-1].key] += int(value)
+        norms = len(jax.tree.leaves(variables["norms"])) // 2
+        values = trees.size([variables[name] for name in STATE]) + norms
+        result.append(
+            types.BlockCounts(
+                **total,
+                outputs=x.size,
+                params=trees.size(variables["params"]),
+                upload_bytes=4 * values,
+            )
+        )
+    return tuple(result)
+
+
+def check_image(name: str, shape: tuple[int, ...], smallest: int) -> None:
+    """Raises ValueError unless shape is [height, width, channels], large enough."""
+    if len(shape) != 3 or min(shape[:2]) < smallest:
+        raise ValueError(
+            f"network {name!r} expects images [height, width, channels] of at least "
+            f"{smallest} x {smallest}, got examples of shape {list(shape)}"
+        )

@@ -1,0 +1,124 @@
+"""Plans: which window of blocks a client trains and how wide the frozen codes are.
+
+CoCoFL (Pfeiffer et al., TMLR 2023, arXiv 2203.05468): a client trains one
+contiguous window [a, b] of blocks in float32, everything else is frozen and runs in
+fixed point. A plan is static and hashable: one compiled program per plan.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from fljax import types
+
+DEFAULT_BITS = 8
+
+
+@dataclasses.dataclass(frozen=True, slots=True, order=True)
+class Plan:
+    """Train blocks `first` to `last`, both inclusive; freeze the others at `bits`.
+
+    Invariant: 0 <= first <= last and 2 <= bits <= 8.
+
+    >>> str(Plan(4, 11))
+    '4-11'
+    """
+
+    first: int  # index of the first trained block
+    last: int  # index of the last trained block
+    bits: int = DEFAULT_BITS  # width of the codes in the frozen blocks
+
+    def __post_init__(self):
+        if not all(isinstance(v, int) for v in (self.first, self.last, self.bits)):
+            raise ValueError(
+                f"a plan holds Python ints, got {dataclasses.astuple(self)}"
+            )
+        if not 0 <= self.first <= self.last:
+            raise ValueError(
+                f"a window needs 0 <= first <= last, got {self.first}-{self.last}"
+            )
+        if not 2 <= self.bits <= 8:
+            raise ValueError(f"codes are 2 to 8 bits wide, got bits={self.bits}")
+
+    def __str__(self) -> str:
+        width = "" if self.bits == DEFAULT_BITS else f"@{self.bits}"
+        return f"{self.first}-{self.last}{width}"
+
+
+def full(num_blocks: int) -> Plan:
+    """Return the plan that trains every block.
+
+    Args:
+      num_blocks: n, the blocks of the network.
+
+    Returns:
+      The plan of window [0, n - 1].
+
+    Raises:
+      ValueError: if the network has no block.
+    """
+    if num_blocks < 1:
+        raise ValueError(f"a network has at least one block, got {num_blocks}")
+    return Plan(0, num_blocks - 1)
+
+
+def is_full(plan: Plan, num_blocks: int) -> bool:
+    """Tell whether the plan trains every one of `num_blocks` blocks."""
+    return (plan.first, plan.last) == (0, num_blocks - 1)
+
+
+def roles(plan: Plan, num_blocks: int) -> tuple[types.Role, ...]:
+    """Return what each block does under the plan.
+
+    Args:
+      plan: the window.
+      num_blocks: n, the blocks of the network.
+
+    Returns:
+      n roles: frozen before the window, trained in it, frozen after it.
+
+    Raises:
+      ValueError: if the window reaches outside the network.
+    """
+    if plan.last >= num_blocks:
+        raise ValueError(
+            f"window {plan} reaches outside the network: it has {num_blocks} blocks, "
+            f"0 to {num_blocks - 1}"
+        )
+    return (
+        (types.Role.FROZEN_BEFORE,) * plan.first
+        + (types.Role.TRAINED,) * (plan.last - plan.first + 1)
+        + (types.Role.FROZEN_AFTER,) * (num_blocks - 1 - plan.last)
+    )
+
+
+def upload_bytes(plan: Plan, counts: Sequence[types.BlockCounts]) -> int:
+    """Return the bytes that a client sends under the plan: those of its window.
+
+    Args:
+      plan: the window.
+      counts: the counts of the n blocks.
+
+    Returns:
+      Bytes a round. Frozen blocks send nothing.
+
+    Raises:
+      ValueError: if the window reaches outside the network.
+    """
+    of_plan = zip(roles(plan, len(counts)), counts, strict=True)
+    return sum(c.upload_bytes for role, c in of_plan if role is types.Role.TRAINED)
+
+
+def all_windows(num_blocks: int) -> np.ndarray:
+    """Return every window of a network of n blocks, by first block, then by last.
+
+    Args:
+      num_blocks: n, the blocks of the network.
+
+    Returns:
+      [n (n + 1) / 2, 2] int64: first and last trained block.
+    """
+    return np.stack(np.triu_indices(num_blocks), axis=1)

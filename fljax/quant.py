@@ -1,0 +1,435 @@
+"""Fixed point: int8 codes, int32 accumulation, integer-only requantisation.
+
+A quantised array stands for `value = scale * (codes - zero_point)`, with codes in
+[-2^(bits-1), 2^(bits-1) - 1]. A product of two of them is an int32 sum of products
+of codes; its result is brought to the scale of the next tensor by an integer
+multiplier and a shift, so that every backend gives the same bits. The choices that
+differ between methods (range, zero points, scales of weights, rounding, where
+scales come from) are the fields of one frozen `Spec`.
+
+`REFERENCE` reproduces the paper's choices (Pfeiffer et al., CoCoFL, TMLR 2023):
+per-tensor scales 2 * max|x| / 127, zero point 64 of quint8 (here -64 of int8).
+`DEFAULT` is the best that was measured; docs/performance.md has the figures.
+
+Beside each kernel stands its slow float oracle, `*_oracle`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jax import lax
+
+from fljax import convs, types
+
+# A range below this is no range: a tensor of zeros, or one that nobody observed.
+TINY = 1e-12
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Spec:
+    """How frozen blocks are quantised.
+
+    Attributes:
+      bits: width of a code, 2 to 8.
+      reduced_range: max|x| maps to half the positive codes (reduce-range), which
+        leaves headroom for tensors that outgrow an observed range.
+      zero_point: of signed tensors; "middle" 0, "quarter" -2^(bits-2) (64 in
+        quint8), which turns the headroom of the reduced range to the positive side.
+      relu_zero_point: of tensors that cannot be negative; "lowest" -2^(bits-1)
+        gives them all codes.
+      per_channel: weights have a scale for every output channel.
+      rounding: of quantisation and requantisation; "stochastic" needs keys.
+      input_range: after the window, the scale of a layer's input is "carried" from
+        what its producer observed, or "dynamic" (max|x| of the batch).
+      gradient_range: likewise of the output cotangent, "observed" or "dynamic".
+      requantise_after: after the window, results pass through codes of the observed
+        output range, else they go from int32 straight to float32.
+      depthwise_after: after the window, depthwise layers compute in codes too.
+      gradient_place: where trained layers observe the range of the gradient: at the
+        layer's "input" or "output", at the "product" before its norm (the
+        reference's slip: it is used as range of the input's), or "nowhere".
+    """
+
+    bits: int = 8
+    reduced_range: bool = False
+    zero_point: Literal["middle", "quarter"] = "middle"
+    relu_zero_point: Literal["middle", "quarter", "lowest"] = "lowest"
+    per_channel: bool = True
+    rounding: Literal["nearest", "stochastic"] = "nearest"
+    input_range: Literal["carried", "dynamic"] = "carried"
+    gradient_range: Literal["observed", "dynamic"] = "dynamic"
+    requantise_after: bool = False
+    depthwise_after: bool = False
+    gradient_place: Literal["input", "product", "output", "nowhere"] = "nowhere"
+
+    def __post_init__(self):
+        if not 2 <= self.bits <= 8:
+            raise ValueError(f"bits: expected 2 to 8, got {self.bits}")
+        quarter = "quarter" in (self.zero_point, self.relu_zero_point)
+        if quarter and not self.reduced_range:
+            raise ValueError("a 'quarter' zero point needs reduced_range=True")
+        needs = {"observed": "output"}.get(self.gradient_range)
+        if needs and self.gradient_place != needs:
+            raise ValueError(
+                f"gradient_range='observed' needs gradient_place='output', "
+                f"got {self.gradient_place!r}"
+            )
+
+    @property
+    def observes_after_relu(self) -> bool:
+        """Whether forward ranges are taken after a fused ReLU, not before."""
+        return self.relu_zero_point == "lowest"
+
+    @property
+    def lowest(self) -> int:
+        """The lowest code."""
+        return -(2 ** (self.bits - 1))
+
+    @property
+    def highest(self) -> int:
+        """The highest code."""
+        return 2 ** (self.bits - 1) - 1
+
+    def zero_point_of(self, nonnegative: bool) -> int:
+        """Gives the zero point of a signed or a nonnegative tensor."""
+        name = self.relu_zero_point if nonnegative else self.zero_point
+        return {"middle": 0, "quarter": self.lowest // 2, "lowest": self.lowest}[name]
+
+    def levels(self, nonnegative: bool) -> float:
+        """Gives how many codes above the zero point max|x| maps to."""
+        if self.zero_point_of(nonnegative) == self.lowest:
+            span = float(self.highest - self.lowest)
+        else:
+            span = float(self.highest)
+        return span / 2 if self.reduced_range else span
+
+
+DEFAULT = Spec()
+REFERENCE = Spec(
+    reduced_range=True,
+    zero_point="quarter",
+    relu_zero_point="quarter",
+    per_channel=False,
+    input_range="dynamic",
+    requantise_after=True,
+    gradient_place="product",
+)
+
+
+@struct.dataclass
+class QArray:
+    """Codes with their scale: value = scale * (codes - zero_point).
+
+    Attributes:
+      codes: int8 of any shape.
+      scale: float32, [] or one for every index of the last axis.
+      zero_point: static int; the code of 0.
+    """
+
+    codes: types.Array
+    scale: types.Array
+    zero_point: int = struct.field(pytree_node=False, default=0)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the codes."""
+        return self.codes.shape
+
+    def dequantise(self) -> types.Array:
+        """Returns the float32 values."""
+        return self.scale * (self.codes.astype(jnp.float32) - self.zero_point)
+
+
+def amax(x: types.Array, axes=None) -> types.Array:
+    """Computes max|x|, over all axes by default."""
+    # max and min separately: max(abs(x)) keeps XLA CPU from vectorising the reduction
+    return jnp.maximum(jnp.max(x, axis=axes), -jnp.min(x, axis=axes))
+
+
+def scale_of(spec: Spec, largest: types.Array, nonnegative: bool = False):
+    """Turns max|x| into the scale of its codes; never 0."""
+    return jnp.maximum(largest, TINY) / spec.levels(nonnegative)
+
+
+def _round(x: types.Array, key: types.Key | None) -> types.Array:
+    if key is None:
+        return jnp.round(x)  # half to even, as the reference rounds
+    return jnp.floor(x + jax.random.uniform(key, x.shape, x.dtype))
+
+
+def quantise(
+    x: types.Array,
+    scale: types.Array,
+    spec: Spec,
+    nonnegative: bool = False,
+    key: types.Key | None = None,
+) -> QArray:
+    """Quantises floats with a given scale; what lies outside saturates.
+
+    Args:
+      x: float32 of any shape.
+      scale: [] or one for every index of the last axis.
+      spec: widths and zero points.
+      nonnegative: x has no negative values.
+      key: for stochastic rounding; nearest (half to even) without.
+
+    Returns:
+      A QArray of the shape of x.
+    """
+    zero = spec.zero_point_of(nonnegative)
+    codes = jnp.clip(_round(x * (1 / scale), key) + zero, spec.lowest, spec.highest)
+    return QArray(codes.astype(jnp.int8), scale, zero)
+
+
+def quantise_weights(
+    w: types.Array, spec: Spec, key: types.Key | None = None
+) -> QArray:
+    """Quantises weights [..., out] around zero point 0, scales per `spec.per_channel`.
+
+    Args:
+      w: float32 weights, norms folded; the last axis is the output channel.
+      spec: range and granularity.
+      key: for stochastic rounding.
+
+    Returns:
+      A QArray with scale [out] or [].
+    """
+    axes = tuple(range(w.ndim - 1)) if spec.per_channel else None
+    levels = spec.highest / (2 if spec.reduced_range else 1)
+    scale = jnp.maximum(amax(w, axes), TINY) / levels
+    codes = jnp.clip(_round(w / scale, key), spec.lowest, spec.highest)
+    return QArray(codes.astype(jnp.int8), scale)
+
+
+# Fractional bits that a product keeps at least before the final shift: what the
+# halves' products lose below them cannot turn a code.
+_FRACTION = 12
+
+
+def _fixed_point_ratio(ratio: types.Array):
+    """Writes ratio = (high + low * 2^-15) * 2^-(shift + 16) * 2^left in int32.
+
+    Two halves of 15 bits each: their products with the halves of a 32-bit accumulator
+    fit int32, which is all there is without x64 mode.
+    """
+    mantissa, exponent = jnp.frexp(ratio)  # mantissa in [1/2, 1)
+    scaled = mantissa * 2.0**15
+    high = jnp.floor(scaled)
+    low = jnp.round((scaled - high) * 2.0**15)
+    shift = 15 - exponent.astype(jnp.int32) - 16
+    left = jnp.clip(_FRACTION - shift, 0, 30)
+    return (
+        high.astype(jnp.int32),
+        low.astype(jnp.int32),
+        jnp.clip(shift + left, 1, 30),
+        left,
+    )
+
+
+def _noise(shift: types.Array, shape, key: types.Key | None) -> types.Array:
+    """Gives what to add before a right shift: one half, or uniform random bits."""
+    if key is None:
+        return jnp.left_shift(jnp.int32(1), shift - 1)
+    bits = (jax.random.bits(key, shape, jnp.uint32) >> 2).astype(jnp.int32)
+    return bits & (jnp.left_shift(jnp.int32(1), shift) - 1)
+
+
+def rescale(
+    accumulator: types.Array, ratio: types.Array, key: types.Key | None = None
+) -> types.Array:
+    """Multiplies int32 by a positive ratio with integers alone.
+
+    Rounds floor(x + 1/2) (ties up), or stochastically with a key. Where the ratio
+    is large the accumulator is clipped first to what cannot overflow: results
+    above 2^17 saturate, far outside any code.
+
+    Args:
+      accumulator: int32 [..., out].
+      ratio: float32, [] or [out].
+      key: for stochastic rounding.
+
+    Returns:
+      int32 of the shape of the accumulator.
+    """
+    fine_high, fine_low, shift, left = _fixed_point_ratio(ratio)
+    limit = jnp.left_shift(jnp.int32(1), 30 - left)
+    x = jnp.left_shift(jnp.clip(accumulator, -limit, limit), left)
+    high, low = x >> 16, x & 0xFFFF
+    product = high * fine_high + lax.shift_right_logical(low * fine_high, 16)
+    product = product + ((high * fine_low) >> 15)  # low * fine_low is below one unit
+    return (product + _noise(shift, x.shape, key)) >> shift
+
+
+def rescale_oracle(accumulator: types.Array, ratio: types.Array) -> types.Array:
+    """Does what `rescale` does, in floats."""
+    return jnp.floor(accumulator.astype(jnp.float32) * ratio + 0.5).astype(jnp.int32)
+
+
+def _clip(x: types.Array, zero: int, spec: Spec, relu: bool) -> types.Array:
+    low = max(zero, spec.lowest) if relu else spec.lowest
+    return jnp.clip(x + zero, low, spec.highest).astype(jnp.int8)
+
+
+class Accumulator(NamedTuple):
+    """Sums of products of codes: value = unit * sums.
+
+    Attributes:
+      sums: int32 [..., out].
+      unit: float32, [] or [out].
+    """
+
+    sums: types.Array
+    unit: types.Array
+
+
+def requantise(
+    accumulator: Accumulator,
+    out_scale: types.Array,
+    spec: Spec,
+    relu: bool = False,
+    key: types.Key | None = None,
+) -> QArray:
+    """Brings sums of products to codes of the next tensor.
+
+    Args:
+      accumulator: of `dot`, `conv` or `depthwise`.
+      out_scale: scale of the result, [].
+      spec: widths and zero points.
+      relu: cut negative values off.
+      key: for stochastic rounding.
+
+    Returns:
+      A QArray of the shape of the sums.
+    """
+    zero = spec.zero_point_of(relu)
+    codes = rescale(accumulator.sums, accumulator.unit / out_scale, key)
+    return QArray(_clip(codes, zero, spec, relu), out_scale, zero)
+
+
+def _accumulate(sums, x: QArray, w: QArray, bias) -> Accumulator:
+    """Completes raw sums of products of codes by zero point and bias."""
+    fan_in = w.codes.size // w.codes.shape[-1]
+    if x.zero_point:
+        axes = tuple(range(w.codes.ndim - 1))
+        sums = sums - x.zero_point * jnp.sum(w.codes.astype(jnp.int32), axis=axes)
+    unit = x.scale * w.scale
+    if bias is None:
+        return Accumulator(sums, unit)
+    # Rounded to one unit the bias alone would flip every tenth code, so the sums get
+    # as many fractional bits as their largest possible value leaves free.
+    largest = fan_in * max(127 - x.zero_point, x.zero_point + 128) * 128
+    free = max(30 - (largest - 1).bit_length(), 0)
+    unit = unit * 2.0**-free
+    limit = 2.0**30 - 128  # a float32 below 2^30: the sum with the bias stays in int32
+    units = jnp.clip(jnp.round(bias / unit), -limit, limit).astype(jnp.int32)
+    return Accumulator((sums << free) + units, unit)
+
+
+def dot(x: QArray, w: QArray, bias: types.Array | None = None) -> Accumulator:
+    """Multiplies x [..., in] by w [in, out].
+
+    Args:
+      x: codes of any zero point.
+      w: codes of zero point 0.
+      bias: float32 [out].
+
+    Returns:
+      Sums [..., out].
+    """
+    return _accumulate(convs.dot(x.codes, w.codes), x, w, bias)
+
+
+def conv(
+    x: QArray,
+    w: QArray,
+    bias: types.Array | None = None,
+    stride: int = 1,
+    same: bool = True,
+) -> Accumulator:
+    """Convolves x [B, H, W, in] with w [k_h, k_w, in, out]; otherwise as `dot`."""
+    sums = convs.conv(x.codes, w.codes, stride, same, x.zero_point)
+    return _accumulate(sums, x, w, bias)
+
+
+def depthwise(
+    x: QArray,
+    w: QArray,
+    bias: types.Array | None = None,
+    stride: int = 1,
+    same: bool = True,
+) -> Accumulator:
+    """Convolves each channel of x with w [k_h, k_w, channels]; otherwise as `dot`."""
+    sums = convs.depthwise(x.codes, w.codes, stride, same, x.zero_point)
+    return _accumulate(sums, x, w, bias)
+
+
+# A sum of two codes times multipliers below 2^21 stays inside int32.
+_ADD_BITS = 21
+
+
+def add(
+    a: QArray,
+    b: QArray,
+    out_scale: types.Array,
+    spec: Spec,
+    relu: bool = False,
+    key: types.Key | None = None,
+) -> QArray:
+    """Adds two quantised arrays of any scales, with integers alone.
+
+    Args:
+      a: codes of any zero point, scale [].
+      b: likewise, of the same shape.
+      out_scale: scale of the sum.
+      spec: widths and zero points of the result.
+      relu: cut negative values off.
+      key: for stochastic rounding.
+
+    Returns:
+      A QArray of the shape of a.
+    """
+    ratio_a, ratio_b = a.scale / out_scale, b.scale / out_scale
+    _, exponent = jnp.frexp(jnp.maximum(ratio_a, ratio_b))
+    shift = jnp.clip(_ADD_BITS - exponent, 1, 30)
+
+    def term(x, ratio):
+        multiplier = jnp.round(jnp.ldexp(ratio, shift))
+        multiplier = jnp.minimum(multiplier, 2.0**_ADD_BITS).astype(jnp.int32)
+        return (x.codes.astype(jnp.int32) - x.zero_point) * multiplier
+
+    noise = _noise(shift, a.shape, key)
+    total = term(a, ratio_a) + term(b, ratio_b)
+    zero = spec.zero_point_of(relu)
+    # Two shifts: the rounding term on top of the largest sum would leave int32.
+    half = (total >> 1) + (noise >> 1)
+    return QArray(_clip(half >> (shift - 1), zero, spec, relu), out_scale, zero)
+
+
+def apply_oracle(operation, x: QArray, w: QArray, bias=None) -> types.Array:
+    """Computes a product of quantised arrays on their float values.
+
+    Args:
+      operation: `convs.dot`, or `convs.conv` and the like with stride bound.
+      x: activations.
+      w: weights.
+      bias: float32 [out].
+
+    Returns:
+      float32, what `dot`, `conv` or `depthwise` times its unit approximates.
+    """
+    result = operation(x.dequantise(), w.dequantise())
+    return result if bias is None else result + bias
+
+
+def requantise_oracle(
+    value: types.Array, out_scale: types.Array, spec: Spec, relu: bool = False
+) -> QArray:
+    """Quantises float results to codes of out_scale as `requantise` should."""
+    zero = spec.zero_point_of(relu)
+    codes = jnp.floor(value / out_scale + 0.5).astype(jnp.int32)
+    return QArray(_clip(codes, zero, spec, relu), out_scale, zero)

@@ -1,0 +1,87 @@
+"""Pytree maths: split and merge by a mask, add, scale, sum by weight, check."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from fljax import types
+
+
+def split(tree: tuple, mask: tuple[bool, ...]) -> tuple[tuple, tuple]:
+    """Splits a tuple by a static mask; the other side holds None in its place.
+
+    None is a tree without leaves, so each half can be differentiated, carried
+    through a loop or summed on its own.
+
+    Example:
+      >>> split(("a", "b", "c"), (True, False, True))
+      (('a', None, 'c'), (None, 'b', None))
+    """
+    taken = tuple(x if m else None for x, m in zip(tree, mask, strict=True))
+    left = tuple(None if m else x for x, m in zip(tree, mask, strict=True))
+    return taken, left
+
+
+def merge(taken: tuple, left: tuple) -> tuple:
+    """Undoes `split`.
+
+    Example:
+      >>> merge(("a", None, "c"), (None, "b", None))
+      ('a', 'b', 'c')
+    """
+    return tuple(
+        a if a is not None else b for a, b in zip(taken, left, strict=True)
+    )
+
+
+def add(a: types.Tree, b: types.Tree) -> types.Tree:
+    """Adds two trees leaf by leaf."""
+    return jax.tree.map(jnp.add, a, b)
+
+
+def subtract(a: types.Tree, b: types.Tree) -> types.Tree:
+    """Subtracts tree b from tree a leaf by leaf."""
+    return jax.tree.map(jnp.subtract, a, b)
+
+
+def scale(tree: types.Tree, factor: types.Array | float) -> types.Tree:
+    """Multiplies every leaf by a scalar."""
+    return jax.tree.map(lambda x: x * factor, tree)
+
+
+def zeros_like(tree: types.Tree) -> types.Tree:
+    """Makes a tree of zeros of the same shapes and dtypes."""
+    return jax.tree.map(jnp.zeros_like, tree)
+
+
+def select(condition: types.Array, a: types.Tree, b: types.Tree) -> types.Tree:
+    """Takes a where the scalar condition holds, else b; not NaN-safe arithmetic."""
+    return jax.tree.map(lambda x, y: jnp.where(condition, x, y), a, b)
+
+
+def weighted_sum(tree: types.Tree, weights: types.Array) -> types.Tree:
+    """Sums leaves [W, ...] over the client axis with weights [W]; 0 drops NaN too."""
+
+    def leaf(x):
+        w = weights.reshape(weights.shape + (1,) * (x.ndim - 1))
+        return jnp.sum(jnp.where(w == 0, 0.0, x * w), axis=0)
+
+    return jax.tree.map(leaf, tree)
+
+
+def all_finite(tree: types.Tree) -> types.Array:
+    """Tells in one boolean whether every float of the tree is finite."""
+    checks = [
+        jnp.all(jnp.isfinite(x))
+        for x in jax.tree.leaves(tree)
+        if jnp.issubdtype(x.dtype, jnp.inexact)
+    ]
+    return jnp.all(jnp.stack(checks)) if checks else jnp.asarray(True)
+
+
+def size(tree: Any) -> int:
+    """Counts the values of a tree."""
+    return sum(x.size for x in jax.tree.leaves(tree))

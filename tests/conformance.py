@@ -1,0 +1,445 @@
+"""Replays what the reference computes against fljax; a line a case.
+
+    python -m tests.conformance DIR [--tables=DIR]
+
+DIR may hold block_mobilenet*.npz, net_mobilenetv2.npz, splits_*.npz and
+maximal_windows.json (which needs the cost tables). Exits with 1 if a case falls
+short of its limit, 2 if there was nothing to replay.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import pathlib
+import sys
+import zlib
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fljax import costs, layers, plans, quant, types
+from fljax.data import partition
+from fljax.models import mobilenetv2, network
+
+SPEC = quant.REFERENCE
+HALF = SPEC.levels(nonnegative=False)  # op_scale * 63.5 = max|x|
+COLLECTIONS = ("params", "norms", "ranges", "backward")
+ROLE = types.Role
+
+
+class Line(NamedTuple):
+    """The outcome of one comparison."""
+
+    case: str
+    what: str
+    figures: str
+    passed: bool
+
+    def __str__(self) -> str:
+        verdict = "pass" if self.passed else "FALLS SHORT"
+        return f"{self.case:34s} {self.what:28s} {self.figures:58s} {verdict}"
+
+
+def _nhwc(x: np.ndarray) -> np.ndarray:
+    return np.transpose(x, (0, 2, 3, 1))
+
+
+def _nchw(x) -> np.ndarray:
+    return np.transpose(np.asarray(x), (0, 3, 1, 2))
+
+
+def _kernel(w: np.ndarray) -> np.ndarray:
+    """Turns OIHW into ours: HWIO, HWC for depthwise, [in, out] for linear."""
+    if w.ndim == 2:
+        return w.T
+    if w.shape[1] == 1 and w.shape[2] > 1:
+        return np.transpose(w[:, 0], (1, 2, 0))
+    return np.transpose(w, (2, 3, 1, 0))
+
+
+def _to_reference(w: np.ndarray) -> np.ndarray:
+    """Undoes `_kernel`."""
+    w = np.asarray(w)
+    if w.ndim == 2:
+        return w.T
+    if w.ndim == 3:
+        return np.transpose(w, (2, 0, 1))[:, None]
+    return np.transpose(w, (3, 2, 0, 1)) if w.ndim == 4 else w
+
+
+# (reference convolution, reference norm) by our layer of an inverted residual.
+LAYERS = {
+    "expand": ("conv1", "bn1"),
+    "filter": ("conv2", "bn2"),
+    "project": ("conv3", "bn3"),
+    "shortcut": ("shortcut.0", "shortcut.1"),
+}
+
+
+def _block_names(prefix: str, with_shortcut: bool, outer: bool) -> dict:
+    """Gives our (layer, parameter) -> the reference's parameter name."""
+    names = {"conv": ("conv1", "bn1")} if outer else dict(LAYERS)
+    if not outer and not with_shortcut:
+        del names["shortcut"]
+    result = {}
+    for ours, (conv, norm) in names.items():
+        result[ours, "kernel"] = f"{prefix}{conv}.weight"
+        result[ours, "scale"] = f"{prefix}{norm}.weight"
+        result[ours, "bias"] = f"{prefix}{norm}.bias"
+    return result
+
+
+def _params(names: dict, values) -> dict:
+    params: dict = {}
+    for (layer, field), name in names.items():
+        value = _kernel(values[name]) if field == "kernel" else values[name]
+        params.setdefault(layer, {})[field] = jnp.asarray(value)
+    return params
+
+
+def _buffers(state, prefix: str, with_shortcut: bool, with_add: bool) -> dict:
+    """Reads a block's norms and ranges from the reference's buffers."""
+    norms: dict = {}
+    ranges: dict = {}
+    backward: dict = {}
+    for ours, (_, norm) in LAYERS.items():
+        if ours == "shortcut" and not with_shortcut:
+            continue
+        at = f"{prefix}{norm}."
+        norms[ours] = {
+            "mean": jnp.asarray(state[at + "running_mean"]),
+            "var": jnp.asarray(state[at + "running_var"]),
+        }
+        ranges[ours] = {"range": jnp.asarray(state[at + "op_scale"][0] * HALF)}
+        backward[ours] = {"range": jnp.asarray(state[at + "op_scale_bw"][0] * HALF)}
+    if with_add:
+        ranges["add"] = {"range": jnp.asarray(state[f"{prefix}add.op_scale"][0] * HALF)}
+    return {"norms": norms, "ranges": ranges, "backward": backward}
+
+
+def relative(ours, theirs) -> float:
+    """Largest difference, relative to the largest value."""
+    ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
+    return float(np.abs(ours - theirs).max() / max(np.abs(theirs).max(), 1e-30))
+
+
+def cosine(ours, theirs) -> float:
+    """Cosine of two arrays as vectors; 1 where both are zero."""
+    a, b = (np.asarray(x, np.float64).ravel() for x in (ours, theirs))
+    norm = np.linalg.norm(a) * np.linalg.norm(b)
+    return float(a @ b / norm) if norm else float(not (a.any() or b.any()))
+
+
+def _float_line(case, what, ours, theirs, limit=1e-4) -> Line:
+    error = relative(ours, theirs)
+    return Line(case, what, f"largest relative difference {error:.2e}", error <= limit)
+
+
+def _codes_line(case, ours: np.ndarray, theirs: np.ndarray) -> Line:
+    difference = np.abs(ours.astype(int) - theirs.astype(int))
+    share, largest = float(np.mean(difference <= 1)), int(difference.max())
+    equal = float(np.mean(difference == 0))
+    figures = f"within 1 {share:.4%}, equal {equal:.2%}, largest {largest}"
+    return Line(case, "frozen before: codes", figures, share >= 0.995 and largest <= 2)
+
+
+def replay_block(case: str, data) -> Iterator[Line]:
+    """Replays one inverted residual in its three roles."""
+    names = _block_names("state/", "state/shortcut.0.weight" in data, outer=False)
+    inside, channels = data["state/conv1.weight"].shape[:2]
+    stride = data["cal_x"].shape[2] // data["cal_y"].shape[2]
+    features = data["cal_y"].shape[1]
+    block = mobilenetv2.InvertedResidual(inside // channels, features, stride)
+    params = _params(names, data)
+    shortcut, with_add = "state/shortcut.0.weight" in data, stride == 1
+    observed = _buffers(data, "state/", shortcut, with_add)
+    zeros = jax.tree.map(jnp.zeros_like, observed)
+
+    def trained(params, backward, x):
+        variables = {"params": params, **zeros, "backward": backward}
+        call = layers.Call(ROLE.TRAINED, SPEC)
+        return block.apply(variables, x, call, mutable=["norms", "ranges"])
+
+    x, g = _nhwc(data["cal_x"]), _nhwc(data["cal_g"])
+    y, pull, updates = jax.vjp(trained, params, zeros["backward"], x, has_aux=True)
+    gradients, backward, dx = pull(g)
+    yield _float_line(case, "trained: output", _nchw(y), data["cal_y"])
+    yield _float_line(case, "trained: input gradient", _nchw(dx), data["cal_dx"])
+    errors = [
+        relative(_to_reference(gradients[layer][field]), data[f"cal_dw/{name[6:]}"])
+        for (layer, field), name in names.items()
+    ]
+    figures = f"largest relative difference {max(errors):.2e} of {len(errors)}"
+    yield Line(case, "trained: parameter gradients", figures, max(errors) <= 1e-4)
+    ours = {**updates, "backward": backward}
+    errors = jax.tree.leaves(jax.tree.map(relative, ours, observed))
+    figures = f"largest relative difference {max(errors):.2e} of {len(errors)}"
+    yield Line(case, "trained: norms and ranges", figures, max(errors) <= 1e-4)
+
+    def frozen(role, x):
+        call = layers.Call(role, SPEC)
+        variables = {"params": params, **observed}
+        _, update = block.apply(variables, x, call, mutable=["frozen"])
+        return lambda x: block.apply(update, x, call)
+
+    x = _nhwc(data["x"])
+    codes = frozen(ROLE.FROZEN_BEFORE, x)(x)
+    offset = int(data["fw_zero"]) - codes.zero_point
+    yield _codes_line(case, _nchw(codes.codes).astype(int) + offset, data["fw_codes"])
+    figures = f"ours {float(codes.scale):.6g}, theirs {float(data['fw_scale']):.6g}"
+    close = relative(codes.scale, data["fw_scale"]) <= 1e-4
+    yield Line(case, "frozen before: scale", figures, close)
+
+    after = frozen(ROLE.FROZEN_AFTER, x)
+    y, pull = jax.vjp(lambda x: layers.to_float(after(x)), x)
+    (dx,) = pull(_nhwc(data["bw_g"]))
+    last = "add" if with_add else "bn3"
+    step = float(data[f"state/{last}.op_scale"][0])
+    steps = float(np.abs(_nchw(y) - data["bw_y"]).max()) / step
+    yield Line(case, "frozen after: output", f"largest {steps:.3f} steps", steps <= 2)
+    similarity = cosine(_nchw(dx), data["bw_dx"])
+    figures = f"cosine {similarity:.5f}"
+    yield Line(case, "frozen after: input gradient", figures, similarity >= 0.998)
+
+
+def _network_names(net: network.Network) -> list[dict]:
+    """Gives for each block our (layer, parameter) -> the reference's name."""
+    names = [_block_names("layer_in.", False, outer=True)]
+    channels = 32
+    for i, block in enumerate(net.blocks[1:18]):
+        assert isinstance(block, mobilenetv2.InvertedResidual)
+        shortcut = block.stride == 1 and block.features != channels
+        names.append(_block_names(f"layers.{i}.", shortcut, outer=False))
+        channels = block.features
+    names.append(_block_names("layer_out.", False, outer=True))
+    dense = {"kernel": "linear.weight", "bias": "linear.bias"}
+    return [*names, {("dense", field): name for field, name in dense.items()}]
+
+
+def _draw(tag: str, name: str, shape) -> np.ndarray:
+    """Draws a reference parameter by the rule of the conformance README."""
+    r = np.random.default_rng([7, zlib.crc32((tag + name).encode())])
+    if len(shape) >= 2:
+        return r.standard_normal(shape) * 1.5 / np.sqrt(np.prod(shape[1:]))
+    is_norm_scale = name.endswith("weight")
+    return r.uniform(0.5, 1.5, shape) if is_norm_scale else 0.2 * r.standard_normal(shape)
+
+
+def _drawn_state(net: network.Network, names: list[dict], tag: str) -> list[dict]:
+    shapes = jax.eval_shape(lambda: network.init(net, jax.random.key(0)))
+    state = []
+    for block_names, block in zip(names, shapes, strict=True):
+        params: dict = {}
+        for (layer, field), name in block_names.items():
+            shape = _to_reference(np.empty(block["params"][layer][field].shape)).shape
+            value = _draw(tag, name, shape).astype(np.float32)
+            value = _kernel(value) if field == "kernel" else value
+            params.setdefault(layer, {})[field] = jnp.asarray(value)
+        zeros = jax.tree.map(
+            lambda x: jnp.zeros(x.shape), {k: block[k] for k in COLLECTIONS[1:]}
+        )
+        state.append({"params": params, **zeros})
+    return state
+
+
+def _loss(logits, labels):
+    return -jnp.mean(jax.nn.log_softmax(logits)[jnp.arange(len(labels)), labels])
+
+
+def _window_step(net, roles, state, x, labels):
+    """Computes loss, logits, gradients of the window, and what was observed."""
+    window = [i for i, role in enumerate(roles) if role is ROLE.TRAINED]
+    frozen = network.freeze(net, state, roles, SPEC)
+    calls = [layers.Call(role, SPEC) for role in roles]
+
+    def forward(trained):
+        variables = list(frozen)
+        for i, (params, backward) in zip(window, trained, strict=True):
+            variables[i] = {**state[i], "params": params, "backward": backward}
+        mutable = ("norms", "ranges")
+        logits, updates = network.run(net, variables, x, calls, mutable=mutable)
+        return _loss(logits, labels), (logits, updates)
+
+    trained = [(state[i]["params"], state[i]["backward"]) for i in window]
+    (loss, (logits, updates)), gradients = jax.value_and_grad(forward, has_aux=True)(
+        trained
+    )
+    return loss, logits, dict(zip(window, gradients, strict=True)), updates
+
+
+def replay_network(case: str, data) -> Iterator[Line]:
+    """Replays MobileNetV2: calibration, then every stored window."""
+    net = mobilenetv2.mobilenetv2()
+    names, tag = _network_names(net), "mobilenetv2"
+    state = _drawn_state(net, names, tag)
+    step = jax.jit(_window_step, static_argnums=(0, 1))
+    r = np.random.default_rng([7, zlib.crc32((tag + "cal").encode())])
+    x = r.standard_normal((8, 3, 32, 32)).astype(np.float32)
+    labels = r.integers(0, 10, 8)
+    roles = (ROLE.TRAINED,) * net.num_blocks
+    loss, _, gradients, updates = step(net, roles, state, _nhwc(x), labels)
+    yield _float_line(case, "calibration: loss", loss, data["cal_loss"])
+    errors = []
+    for i in range(1, 18):
+        block = net.blocks[i]
+        shortcut = ("shortcut", "kernel") in names[i]
+        prefix = f"buffer/layers.{i - 1}."
+        theirs = _buffers(data, prefix, shortcut, block.stride == 1)
+        ours = {**updates[i], "backward": gradients[i][1]}
+        errors += jax.tree.leaves(jax.tree.map(relative, ours, theirs))
+        state[i] = {"params": state[i]["params"], **theirs}
+    figures = f"largest relative difference {max(errors):.2e} of {len(errors)}"
+    yield Line(case, "calibration: buffers", figures, max(errors) <= 1e-4)
+
+    x, labels = _nhwc(data["x"]), data["y"]
+    windows = sorted({key.split("/")[0] for key in data.files if key[0] == "w"})
+    for window in windows:
+        first, last = map(int, window[1:].split("-"))
+        roles = plans.roles(plans.Plan(first, last), net.num_blocks)
+        loss, logits, gradients, _ = step(net, roles, state, x, labels)
+        lines = list(
+            _window_lines(
+                case, window, data, names, loss, logits, gradients, last == 19
+            )
+        )
+        yield from lines
+        if not all(line.passed for line in lines):
+            print(_sensitivity(case, window, names, step, net, roles, state, x, labels))
+
+
+# A parameter whose gradient is below this share of its block's largest has a gradient
+# of zero in exact arithmetic (the bias of a norm that only feeds other norms): there
+# is rounding noise on both sides and no direction to compare.
+NOISE = 1e-6
+
+
+def _cosines(data, window, names, gradients):
+    """Gives name -> cosine of the first 64 values, and the names that are noise."""
+    cosines, noise = {}, []
+    for i, (params, _) in gradients.items():
+        sizes = {n: float(data[f"{window}/gradnorm/{n}"]) for n in names[i].values()}
+        for (layer, field), name in names[i].items():
+            value = _to_reference(params[layer][field])
+            if sizes[name] < NOISE * max(sizes.values()):
+                noise.append(name)
+                zero = np.linalg.norm(value) < 10 * NOISE * max(sizes.values())
+                cosines[name] = float(zero)
+                continue
+            theirs = data[f"{window}/grad64/{name}"]
+            cosines[name] = cosine(value.ravel()[: theirs.size], theirs)
+    return cosines, noise
+
+
+def _window_lines(case, window, data, names, loss, logits, gradients, to_end):
+    similarity = cosine(logits, data[f"{window}/logits"])
+    figures = (
+        f"cosine {similarity:.5f}, loss {float(loss):.4f} "
+        f"against {float(data[f'{window}/loss']):.4f}"
+    )
+    # The README sets no limit for logits; the weakest of the gradients' is taken.
+    yield Line(case, f"{window}: logits", figures, similarity >= 0.98)
+    cosines, noise = _cosines(data, window, names, gradients)
+    limit = 0.999 if to_end else 0.98
+    worst = min(cosines, key=cosines.__getitem__)
+    short = sum(c < limit for c in cosines.values())
+    figures = (
+        f"smallest cosine {cosines[worst]:.5f} ({worst}), {short} of {len(cosines)} "
+        f"below {limit}, {len(noise)} are zero on both sides"
+    )
+    yield Line(case, f"{window}: gradients", figures, cosines[worst] >= limit)
+
+
+def _sensitivity(case, window, names, step, net, roles, state, x, labels) -> str:
+    """Says how far our own result moves when the input moves by one part in 10^6.
+
+    Rounding to codes makes a deep network with random weights chaotic: where even
+    this moves the gradients further than the limit allows, only the same bits in
+    every operation could meet it.
+    """
+    mine, other = (
+        step(net, roles, state, inputs, labels)[2] for inputs in (x, x * (1 + 1e-6))
+    )
+    cosines = [
+        cosine(np.ravel(a)[:64], np.ravel(b)[:64])
+        for a, b in zip(jax.tree.leaves(mine), jax.tree.leaves(other), strict=True)
+    ]
+    return (
+        f"{case:34s} {window + ': our own sensitivity':28s} input moved by 1e-6: "
+        f"median gradient cosine {np.median(cosines):.3f} with itself"
+    )
+
+
+def replay_splits(case: str, data) -> Iterator[Line]:
+    """Replays every stored split of the stored labels."""
+    labels = data["labels"]
+    for key in sorted(k for k in data.files if k.endswith("/indices")):
+        kind, seed, clients, alpha, _ = key.split("/")
+        n, s, a = int(clients[1:]), int(seed[4:]), float(alpha[5:])
+        parts = {
+            "iid": lambda n=n, s=s: partition.iid(labels, n, s),
+            "noniid": lambda n=n, s=s, a=a: partition.dirichlet(labels, n, a, s),
+            "rcnoniid": lambda n=n, s=s, a=a: partition.resource_correlated(
+                labels, n, a, s
+            ),
+        }[kind]()
+        sizes = np.array([len(part) for part in parts])
+        indices = np.concatenate(parts)
+        same = np.array_equal(sizes, data[key.replace("indices", "sizes")])
+        same = same and np.array_equal(indices, data[key])
+        figures = f"{len(indices)} indices {'equal' if same else 'differ'}"
+        yield Line(case, key.rsplit("/", 1)[0], figures, same)
+
+
+def replay_windows(case: str, expected: dict, tables: pathlib.Path) -> Iterator[Line]:
+    """Replays the maximal windows of every table under every stored budget."""
+    for name, by_budget in expected.items():
+        path = tables / f"{name}.json"
+        if not path.exists():
+            yield Line(case, name, f"no table {path.name}", False)
+            continue
+        table = costs.load(path)
+        for text, windows in by_budget.items():
+            limits = {k: float(v) for k, v in (p.split("=") for p in text.split())}
+            fits = costs.feasible(table, limits["T"], limits["C"], limits["M"])
+            keep = plans.maximal(table.windows, fits)
+            ours = sorted(map(tuple, table.windows[keep].tolist()))
+            same = ours == sorted(map(tuple, windows))
+            figures = f"{len(ours)} windows {'equal' if same else 'differ'}"
+            yield Line(case, f"{name} {text}", figures, same)
+
+
+def replay(folder: pathlib.Path, tables: pathlib.Path | None) -> Iterator[Line]:
+    """Replays all that the folder holds."""
+    for path in sorted(folder.glob("block_mobilenet*.npz")):
+        if "_gn_" not in path.name:  # group norms: not built yet
+            yield from replay_block(path.stem, np.load(path))
+    for path in sorted(folder.glob("net_mobilenetv2.npz")):
+        yield from replay_network(path.stem, np.load(path))
+    for path in sorted(folder.glob("splits_*.npz")):
+        yield from replay_splits(path.stem, np.load(path))
+    for path in sorted(folder.glob("maximal_windows.json")):
+        where = tables or folder
+        yield from replay_windows(path.stem, json.loads(path.read_text()), where)
+
+
+def main(arguments: list[str]) -> int:
+    """Prints a line a case; returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=pathlib.Path)
+    parser.add_argument("--tables", type=pathlib.Path)
+    options = parser.parse_args(arguments)
+    lines = []
+    for line in replay(options.folder, options.tables):
+        print(line, flush=True)
+        lines.append(line)
+    short = sum(not line.passed for line in lines)
+    print(f"{len(lines)} comparisons, {short} fall short")
+    return 2 if not lines else int(short > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,417 @@
+"""Loading: what good files become, and the line that each bad input gets."""
+
+from __future__ import annotations
+
+import doctest
+import functools
+import hashlib
+import sys
+
+import numpy as np
+import pytest
+
+from fljax import types
+from fljax.data import load
+
+
+def _arrays(**changes) -> dict[str, np.ndarray]:
+    arrays = {
+        "x_train": np.arange(6 * 4, dtype=np.uint8).reshape(6, 2, 2, 1),
+        "y_train": np.array([0, 1, 2, 0, 1, 2]),
+        "x_test": np.zeros((3, 2, 2, 1), np.uint8),
+        "y_test": np.array([0, 1, 3]),
+    }
+    return {**arrays, **changes}
+
+
+@pytest.fixture
+def save(tmp_path):
+    """Writes the arrays and returns the data set's name."""
+
+    def write(arrays) -> str:
+        np.savez(tmp_path / "set.npz", **arrays)
+        return f"npz:{tmp_path / 'set.npz'}"
+
+    return write
+
+
+def test_digits():
+    data = load.load("digits")
+    assert data.x_train.shape == (1437, 8, 8, 1)
+    assert data.x_test.shape == (360, 8, 8, 1)
+    assert data.x_train.dtype == data.x_test.dtype == np.uint8
+    assert data.y_train.dtype == data.y_test.dtype == np.int32
+    assert (data.num_classes, data.users) == (10, None)
+    assert (data.x_train.min(), data.x_train.max()) == (0, 255)
+    # Stratified: each class has a fifth of its examples in the test set.
+    test = np.bincount(data.y_test) / (
+        np.bincount(data.y_test) + np.bincount(data.y_train)
+    )
+    np.testing.assert_allclose(test, 0.2, atol=0.004)
+
+
+def test_digits_file_stays_as_it_is():
+    digest = hashlib.sha256(load.DIGITS.read_bytes()).hexdigest()
+    assert digest[:16] == "e2176553ca3dae5d"
+    assert load.DIGITS.stat().st_size < 100_000
+    notice = load.DIGITS.with_name("digits_notice.txt").read_text()
+    assert "10.24432/C50P49" in notice
+    assert "CC BY 4.0" in notice
+
+
+def test_npz_round_trip(save):
+    arrays = _arrays()
+    data = load.load(save(arrays))
+    for key in load.KEYS:
+        np.testing.assert_array_equal(getattr(data, key), arrays[key])
+    assert data.x_train.dtype == np.uint8
+    assert data.y_train.dtype == data.y_test.dtype == np.int32
+    assert (data.num_classes, data.users) == (4, None)
+
+
+def test_npz_below_home(save, tmp_path, monkeypatch):
+    save(_arrays())
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert load.load("npz:~/set.npz").num_classes == 4
+
+
+def test_grey_images_get_a_channel(save):
+    grey = _arrays(x_train=np.ones((6, 28, 28)), x_test=np.ones((3, 28, 28)))
+    data = load.load(save(grey))
+    assert data.x_train.shape == (6, 28, 28, 1)
+    assert data.x_test.shape == (3, 28, 28, 1)
+    assert data.x_train.dtype == np.float32
+
+
+@pytest.mark.parametrize("dtype", [bool, np.int64, np.uint16, np.float16, ">f8"])
+def test_other_numbers_become_float32(save, dtype):
+    x = np.ones((6, 5), dtype)
+    data = load.load(save(_arrays(x_train=x, x_test=x[:3])))
+    assert data.x_train.dtype == data.x_test.dtype == np.float32
+    np.testing.assert_array_equal(data.x_train, np.ones((6, 5)))
+
+
+def test_labels_may_be_a_column(save):
+    arrays = _arrays()
+    column = {key: arrays[key][:, None].astype(np.uint8) for key in load.KEYS[1::2]}
+    data = load.load(save({**arrays, **column}))
+    np.testing.assert_array_equal(data.y_train, arrays["y_train"])
+
+
+@pytest.mark.parametrize(
+    "users", [np.array([9, 4, 9, 4, 5, 9]), np.array(list("zazamz"))]
+)
+def test_users_become_codes_in_sorted_order(save, users):
+    assert load.load(save(_arrays(users=users))).users.tolist() == [2, 0, 2, 0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("digit", "digits"),
+        ("Digits", "digits"),
+        ("digits:8x8", "digits"),
+        ("mnist", "tfds:mnist"),
+        ("tdfs:mnist:3.0.1", "tfds:mnist:3.0.1"),
+        ("TFDS:emnist/balanced", "tfds:emnist/balanced"),
+        ("data/mine.npz", "npz:data/mine.npz"),
+        ("npy:mine.npz", "npz:mine.npz"),
+        ("npz:", "npz:PATH"),
+        ("tfds:", "tfds:NAME"),
+        ("", "tfds:NAME"),
+    ],
+)
+def test_unknown_name_gets_the_nearest(name, meant):
+    with pytest.raises(ValueError, match="'digits', 'npz:PATH' or") as caught:
+        load.load(name)
+    assert f"got {name!r}; did you mean {meant!r}?" in str(caught.value)
+
+
+def test_absent_file(tmp_path):
+    with pytest.raises(ValueError, match=r"there is no file /.*none\.npz; check"):
+        load.load(f"npz:{tmp_path}/none.npz")
+    with pytest.raises(ValueError, match="there is no file"):
+        load.load(f"npz:{tmp_path}")
+
+
+@pytest.mark.parametrize("content", [b"", b"x_train,y_train\n1,2\n", b"PK\x03\x04"])
+def test_not_an_npz(tmp_path, content):
+    (tmp_path / "set.npz").write_bytes(content)
+    with pytest.raises(ValueError, match=r"no npz file, or is cut short; .*np\.savez"):
+        load.load(f"npz:{tmp_path}/set.npz")
+
+
+def test_cut_or_damaged_npz(save, tmp_path):
+    name, path = save(_arrays()), tmp_path / "set.npz"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-30])
+    with pytest.raises(ValueError, match="is cut short"):
+        load.load(name)
+    path.write_bytes(whole.replace(np.arange(24, dtype=np.uint8).tobytes(), b"!" * 24))
+    with pytest.raises(ValueError, match=r"is damaged .*CRC.* write it with") as caught:
+        load.load(name)
+    assert caught.value.__cause__ is not None
+
+
+def test_pickled_objects_are_refused(save):
+    users = np.array(["a", None] * 3, object)
+    with pytest.raises(
+        ValueError, match=r"more than plain arrays .*allow_pickle=False"
+    ):
+        load.load(save(_arrays(users=users)))
+
+
+def test_missing_keys(save):
+    arrays = _arrays(note=np.zeros(1))
+    del arrays["y_test"], arrays["x_test"]
+    with pytest.raises(
+        ValueError,
+        match=r"lacks x_test, y_test; it holds 'x_train', 'y_train', 'note'; write it",
+    ):
+        load.load(save(arrays))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"y_train": np.zeros(5, int)},
+            "x_train and y_train must have one row an example, got 6 and 5 rows",
+        ),
+        ({"y_test": np.zeros(4, int)}, "x_test and y_test .*, got 3 and 4 rows"),
+        (
+            {"x_test": np.zeros((3, 2, 3, 1), np.uint8)},
+            r"the same features, got uint8\[6, 2, 2, 1\] and uint8\[3, 2, 3, 1\]",
+        ),
+        (
+            {"x_test": np.zeros((3, 2, 2, 1))},
+            r"the same features, got uint8\[6, 2, 2, 1\] and float32\[3, 2, 2, 1\]",
+        ),
+        (
+            {"y_train": np.zeros(6)},
+            r"y_train must be integer class .* got float64\[6\]; cast",
+        ),
+        ({"y_test": np.array(["a", "b", "c"])}, r"y_test must be integer .*<U1\[3\]"),
+        ({"y_train": np.zeros((6, 4), int)}, r"got int64\[6, 4\]; .*\.argmax\(1\)"),
+        ({"y_train": np.array(3)}, r"\[examples\] or \[examples, 1\], got int64\[\]"),
+        (
+            {"y_train": np.array([0, 1, -1, 2, -3, 0])},
+            "2 are not, the first is -1 at index 2",
+        ),
+        ({"y_test": np.array([0, 2**40, 0])}, "the first is 1099511627776 at index 1"),
+        (
+            {"x_train": np.array(["a"] * 6)},
+            r"x_train must be numbers of shape \[examples, \*features\], got <U1\[6\]",
+        ),
+        ({"x_train": np.zeros(6)}, r"\*features\], got float64\[6\]"),
+        ({"x_train": np.zeros((6, 2), complex)}, r"got complex128\[6, 2\]"),
+        (
+            {"x_train": np.zeros((0, 2, 2, 1)), "y_train": np.zeros(0, int)},
+            r"x_train is empty, shape \[0, 2, 2, 1\]",
+        ),
+        ({"x_test": np.zeros((3, 0), np.uint8)}, r"x_test is empty, shape \[3, 0\]"),
+        (
+            {"users": np.zeros(5, int)},
+            "x_train and users must have one row an example, got 6 and 5 rows",
+        ),
+        ({"users": np.zeros(6)}, r"users must be .* strings, got float64\[6\]"),
+    ],
+)
+def test_bad_contents(save, changes, message):
+    name = save(_arrays(**changes))
+    with pytest.raises(ValueError, match=message) as caught:
+        load.load(name)
+    assert str(caught.value).startswith(name)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 1e300])
+def test_values_that_are_not_finite(save, bad):
+    x = np.ones((6, 2, 2))
+    x[4, 1, 0] = x[5, 0, 1] = bad
+    with pytest.raises(
+        ValueError, match=r"x_train holds 2 NaN or .* the first at index \(4, 1, 0\);"
+    ):
+        load.load(save(_arrays(x_train=x, x_test=np.ones((3, 2, 2)))))
+
+
+def _dataset(x: np.ndarray) -> types.Dataset:
+    y = np.zeros(len(x), np.int32)
+    return types.Dataset(x, y, x, y, num_classes=1)
+
+
+def test_normalisation_by_hand():
+    x = np.array([[[[0, 51]], [[255, 153]]]], np.uint8)  # one image, 2 x 1, 2 channels
+    mean, std = load.normalisation(_dataset(x))
+    np.testing.assert_allclose(mean, [0.5, 0.4], rtol=1e-6)
+    np.testing.assert_allclose(std, [0.5, 0.2], rtol=1e-6)
+    assert mean.dtype == std.dtype == np.float32
+
+
+def test_normalisation_of_floats_is_in_their_units():
+    x = np.random.default_rng(0).normal(1e4, 3, (500, 7)).astype(np.float32)
+    mean, std = load.normalisation(_dataset(x))
+    np.testing.assert_allclose(mean, x.astype(np.float64).mean(0), rtol=1e-6)
+    np.testing.assert_allclose(std, x.astype(np.float64).std(0), rtol=1e-5)
+
+
+@pytest.mark.parametrize("chunk", [1, 100, 10**9])
+def test_normalisation_does_not_depend_on_chunks(monkeypatch, chunk):
+    monkeypatch.setattr(load, "CHUNK", chunk)
+    data = load.load("digits")
+    mean, std = load.normalisation(data)
+    np.testing.assert_allclose(mean, [(data.x_train / 255.0).mean()], rtol=1e-6)
+    np.testing.assert_allclose(std, [(data.x_train / 255.0).std()], rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "floor"), [(np.uint8, load.FLOOR_UINT8), (np.float32, load.FLOOR_FLOAT)]
+)
+def test_constant_channel_gets_the_floor(dtype, floor):
+    _, std = load.normalisation(_dataset(np.full((4, 3), 7, dtype)))
+    np.testing.assert_allclose(std, floor, rtol=1e-6)
+
+
+def test_tfds_missing(monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
+    with pytest.raises(
+        ValueError,
+        match=r"tfds:mnist needs tensorflow-datasets.*pip install 'fljax\[data\]'",
+    ) as caught:
+        load.load("tfds:mnist")
+    assert isinstance(caught.value.__cause__, ImportError)
+
+
+def _stripes(tfds, *, register=False, keys=("pixels", "digit"), splits=None, **shape):
+    """Makes a builder class named TinyStripes; image i is full of the value i."""
+    sizes = splits or {"train": 12, "test": 5}
+    features = {
+        "pixels": tfds.features.Tensor(shape=(4, 4, 1), dtype=np.uint8),
+        "digit": tfds.features.ClassLabel(num_classes=3),
+        "title": tfds.features.Text(),
+    }
+
+    class TinyStripes(tfds.core.GeneratorBasedBuilder, skip_registration=not register):
+        VERSION = tfds.core.Version("1.0.0")
+
+        def _info(self):
+            described = tfds.features.FeaturesDict(features)
+            return tfds.core.DatasetInfo(
+                builder=self, features=described, supervised_keys=keys
+            )
+
+        def _split_generators(self, _):
+            return {k: self._generate_examples(n) for k, n in sizes.items()}
+
+        def _generate_examples(self, count):
+            for i in range(count):
+                pixels = np.full((4, 4, 1), i, np.uint8)
+                yield i, {"pixels": pixels, "digit": i % 3, "title": f"stripe {i}"}
+
+    return TinyStripes
+
+
+@pytest.fixture
+def tfds(monkeypatch, tmp_path):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    pytest.importorskip("importlib_resources")  # undeclared, but tfds needs it
+    return pytest.importorskip("tensorflow_datasets")
+
+
+@functools.cache
+def _register(tfds) -> None:
+    """Makes the class known by name; the library takes a name once."""
+    _stripes(tfds, register=True)
+
+
+def _check_stripes(data: types.Dataset) -> None:
+    assert data.x_train.shape == (12, 4, 4, 1)
+    assert data.x_test.shape == (5, 4, 4, 1)
+    assert data.x_train.dtype == np.uint8
+    assert sorted(data.x_train[:, 0, 0, 0]) == list(range(12))
+    np.testing.assert_array_equal(data.y_train, data.x_train[:, 0, 0, 0] % 3)
+    np.testing.assert_array_equal(data.y_test, data.x_test[:, 3, 3, 0] % 3)
+    assert data.num_classes == 3
+
+
+third_party = pytest.mark.filterwarnings("ignore")  # warnings that are not ours
+
+
+@third_party
+@pytest.mark.parametrize("version", ["", ":1.0.0"])
+def test_tfds_reads_a_prepared_set(tfds, tmp_path, version):
+    _stripes(tfds)(data_dir=tmp_path, file_format="array_record").download_and_prepare()
+    _check_stripes(load.load(f"tfds:tiny_stripes{version}"))
+
+
+@third_party
+def test_tfds_takes_validation_for_test(tfds, tmp_path):
+    builder = _stripes(tfds, splits={"train": 12, "validation": 5})
+    builder(data_dir=tmp_path, file_format="array_record").download_and_prepare()
+    _check_stripes(load.load("tfds:tiny_stripes"))
+
+
+@third_party
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"keys": None},
+            r"has no \(input, label\) pair, but None; bring it into an npz",
+        ),
+        ({"keys": ("title", "digit")}, "title must be numbers of one shape, got shape"),
+        ({"splits": {"train": 3}}, r"splits train and test .*, got train; bring it"),
+    ],
+)
+def test_tfds_set_that_does_not_fit(tfds, tmp_path, changes, message):
+    builder = _stripes(tfds, **changes)
+    builder(data_dir=tmp_path, file_format="array_record").download_and_prepare()
+    with pytest.raises(ValueError, match=message):
+        load.load("tfds:tiny_stripes")
+
+
+@third_party
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("mnis", "Dataset mnis not found.*Did you mean: mnis -> mnist"),
+        ("no such set!", "tfds:no such set!: "),
+    ],
+)
+def test_tfds_unknown_name(tfds, name, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        load.load(f"tfds:{name}")
+    assert "\n" not in str(caught.value)
+    assert caught.value.__cause__ is not None
+
+
+@third_party
+def test_tfds_unprepared_set_needs_tensorflow(tfds, monkeypatch):
+    _register(tfds)
+    monkeypatch.setitem(sys.modules, "tensorflow", None)
+    with pytest.raises(
+        ValueError,
+        match=r"is not prepared in .* TensorFlow is missing: pip install 'fljax\[data",
+    ):
+        load.load("tfds:tiny_stripes")
+
+
+@third_party
+def test_tfds_prepares_a_set(tfds):
+    pytest.importorskip("tensorflow")
+    _register(tfds)
+    _check_stripes(load.load("tfds:tiny_stripes"))
+
+
+@third_party
+def test_tfds_reads_a_tfrecord_set(tfds, tmp_path, monkeypatch):
+    pytest.importorskip("tensorflow")
+    _stripes(tfds)(data_dir=tmp_path, file_format="tfrecord").download_and_prepare()
+    _check_stripes(load.load("tfds:tiny_stripes"))
+    monkeypatch.setitem(sys.modules, "tensorflow", None)
+    with pytest.raises(ValueError, match="is stored as tfrecord and TensorFlow is mis"):
+        load.load("tfds:tiny_stripes")
+
+
+def test_examples_of_the_docstrings():
+    assert doctest.testmod(load).failed == 0

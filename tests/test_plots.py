@@ -1,0 +1,101 @@
+"""Curves: the numbers drawn, the styles, and the cases with little to draw."""
+
+import struct
+
+import numpy as np
+import pytest
+from matplotlib import figure
+
+from experiments import plots
+
+
+def _records(accuracies, upload=1_000_000, tier=None):
+    """Evaluate every second round; the rounds between only upload."""
+    records = []
+    for number, accuracy in enumerate(accuracies):
+        records.append({"round": 2 * number, "upload_bytes": upload})
+        evaluation = {"test_accuracy": accuracy, "worst_tier_accuracy": tier}
+        record = {"round": 2 * number + 1, "upload_bytes": upload}
+        records.append(record | evaluation)
+    return records
+
+
+@pytest.fixture
+def page(monkeypatch):
+    """Keep the figure that `curves` makes."""
+    pages = []
+    make = figure.Figure
+
+    def keep(*arguments, **options):
+        pages.append(make(*arguments, **options))
+        return pages[-1]
+
+    monkeypatch.setattr(figure, "Figure", keep)
+    return lambda: pages[-1]
+
+
+def test_lines_are_means_and_bands_reach_from_lowest_to_highest(tmp_path, page):
+    seeds = [_records([0.25, 0.5, 0.9], tier=0.1), _records([0.75, 1.0], tier=0.3)]
+    plots.curves({"cocofl": seeds}, tmp_path / "curves.png")
+    by_round, worst, by_upload = page().axes
+    # The second seed has no third evaluation, so the third point is left out.
+    np.testing.assert_allclose(by_round.lines[0].get_xydata(), [[1, 50], [3, 75]])
+    np.testing.assert_allclose(worst.lines[0].get_xydata(), [[1, 20], [3, 20]])
+    np.testing.assert_allclose(by_upload.lines[0].get_xydata(), [[2, 50], [4, 75]])
+    (band,) = by_round.collections
+    corners = band.get_paths()[0].vertices
+    assert corners.min(0).tolist() == [1, 25]
+    assert corners.max(0).tolist() == [3, 100]
+    assert by_round.get_xlabel() == "round"
+    assert by_upload.get_xlabel() == "total upload (MB)"
+    (legend,) = page().legends
+    assert [text.get_text() for text in legend.get_texts()] == ["cocofl (2 seeds)"]
+
+
+def test_the_png_is_1200_pixels_wide(tmp_path):
+    plots.curves({"fedavg": [_records([0.5])]}, tmp_path / "curves.png")
+    data = (tmp_path / "curves.png").read_bytes()
+    assert data[:8] == b"\x89PNG\r\n\x1a\n"
+    assert struct.unpack(">I", data[16:20]) == (1200,)
+
+
+def test_centralized_is_left_out_of_the_upload_panel(tmp_path, page):
+    runs = {"centralized": [_records([0.5], 0)], "fedavg": [_records([0.4])]}
+    plots.curves(runs, tmp_path / "curves.png")
+    assert [len(panel.lines) for panel in page().axes] == [2, 0, 1]
+    assert page().axes[1].texts[0].get_text() == "not recorded"
+
+
+@pytest.mark.parametrize(
+    "runs", [{}, {"a": []}, {"a": [[]]}, {"a": [[{"round": 0}], _records([0.1])]}]
+)
+def test_little_or_nothing_to_draw(tmp_path, runs):
+    plots.curves(runs, tmp_path / "curves.png")
+    assert (tmp_path / "curves.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("record", "worst"),
+    [
+        ({"worst_tier_accuracy": 0.2, "tier_accuracy": {"weak": 0.1}}, 0.2),
+        ({"tier_accuracy": {"weak": 0.1, "medium": None, "strong": 0.4}}, 0.1),
+        ({"worst_tier_accuracy": None, "tier_accuracy": {}}, None),
+        ({"tier_accuracy": None}, None),
+        ({}, None),
+    ],
+)
+def test_worst_tier_of_a_record(record, worst):
+    assert plots._worst_tier(record) == worst
+
+
+def test_an_algorithm_keeps_its_style_whoever_else_is_there():
+    alone = plots._styles(["fedavg"])["fedavg"]
+    among = plots._styles(["mine", "FedAvg", "cocofl", "his"])
+    assert among["FedAvg"] == alone
+    assert len(set(among.values())) == 4
+    assert len(plots._styles(map(str, range(20)))) == 20
+
+
+def test_styles_differ_in_grey():
+    """Take any two lines: another line style or another marker tells them apart."""
+    assert len({(style.line, style.marker) for style in plots._STYLES}) == 8

@@ -1,0 +1,85 @@
+"""Progress: lines where nobody looks, a bar on a terminal."""
+
+import contextlib
+import io
+import os
+import pty
+import re
+import termios
+import time
+
+import pytest
+
+from experiments import progress
+
+
+def test_one_line_a_round_where_there_is_no_terminal():
+    stream = io.StringIO()
+    with progress.Progress(100, 11, "cocofl", stream) as shown:
+        shown.message("compiling plan 4-11 ...")
+        shown.update({"round": 11, "test_loss": 1.2341, "test_accuracy": 0.4561})
+        shown.update({"round": 12, "test_loss": None})
+    first, second, third = stream.getvalue().splitlines()
+    assert first == "[cocofl] compiling plan 4-11 ..."
+    assert re.fullmatch(
+        r"\[cocofl\] round 12/100 loss 1.234 accuracy 0.456 \d+\.\d s eta \d+:\d\d",
+        second,
+    )
+    assert re.fullmatch(r"\[cocofl\] round 13/100 \d+\.\d s eta \d+:\d\d", third)
+
+
+def test_lines_go_to_stderr_and_the_label_may_be_missing(capsys):
+    with progress.Progress(2) as shown:
+        shown.update({"round": 0, "train_loss": 0.5, "test_loss": 0.75})
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("round 1/2 loss 0.500 ")
+
+
+def test_estimate_extends_the_recent_speed(monkeypatch):
+    clock = iter([0.0, 100.0, *(100.0 + 2 * step for step in range(1, 40))])
+    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
+    stream = io.StringIO()
+    with progress.Progress(165, 0, "a", stream) as shown:
+        for number in range(40):
+            shown.update({"round": number})
+    lines = stream.getvalue().splitlines()
+    assert lines[0] == "[a] round 1/165 100.0 s eta 4:33:20"  # 164 rounds of 100 s
+    assert lines[-1] == "[a] round 40/165 2.0 s eta 4:10"  # 125 of 2 s: first forgotten
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0, "0:00"), (59.6, "1:00"), (250, "4:10"), (3850, "1:04:10")]
+)
+def test_clock(seconds, text):
+    assert progress._clock(seconds) == text
+
+
+def _read_all(leader: int) -> str:
+    """Read what a closed terminal still holds; Linux ends it with an error."""
+    data = b""
+    with contextlib.suppress(OSError):
+        while chunk := os.read(leader, 4096):
+            data += chunk
+    os.close(leader)
+    return data.decode()
+
+
+@pytest.mark.parametrize("columns", [0, 100])
+def test_a_bar_on_a_terminal_and_messages_on_lines_of_their_own(columns):
+    leader, follower = pty.openpty()
+    termios.tcsetwinsize(follower, (24, columns))
+    with (
+        open(follower, "w") as stream,
+        progress.Progress(3, 1, "cocofl", stream) as shown,
+    ):
+        shown.update({"round": 1, "test_loss": 1.5, "test_accuracy": 0.25})
+        shown.message("compiling plan 4-11 ...")
+        shown.update({"round": 2})
+    written = _read_all(leader)
+    # What a terminal would show: a carriage return starts the line anew.
+    shown_lines = [line.split("\r")[-1] for line in written.split("\r\n")]
+    assert shown_lines[0].rstrip() == "[cocofl] compiling plan 4-11 ..."
+    assert "cocofl: 100%" in shown_lines[1]
+    assert "3/3" in shown_lines[1]
+    assert "loss=1.500, accuracy=0.250" in shown_lines[1]
