@@ -1,0 +1,229 @@
+"""Federated averaging over plans: what all algorithms of this folder share.
+
+McMahan et al. (AISTATS 2017) is the case in which every plan is the full network;
+CoCoFL the one in which a policy picks windows. An algorithm is three functions:
+`init` makes the state, `assign` decides who trains what, `round` trains and
+aggregates. Each depends on its arguments alone, so (seed, round) is all that resuming
+needs.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from fljax import client, cohort, costs, devices, plans, policies, server, types
+from fljax.data import partition
+from fljax.models import network
+
+
+class Federation(NamedTuple):
+    """What the algorithms of a comparison have in common; N clients, K a round.
+
+    Attributes:
+      net: the network.
+      data: training data on the device.
+      shards: the clients' examples, in host memory.
+      tiers: of the devices.
+      tier_index: [N] tier of every client.
+      table: costs of the windows.
+      counts: of the blocks.
+      training: how clients train.
+      learning_rate: (round) -> of the clients.
+      server_learning_rate: 1 takes the mean of the deltas as it is.
+      clients_per_round: K.
+      weighting: "uniform" as in the paper, or "examples".
+      width: clients that run side by side in a program.
+      seed: of everything that is drawn.
+    """
+
+    net: network.Network
+    data: client.Data
+    shards: partition.Shards
+    tiers: tuple[devices.Tier, ...]
+    tier_index: np.ndarray
+    table: costs.CostTable
+    counts: tuple[types.BlockCounts, ...]
+    training: client.Training
+    learning_rate: Callable[[int], float]
+    server_learning_rate: float
+    clients_per_round: int
+    weighting: str
+    width: int
+    seed: int
+
+
+class State(NamedTuple):
+    """State of an algorithm: what a checkpoint holds.
+
+    Attributes:
+      server: the global network and the server optimiser.
+      policy: what the policy carries.
+    """
+
+    server: server.ServerState
+    policy: Any
+
+
+class Assignment(NamedTuple):
+    """Who trains what in a round.
+
+    Attributes:
+      round: its index.
+      ids: [K] client numbers.
+      plans: K plans, in the order of ids.
+    """
+
+    round: int
+    ids: np.ndarray
+    plans: list[plans.Plan]
+
+
+class Report(NamedTuple):
+    """What comes of a round; arrays may still be computing.
+
+    Attributes:
+      assignment: of the round.
+      groups: (plan, client numbers [k], reports of the slots) of every group.
+      upload_bytes: sent by all clients.
+      download_bytes: sent to all clients.
+      compute_share: mean time of the cohort, as a share of full training.
+    """
+
+    assignment: Assignment
+    groups: list[tuple[plans.Plan, np.ndarray, cohort.Reports]]
+    upload_bytes: int
+    download_bytes: int
+    compute_share: float
+
+
+class Algorithm(NamedTuple):
+    """An algorithm as pure functions.
+
+    Attributes:
+      init: () -> state.
+      assign: (state, round index) -> who trains what.
+      round: (state, assignment) -> (new state, report).
+    """
+
+    init: Callable[[], State]
+    assign: Callable[[State, int], Assignment]
+    round: Callable[[State, Assignment], tuple[State, Report]]
+
+
+def round_key(seed: int, round_index: int) -> types.Key:
+    """Gives the key of a round: fold_in(key(seed), round)."""
+    return jax.random.fold_in(jax.random.key(seed), round_index)
+
+
+def time_shares(table: costs.CostTable, assigned: list[plans.Plan]) -> np.ndarray:
+    """Looks up the time of each plan [K] as a share of full training."""
+    full = plans.full(table.num_blocks)
+    by_window = {
+        (int(a), int(b)): float(t)
+        for (a, b), t in zip(table.windows, table.time, strict=True)
+    }
+    by_window.setdefault((full.first, full.last), 1.0)
+    return np.array([by_window[plan.first, plan.last] for plan in assigned])
+
+
+@functools.partial(jax.jit, static_argnames="optimiser_rate")
+def _server_step(state, totals, cohort_weight, *, optimiser_rate):
+    return server.step(state, totals, cohort_weight, optax.sgd(optimiser_rate))
+
+
+def initial_blocks(fed: Federation) -> tuple[dict, ...]:
+    """Draws and calibrates the network: the same for all algorithms of a seed."""
+    key = jax.random.fold_in(jax.random.key(fed.seed), 0xFFFF0000)
+
+    @jax.jit
+    def make(key):
+        init_key, calibration_key = jax.random.split(key)
+        blocks = network.init(fed.net, init_key)
+        return client.calibrate(fed.net, blocks, fed.training.spec, calibration_key)
+
+    return make(key)
+
+
+def averaging(
+    fed: Federation, policy: policies.Policy, candidates: np.ndarray | None = None
+) -> Algorithm:
+    """Makes an algorithm that averages what each client's plan trained.
+
+    Args:
+      fed: the clients and how they train.
+      policy: which plan for which client.
+      candidates: client numbers that may take part; None: all.
+
+    Returns:
+      The algorithm.
+
+    Raises:
+      ValueError: a round wants more clients than may take part.
+    """
+    everyone = np.arange(len(fed.shards.counts)) if candidates is None else candidates
+    if fed.clients_per_round > len(everyone):
+        raise ValueError(
+            f"clients_per_round: expected at most {len(everyone)}, the clients that may "
+            f"take part, got {fed.clients_per_round}"
+        )
+    slots = -(-fed.clients_per_round // fed.width) * fed.width
+    counts = np.asarray(fed.shards.counts)
+    indices = np.asarray(fed.shards.indices)
+    weights = counts.astype(np.float32)
+    if fed.weighting == "uniform":
+        weights = np.ones_like(weights)
+    full_bytes = plans.upload_bytes(plans.full(fed.net.num_blocks), fed.counts)
+
+    def init() -> State:
+        optimiser = optax.sgd(fed.server_learning_rate)
+        return State(server.init(initial_blocks(fed), optimiser), policy.init())
+
+    def assign(state: State, index: int) -> Assignment:
+        ids = cohort.sample(fed.seed, index, everyone, fed.clients_per_round)
+        key = round_key(fed.seed, index)
+        budgets = devices.draw_budgets(key, ids, fed.tier_index, fed.tiers)
+        return Assignment(index, ids, policy.assign(state.policy, key, ids, budgets))
+
+    def round(state: State, assignment: Assignment) -> tuple[State, Report]:
+        key = round_key(fed.seed, assignment.round)
+        rate = jnp.float32(fed.learning_rate(assignment.round))
+        totals = server.zero_totals(state.server.blocks)
+        groups = []
+        for plan, ids in cohort.group_by_plan(assignment.plans, assignment.ids):
+            totals, reports = cohort.run_group(
+                state.server.blocks,
+                totals,
+                fed.data,
+                cohort.make_group(ids, indices, counts, weights, slots),
+                key,
+                rate,
+                net=fed.net,
+                plan=plan,
+                training=fed.training,
+                width=fed.width,
+            )
+            groups.append((plan, ids, reports))
+        cohort_weight = jnp.float32(weights[assignment.ids].sum())
+        new = _server_step(
+            state.server, totals, cohort_weight, optimiser_rate=fed.server_learning_rate
+        )
+        policy_state = policy.observe(
+            state.policy, assignment.ids, assignment.plans, None
+        )
+        report = Report(
+            assignment,
+            groups,
+            sum(plans.upload_bytes(plan, fed.counts) for plan in assignment.plans),
+            full_bytes * len(assignment.ids),
+            float(time_shares(fed.table, assignment.plans).mean()),
+        )
+        return State(new, policy_state), report
+
+    return Algorithm(init, assign, round)

@@ -1,0 +1,46 @@
+"""FedAvg with the constrained devices left out, and with them their data."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from fljax import devices, policies
+from fljax.algorithms import averaging
+
+
+def unconstrained(fed: averaging.Federation) -> np.ndarray:
+    """Finds the clients whose smallest budgets allow training everything.
+
+    Raises:
+      ValueError: there are none.
+    """
+    able = np.array(
+        [bool(np.all(devices.limits(tier)[:, 0] >= 1.0)) for tier in fed.tiers]
+    )
+    ids = np.flatnonzero(able[fed.tier_index])
+    if not len(ids):
+        raise ValueError(
+            "fedavg_drop: expected a tier with budgets of 1 for time, upload and "
+            f"memory, got none among {', '.join(tier.name for tier in fed.tiers)}"
+        )
+    return ids
+
+
+def fedavg_drop(fed: averaging.Federation) -> averaging.Algorithm:
+    """Makes FedAvg among the devices that can train the full network every round.
+
+    Args:
+      fed: the clients and how they train; a round takes K of the able ones, or all
+        of them if they are fewer.
+
+    Returns:
+      The algorithm.
+
+    Raises:
+      ValueError: no device is able.
+    """
+    ids = unconstrained(fed)
+    size = min(fed.clients_per_round, len(ids))
+    return averaging.averaging(
+        fed._replace(clients_per_round=size), policies.full(fed.net.num_blocks), ids
+    )
