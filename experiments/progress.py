@@ -56,6 +56,14 @@ class Progress:
             dynamic_ncols=known,
         )
 
+    def start(self, first_round: int) -> None:
+        """Begin counting at a round: above 0 when a run resumes."""
+        self._ends.clear()
+        self._ends.append((first_round, time.monotonic()))
+        if self._bar is not None:
+            self._bar.initial = self._bar.n = first_round
+            self._bar.refresh()
+
     def update(self, record: Mapping[str, Any]) -> None:
         """Show that a round has finished.
 

@@ -1,36 +1,27 @@
-"""Run folders: configuration, metrics as JSON lines and TensorBoard, checkpoints.
+"""Run folders: configuration, lock, metrics as JSON lines and TensorBoard.
 
-A run folder holds `config.json`, `metrics.jsonl`, TensorBoard events and
-`checkpoints/`. A checkpoint of round r is the state before round r runs. Everything
-lives through kill -9 at any moment: whole files appear by `os.replace`, `metrics.jsonl`
-grows a line at a time. So that no record is lost, write the records of all rounds
-below r before saving checkpoint r. With several JAX processes only process 0 writes.
+A run folder holds `config.json`, `metrics.jsonl`, TensorBoard events and what
+`checkpoints` writes. Everything lives through kill -9 at any moment: whole files appear
+by `os.replace`, `metrics.jsonl` grows a line at a time. With several JAX processes only
+process 0 writes.
 
-Example, which continues where an earlier call stopped:
+Example, which appends to the records of an earlier call (`checkpoints` has one that
+restores the state too):
 
     >>> import tempfile
-    >>> import numpy as np
     >>> with open_run(tempfile.mkdtemp(), {"lr": 0.1}) as run:
-    ...     state = {"w": np.zeros(3, np.float32)}
-    ...     restored = restore_checkpoint(run.path, state)
-    ...     first, state, _ = restored or Restored(0, state, ())
-    ...     with (
-    ...         MetricsWriter(run.path, first) as metrics,
-    ...         AsyncCheckpointer(run.path) as checkpointer,
-    ...     ):
+    ...     first = len(read_metrics(run.path))
+    ...     with MetricsWriter(run.path, first) as metrics:
     ...         for r in range(first, 4):
-    ...             state = {"w": state["w"] + 1}
     ...             metrics.write({"round": r, "test_loss": 4.0 - r})
-    ...             checkpointer.save(r + 1, state)
-    ...     restore_checkpoint(run.path, state).round, len(read_metrics(run.path))
-    (4, 4)
+    ...     len(read_metrics(run.path))
+    4
 """
 
 from __future__ import annotations
 
 import dataclasses
 import fcntl
-import hashlib
 import importlib.metadata
 import json
 import math
@@ -38,27 +29,17 @@ import os
 import pathlib
 import platform
 import socket
-import struct
 from collections.abc import Callable, Mapping
-from concurrent import futures
-from typing import IO, Any, NamedTuple, Self
+from typing import IO, Any, Self
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import serialization
-
-from fljax import types
 
 _CONFIG = "config.json"
 _METRICS = "metrics.jsonl"
 _LOCK = "lock"
-_CHECKPOINTS = "checkpoints"
 _PACKAGES = ("fljax", "jax", "flax", "optax", "numpy")
-_MAGIC = b"fljaxckp"
-_FORMAT = 1
-_FRONT = struct.Struct("<8sIQQ")  # magic, format version, round, payload bytes
-_DIGEST_BYTES = hashlib.sha256().digest_size
 
 Folder = str | os.PathLike[str]
 
@@ -82,23 +63,21 @@ class RunFolder:
         self.close()
 
 
-class Restored(NamedTuple):
-    """What `restore_checkpoint` found."""
-
-    round: int  # the next round to run
-    state: types.Tree  # structure, shapes and dtypes of the template
-    notes: tuple[str, ...]  # a line for each damaged checkpoint passed over
-
-
-def open_run(workdir: Folder, config: Mapping[str, Any]) -> RunFolder:
+def open_run(
+    workdir: Folder, config: Mapping[str, Any], may_change: tuple[str, ...] = ()
+) -> RunFolder:
     """Create or reopen a run folder and hold it for this process.
 
     Args:
       workdir: the folder; created when it is not there.
       config: everything resolved, as plain data (nested dicts, lists, numbers, text).
+      may_change: top-level names in `config` whose values may differ from the
+        folder's, which then takes the new ones. `("rounds",)` lets a finished run
+        go on.
 
     Returns:
-      The held folder. Its notes tell if the environment differs from the first run's.
+      The held folder. Its notes tell which of these values changed, and if the
+      environment differs from the first run's.
 
     Raises:
       ValueError: if the folder holds another configuration (each difference is
@@ -110,7 +89,7 @@ def open_run(workdir: Folder, config: Mapping[str, Any]) -> RunFolder:
     lock = _lock(path)
     try:
         now = {"config": _plain(config, repr), "environment": _environment()}
-        return RunFolder(path, _match_config(path / _CONFIG, now), lock)
+        return RunFolder(path, _match_config(path / _CONFIG, now, may_change), lock)
     except BaseException:
         lock.close()
         raise
@@ -161,19 +140,35 @@ def _environment() -> dict[str, str]:
     return {**versions, "python": platform.python_version(), "device": device}
 
 
-def _match_config(path: pathlib.Path, now: dict[str, Any]) -> tuple[str, ...]:
+def _match_config(
+    path: pathlib.Path, now: dict[str, Any], may_change: tuple[str, ...]
+) -> tuple[str, ...]:
     """Write the configuration, or compare it with the one that is there."""
     if not path.exists():
-        _replace(path, json.dumps(now, indent=2).encode() + b"\n")
+        _write_config(path, now)
         return ()
     stored = _stored_config(path)
-    if different := _differences(stored["config"], now["config"]):
+    held = [_without(part["config"], may_change) for part in (stored, now)]
+    if different := _differences(*held):
         raise ValueError(
             f"{path.parent} holds another configuration ({'; '.join(different)}); "
             f"pass the same values or another folder"
         )
-    changed = _differences(stored.get("environment", {}), now["environment"])
-    return (f"environment changed: {'; '.join(changed)}",) if changed else ()
+    notes = []
+    if changed := _differences(stored["config"], now["config"]):
+        _write_config(path, {**stored, "config": now["config"]})
+        notes.append(f"configuration changed: {'; '.join(changed)}")
+    if changed := _differences(stored.get("environment", {}), now["environment"]):
+        notes.append(f"environment changed: {'; '.join(changed)}")
+    return tuple(notes)
+
+
+def _write_config(path: pathlib.Path, content: dict[str, Any]) -> None:
+    replace_file(path, json.dumps(content, indent=2).encode() + b"\n")
+
+
+def _without(config: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
+    return {name: value for name, value in config.items() if name not in names}
 
 
 def _stored_config(path: pathlib.Path) -> dict[str, Any]:
@@ -184,7 +179,7 @@ def _stored_config(path: pathlib.Path) -> dict[str, Any]:
         raise ValueError(
             f"{path} is not JSON ({error}); mend it or pass another folder"
         ) from None
-    if not isinstance(stored, dict) or "config" not in stored:
+    if not isinstance(stored, dict) or not isinstance(stored.get("config"), dict):
         raise ValueError(f"{path} is no run's; pass a new or empty folder")
     return stored
 
@@ -238,8 +233,16 @@ def _temporary(path: pathlib.Path) -> pathlib.Path:
     return path.with_name(path.name + ".tmp")
 
 
-def _replace(path: pathlib.Path, data: bytes) -> None:
-    """Put a whole file in place at once."""
+def replace_file(path: pathlib.Path, data: bytes) -> None:
+    """Put a whole file in place at once: a kill leaves the old one or the new one.
+
+    Args:
+      path: the file; until it is whole, it lies beside under its name and `.tmp`.
+      data: its content.
+
+    Raises:
+      OSError: if it cannot be written; the old file is still there.
+    """
     temporary = _temporary(path)
     with open(temporary, "wb") as file:
         file.write(data)
@@ -355,218 +358,5 @@ def _drop_from(path: pathlib.Path, first_round: int) -> int:
         for line, record in lines
         if record is not None and record["round"] < first_round
     ]
-    _replace(path, b"".join(line + b"\n" for line in kept))
+    replace_file(path, b"".join(line + b"\n" for line in kept))
     return sum(record is None for _, record in lines)
-
-
-def save_checkpoint(
-    folder: Folder, round: int, state: types.Tree, keep: int = 2
-) -> pathlib.Path:
-    """Write a checkpoint and remove old ones.
-
-    Args:
-      folder: path of a run folder that this process holds.
-      round: the next round to run from this state.
-      state: pytree of arrays and python numbers; no typed PRNG keys.
-      keep: how many checkpoints stay, this one included. Those of later rounds go:
-        they were passed over when this run resumed.
-
-    Returns:
-      The path of the checkpoint.
-
-    Raises:
-      ValueError: if `keep` is below 1.
-    """
-    if keep < 1:
-        raise ValueError(f"keep must be at least 1, got {keep}")
-    path = pathlib.Path(folder) / _CHECKPOINTS / f"round_{round:08d}.ckpt"
-    path.parent.mkdir(exist_ok=True)
-    _replace(path, _encode(round, state))
-    checkpoints = _checkpoints(folder)
-    kept = [other for other in checkpoints if other <= path][-keep:]
-    leftovers = path.parent.glob("*.tmp")  # of a kill in the middle of a write
-    for stale in {*checkpoints, *leftovers} - {*kept}:
-        stale.unlink()
-    return path
-
-
-def restore_checkpoint(folder: Folder, template: types.Tree) -> Restored | None:
-    """Read the newest checkpoint that is whole and fits the template.
-
-    Args:
-      folder: path of a run folder.
-      template: a state, or `jax.eval_shape` of one; its values are not used. Leaves
-        come back as jax arrays, placed alike, where it has jax arrays or shapes.
-
-    Returns:
-      Round, state and notes, or None if there is no checkpoint.
-
-    Raises:
-      ValueError: if there are checkpoints and none of them can be used.
-    """
-    failures: list[str] = []
-    for path in reversed(_checkpoints(folder)):
-        try:
-            round, state = _decode(path.read_bytes(), template)
-        except (OSError, ValueError) as error:
-            failures.append(f"{path.name}: {error}")
-            continue
-        notes = [f"passed over {failure}; using {path.name}" for failure in failures]
-        return Restored(round, state, tuple(notes))
-    if failures:
-        raise ValueError(
-            f"no checkpoint in {folder} can be used ({'; '.join(failures)}); put a "
-            f"good one back, or delete {pathlib.Path(folder) / _CHECKPOINTS} to start "
-            f"at round 0"
-        )
-    return None
-
-
-def _checkpoints(folder: Folder) -> list[pathlib.Path]:
-    """List the checkpoints of a run folder, oldest round first."""
-    return sorted((pathlib.Path(folder) / _CHECKPOINTS).glob("round_*.ckpt"))
-
-
-def _encode(round: int, state: types.Tree) -> bytes:
-    """Lay out a checkpoint: front, sha256 of all else, msgpack of path -> leaf."""
-    leaves = jax.device_get(_by_path(state))
-    payload = serialization.msgpack_serialize(leaves, in_place=True)
-    front = _FRONT.pack(_MAGIC, _FORMAT, round, len(payload))
-    return b"".join((front, _digest(front, payload), payload))
-
-
-def _decode(data: bytes, template: types.Tree) -> tuple[int, types.Tree]:
-    """Undo `_encode`; a ValueError says what is wrong."""
-    front, rest = data[: _FRONT.size], data[_FRONT.size :]
-    digest, payload = rest[:_DIGEST_BYTES], rest[_DIGEST_BYTES:]
-    if len(digest) < _DIGEST_BYTES:
-        raise ValueError(f"truncated to {len(data)} bytes")
-    magic, version, round, size = _FRONT.unpack(front)
-    if magic != _MAGIC:
-        raise ValueError("not a checkpoint of fljax (wrong magic)")
-    if version != _FORMAT:
-        raise ValueError(f"format version {version}, this fljax reads {_FORMAT}")
-    if len(payload) != size:
-        raise ValueError(f"truncated: {len(payload)} of {size} payload bytes")
-    if digest != _digest(front, payload):
-        raise ValueError("damaged (wrong sha256)")
-    return round, _fit(serialization.msgpack_restore(payload), template)
-
-
-def _digest(front: bytes, payload: bytes) -> bytes:
-    digest = hashlib.sha256(front)
-    digest.update(payload)
-    return digest.digest()
-
-
-def _by_path(tree: types.Tree) -> dict[str, Any]:
-    """Name the leaves of any pytree by their paths, in order."""
-    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
-
-
-def _fit(leaves: dict[str, Any], template: types.Tree) -> types.Tree:
-    """Put the leaves into the template's tree if they are its leaves."""
-    wanted = _by_path(template)
-    if odd := sorted(leaves.keys() ^ wanted.keys()):
-        raise ValueError(
-            f"another tree than the template: {len(odd)} leaves are in one only, "
-            f"such as {odd[0]}"
-        )
-    for name, like in wanted.items():
-        if _kind(leaves[name]) != _kind(like):
-            raise ValueError(
-                f"leaf {name} is {_kind(leaves[name])}, the template has {_kind(like)}"
-            )
-    placed = [_place(leaves[name], like) for name, like in wanted.items()]
-    return jax.tree.unflatten(jax.tree.structure(template), placed)
-
-
-def _kind(leaf: Any) -> str:
-    """Write dtype and shape of an array, or the type of a python number."""
-    if hasattr(leaf, "dtype"):
-        return f"{leaf.dtype.name}{list(leaf.shape)}"
-    return type(leaf).__name__
-
-
-def _place(value: Any, like: Any) -> Any:
-    """Copy a leaf out of the file's bytes to where the template's leaf lies."""
-    if isinstance(like, jax.Array):
-        return jax.device_put(
-            np.array(value), like.sharding if like.committed else None
-        )
-    if isinstance(like, jax.ShapeDtypeStruct):
-        return jax.device_put(np.array(value), like.sharding)
-    if isinstance(like, np.ndarray):
-        return np.array(value)
-    return value[()] if isinstance(like, np.generic) else value
-
-
-class AsyncCheckpointer:
-    """Saves checkpoints from one worker thread, at most one write in flight."""
-
-    def __init__(self, folder: Folder, keep: int = 2) -> None:
-        """Start no thread yet.
-
-        Args:
-          folder: path of a run folder that this process holds.
-          keep: how many checkpoints stay.
-        """
-        self._folder = folder
-        self._keep = keep
-        self._worker = futures.ThreadPoolExecutor(max_workers=1)
-        self._flying: futures.Future[pathlib.Path] | None = None
-
-    def save(self, round: int, state: types.Tree) -> None:
-        """Begin a checkpoint as `save_checkpoint`; waits for the one before it.
-
-        Args:
-          round: the next round to run from this state.
-          state: pytree; its buffers may be donated or changed after this returns.
-
-        Raises:
-          OSError: if the write before failed; whatever it raised is raised here.
-        """
-        self.wait()
-        self._flying = self._worker.submit(
-            save_checkpoint, self._folder, round, _snapshot(state), self._keep
-        )
-
-    def wait(self) -> None:
-        """Wait until the checkpoint in flight is on disk.
-
-        Raises:
-          OSError: if the write failed; whatever it raised is raised here.
-        """
-        flying, self._flying = self._flying, None
-        if flying is not None:
-            flying.result()
-
-    def close(self) -> None:
-        """Wait for the checkpoint in flight and end the thread."""
-        try:
-            self.wait()
-        finally:
-            self._worker.shutdown()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-
-def _snapshot(state: types.Tree) -> types.Tree:
-    """Copy every array where it lies.
-
-    A copy on the device is queued behind the computation that makes the state, so the
-    host goes on to the next round; fetching here would stop it until the round ends.
-    `device_put` compiles nothing, `jnp.copy` one program for each shape.
-    """
-
-    def copy(leaf: Any) -> Any:
-        if isinstance(leaf, jax.Array):
-            return jax.device_put(leaf, may_alias=False)
-        return np.array(leaf) if isinstance(leaf, np.ndarray) else leaf
-
-    return jax.tree.map(copy, state)

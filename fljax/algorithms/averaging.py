@@ -23,6 +23,9 @@ from fljax.data import partition
 from fljax.models import network
 
 
+INITIAL_TAG = 0xFFFF0000  # no round has this number
+
+
 class Federation(NamedTuple):
     """What the algorithms of a comparison have in common; N clients, K a round.
 
@@ -138,17 +141,16 @@ def _server_step(state, totals, cohort_weight, *, optimiser_rate):
     return server.step(state, totals, cohort_weight, optax.sgd(optimiser_rate))
 
 
+@functools.partial(jax.jit, static_argnames=("net", "spec"))
+def _initial_blocks(key, *, net, spec):
+    init_key, calibration_key = jax.random.split(key)
+    return client.calibrate(net, network.init(net, init_key), spec, calibration_key)
+
+
 def initial_blocks(fed: Federation) -> tuple[dict, ...]:
     """Draws and calibrates the network: the same for all algorithms of a seed."""
-    key = jax.random.fold_in(jax.random.key(fed.seed), 0xFFFF0000)
-
-    @jax.jit
-    def make(key):
-        init_key, calibration_key = jax.random.split(key)
-        blocks = network.init(fed.net, init_key)
-        return client.calibrate(fed.net, blocks, fed.training.spec, calibration_key)
-
-    return make(key)
+    key = jax.random.fold_in(jax.random.key(fed.seed), INITIAL_TAG)
+    return _initial_blocks(key, net=fed.net, spec=fed.training.spec)
 
 
 def averaging(

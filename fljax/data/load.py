@@ -1,36 +1,31 @@
 """Data sets by name, checked once, as arrays in host memory.
 
 Three sources: `digits` comes with the package, `npz:PATH` is a file of one's own,
-`tfds:NAME` is any supervised set of tensorflow-datasets. Images stay uint8, a quarter
-of float32 in host and device memory; they are scaled on the device with what
-`normalisation` returns.
+`tfds:NAME` is any supervised set of tensorflow-datasets (`prepared` reads it). Images
+stay uint8, a quarter of float32 in host and device memory; they are scaled on the
+device with what `normalisation` returns.
 """
 
 from __future__ import annotations
 
-import contextlib
 import difflib
-import importlib.util
 import os
 import pathlib
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
 from fljax import types
+from fljax.data import prepared
 
 DIGITS = pathlib.Path(__file__).with_name("digits.npz")
 KEYS = ("x_train", "y_train", "x_test", "y_test")
 SAVE = "np.savez(path, x_train=..., y_train=..., x_test=..., y_test=...)"
 # What zipfile, zlib and numpy raise on a damaged, encrypted or pickled file.
 DAMAGED = (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
-INSTALL = "pip install 'fljax[data]'"
-EXPORT = "bring it into an npz file and load npz:PATH"
 
-BATCH = 1024  # records read at a time: three times as fast as one by one
 CHUNK = 2**22  # values that `normalisation` turns into float64 at a time: 32 MB
 FLOOR_UINT8 = 1e-3  # a quarter of one step of 1/255: below it a channel is constant
 FLOOR_FLOAT = 1e-6  # floats come in units of their own
@@ -69,7 +64,7 @@ def load(name: str) -> types.Dataset:
     if kind == "npz" and rest:
         return _dataset(name, _read_npz(name, pathlib.Path(os.path.expanduser(rest))))
     if kind == "tfds" and rest:
-        return _dataset(name, _read_tfds(name, rest))
+        return _dataset(name, prepared.read(rest))
     raise ValueError(
         "the data set must be 'digits', 'npz:PATH' or 'tfds:NAME', got "
         f"{name!r}; did you mean {_nearest(name)!r}?"
@@ -244,105 +239,3 @@ def _read_npz(name: str, path: pathlib.Path) -> dict[str, np.ndarray]:
             f"{', '.join(map(repr, there)) or 'nothing'}; write it with {SAVE}"
         )
     return arrays
-
-
-def _read_tfds(name: str, rest: str) -> dict[str, np.ndarray]:
-    try:
-        import tensorflow_datasets as tfds
-    except ImportError as error:
-        raise ValueError(
-            f"{name} needs tensorflow-datasets, which does not import ({error}): "
-            f"{INSTALL}"
-        ) from error
-    builder = _prepared(tfds, name, rest)
-    keys = _supervised(name, builder.info)
-    splits = ("train", _test_split(name, list(builder.info.splits)))
-    if builder.info.file_format.value != "array_record":
-        _use_tensorflow(name, f"is stored as {builder.info.file_format.value}")
-    with _one_line(name):
-        columns = [_read_split(tfds, builder, split, keys) for split in splits]
-    return dict(zip(KEYS, (*columns[0], *columns[1]), strict=True))
-
-
-def _prepared(tfds: Any, name: str, rest: str) -> Any:
-    """Finds the set, and prepares it where it is not there yet."""
-    folder = os.environ.get("TFDS_DATA_DIR") or None  # tfds reads it only at import
-    with _one_line(name):
-        builder = tfds.builder(rest, data_dir=folder)
-        if builder.is_prepared():
-            return builder
-    _use_tensorflow(name, f"is not prepared in {builder.data_dir}")
-    with _one_line(name):  # array_record: later runs need no TensorFlow
-        builder = tfds.builder(rest, data_dir=folder, file_format="array_record")
-        builder.download_and_prepare()
-    return builder
-
-
-def _use_tensorflow(name: str, why: str) -> None:
-    if importlib.util.find_spec("tensorflow") is None:
-        raise ValueError(f"{name} {why} and TensorFlow is missing: {INSTALL}")
-    import tensorflow as tf
-
-    with contextlib.suppress(RuntimeError):  # the caller has used its devices already
-        tf.config.set_visible_devices([], "GPU")  # their memory is for JAX
-
-
-@contextlib.contextmanager
-def _one_line(name: str) -> Iterator[None]:
-    """Turns an error of tensorflow-datasets into one line, with itself as the cause.
-
-    It raises ValueError, AssertionError, ImportError, OSError and its own classes for
-    what are all bad names or incomplete installations, with pages of text.
-    """
-    try:
-        yield
-    except Exception as error:
-        lines = [line for line in str(error).splitlines() if line.strip()]
-        gist = [line for line in lines[1:] if line.startswith("Did you mean")]
-        fix = f": {INSTALL}" if isinstance(error, ImportError) else ""
-        text = " ".join([*lines[:1], *gist]) or repr(error)
-        raise ValueError(f"{name}: {text}{fix}") from error
-
-
-def _supervised(name: str, info: Any) -> tuple[str, str]:
-    """Returns the names of the input and the label; both have a fixed shape."""
-    keys = info.supervised_keys
-    if keys is None or len(keys) != 2 or not all(isinstance(k, str) for k in keys):
-        raise ValueError(f"{name} has no (input, label) pair, but {keys}; {EXPORT}")
-    for key in keys:
-        shape, dtype = info.features[key].shape, info.features[key].np_dtype
-        nested = not isinstance(shape, tuple)
-        if nested or None in shape or np.dtype(dtype).kind not in "biuf":
-            raise ValueError(
-                f"{name}: {key} must be numbers of one shape, got shape {shape} of "
-                f"{dtype}; {EXPORT}"
-            )
-    return keys
-
-
-def _test_split(name: str, splits: list[str]) -> str:
-    for test in ("test", "validation"):
-        if "train" in splits and test in splits:
-            return test
-    raise ValueError(
-        f"{name} must have the splits train and test (or validation), got "
-        f"{', '.join(splits)}; {EXPORT}"
-    )
-
-
-def _read_split(
-    tfds: Any, builder: Any, split: str, keys: tuple[str, str]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Reads (input, label) of a whole split, without TensorFlow where that goes."""
-    if builder.info.file_format.value != "array_record":
-        whole = builder.as_dataset(split=split, batch_size=-1, shuffle_files=False)
-        columns = tfds.as_numpy(whole)
-        return columns[keys[0]], columns[keys[1]]
-    source = builder.as_data_source(split=split)
-    specs = [builder.info.features[key] for key in keys]
-    x, y = (np.empty((len(source), *spec.shape), spec.np_dtype) for spec in specs)
-    for start in range(0, len(source), BATCH):
-        rows = range(start, min(start + BATCH, len(source)))
-        for i, example in zip(rows, source.__getitems__(rows), strict=True):
-            x[i], y[i] = example[keys[0]], example[keys[1]]
-    return x, y

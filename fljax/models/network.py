@@ -130,34 +130,39 @@ def freeze(
     )
 
 
-def counts(network: Network, state: Sequence[dict]) -> tuple[types.BlockCounts, ...]:
+def counts(network: Network) -> tuple[types.BlockCounts, ...]:
     """Counts what each block computes, keeps and uploads, for one example.
 
     The upload is the reference's: 4 bytes for every parameter, running statistic and
     observed range, and for the batch counter that PyTorch keeps with every norm.
 
     Args:
-      network: the network.
-      state: of all blocks.
+      network: the network; it is traced, not run.
 
     Returns:
       A tuple over the blocks.
     """
-    x: Any = jnp.zeros((1, *network.input_shape), jnp.float32)
+    state = jax.eval_shape(lambda: init(network, jax.random.key(0)))
+    x = jax.ShapeDtypeStruct((1, *network.input_shape), jnp.float32)
     result = []
     for index, variables in enumerate(state):
-        x, updates = run(
-            network, [variables], x, [layers.Call()], index, mutable=("counts",)
-        )
-        leaves = jax.tree_util.tree_leaves_with_path(updates[0].get("counts", {}))
-        total = {"macs": 0, "depthwise_macs": 0, "kept": 0}
-        for path, value in leaves:
-            total[path[-1].key] += int(value)
+        work: dict[str, int] = {"macs": 0, "depthwise_macs": 0, "kept": 0}
+
+        def trace(variables, x, index=index, work=work):
+            y, updates = run(
+                network, [variables], x, [layers.Call()], index, mutable=("counts",)
+            )
+            counted = updates[0].get("counts", {})
+            for path, value in jax.tree_util.tree_leaves_with_path(counted):
+                work[path[-1].key] += value  # plain ints: known while tracing
+            return y
+
+        x = jax.eval_shape(trace, variables, x)
         norms = len(jax.tree.leaves(variables["norms"])) // 2
         values = trees.size([variables[name] for name in STATE]) + norms
         result.append(
             types.BlockCounts(
-                **total,
+                **work,
                 outputs=x.size,
                 params=trees.size(variables["params"]),
                 upload_bytes=4 * values,

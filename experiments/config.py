@@ -1,0 +1,168 @@
+"""The configuration of an experiment: one frozen dataclass, from absl flags.
+
+Every field is a flag of the same name; `from_flags` checks names and numbers, with one
+clear line for what is wrong, before anything heavy starts.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Iterable
+from typing import Any
+
+from absl import flags
+
+from fljax import algorithms, models
+
+PARTITIONS = ("iid", "dirichlet", "resource_correlated", "natural")
+
+
+def _field(default: Any, text: str) -> Any:
+    return dataclasses.field(default=default, metadata={"help": text})
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """What an experiment depends on; the help of each flag is its documentation."""
+
+    algorithm: str = _field("cocofl", "cocofl, fedavg, fedavg_drop or centralized.")
+    network: str = _field("small_convnet", "mobilenetv2, small_convnet or logistic.")
+    dataset: str = _field("digits", "digits, npz:PATH or tfds:NAME.")
+    mean: str = _field("", "Means that inputs are normalised by, one a channel, comma "
+                           "separated; empty: the training set's.")  # fmt: skip
+    std: str = _field("", "Standard deviations, likewise.")
+    partition: str = _field("iid", "iid, dirichlet, resource_correlated or natural.")
+    alpha: float = _field(0.1, "Concentration of the Dirichlet partitions.")
+    num_clients: int = _field(100, "Clients in all (natural: one a user).")
+    clients_per_round: int = _field(10, "Clients of a round.")
+    rounds: int = _field(100, "Rounds; a finished run goes on when they grow.")
+    local_epochs: int = _field(1, "Passes over a client's data in a round.")
+    batch_size: int = _field(32, "Examples of a local step.")
+    lr: float = _field(0.1, "Learning rate of the clients.")
+    lr_schedule: str = _field("", "Rounds at which it is divided by 10: 600,800.")
+    weight_decay: float = _field(1e-3, "Weight decay of the clients.")
+    momentum: float = _field(0.0, "Momentum of the clients, from zero every round.")
+    server_lr: float = _field(1.0, "Learning rate of the server.")
+    weighting: str = _field("uniform", "Clients count uniform or by examples.")
+    tiers: str = _field("", "Device tiers name:share:time:upload:memory, comma "
+                            "separated; a budget is a number or low-high. Empty: the "
+                            "paper's three.")  # fmt: skip
+    tiers_file: str = _field("", "A JSON file with the tiers, instead of --tiers.")
+    cost_table: str = _field("", "A JSON file with measured costs of the windows; "
+                                 "empty: a model from operation counts.")  # fmt: skip
+    fixed_point: str = _field("default", "Fixed point of frozen blocks: default (the "
+                                         "best measured) or reference (the paper's)."
+                              )  # fmt: skip
+    bits: int = _field(8, "Width of the codes of frozen blocks, 2 to 8.")
+    rounding: str = _field("nearest", "Rounding to codes: nearest or stochastic.")
+    norm_statistics: str = _field("batch", "Norms in evaluation use the test batch's "
+                                           "statistics or running ones.")  # fmt: skip
+    eval_every: int = _field(1, "Rounds between evaluations; the last always is.")
+    eval_batch_size: int = _field(500, "Examples of an evaluation batch.")
+    client_width: int = _field(0, "Clients that run side by side in a program; 0: "
+                                  "1 on CPU, 16 on accelerators.")  # fmt: skip
+    seed: int = _field(11, "Of everything that is drawn.")
+
+
+# Fields that leave the results of a round as they are.
+CHOICES: dict[str, tuple[str, ...]] = {
+    "algorithm": tuple(algorithms.BY_NAME),
+    "network": tuple(models.BY_NAME),
+    "partition": PARTITIONS,
+    "weighting": ("uniform", "examples"),
+    "fixed_point": ("default", "reference"),
+    "rounding": ("nearest", "stochastic"),
+    "norm_statistics": ("batch", "running"),
+}
+_LEAST: dict[str, float] = {
+    "num_clients": 1,
+    "clients_per_round": 1,
+    "rounds": 1,
+    "local_epochs": 1,
+    "batch_size": 1,
+    "weight_decay": 0,
+    "momentum": 0,
+    "eval_every": 1,
+    "eval_batch_size": 1,
+    "client_width": 0,
+    "seed": 0,
+}
+
+
+def define_flags(skip: Iterable[str] = ()) -> None:
+    """Defines a flag for every field that is not in `skip`."""
+    define = {"int": flags.DEFINE_integer, "float": flags.DEFINE_float}
+    for field in dataclasses.fields(Config):
+        if field.name not in skip:
+            make = define.get(str(field.type), flags.DEFINE_string)
+            make(field.name, field.default, field.metadata["help"])
+
+
+def from_flags(values: flags.FlagValues, **fixed: Any) -> Config:
+    """Reads a configuration from parsed flags, `fixed` fields given here.
+
+    Raises:
+      ValueError: as of `check`.
+    """
+    names = {field.name for field in dataclasses.fields(Config)} - fixed.keys()
+    config = Config(**{name: values[name].value for name in names}, **fixed)
+    check(config)
+    return config
+
+
+def unknown(flag: str, value: str, choices: Iterable[str]) -> ValueError:
+    """Makes the error for a name that is none of the choices."""
+    choices = tuple(choices)
+    near = difflib.get_close_matches(value, choices, 1, cutoff=0.4)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    return ValueError(f"--{flag}: expected {', '.join(choices)}, got {value!r}{hint}")
+
+
+def schedule(config: Config) -> tuple[int, ...]:
+    """Reads `lr_schedule`: the rounds at which the rate falls.
+
+    Raises:
+      ValueError: it is no rising list of rounds.
+    """
+    parts = [part for part in config.lr_schedule.split(",") if part.strip()]
+    try:
+        rounds = tuple(int(part) for part in parts)
+    except ValueError:
+        rounds = (-1,)
+    if list(rounds) != sorted(set(rounds)) or any(r < 0 for r in rounds):
+        raise ValueError(
+            f"--lr_schedule: expected rising round numbers such as 600,800, got "
+            f"{config.lr_schedule!r}"
+        )
+    return rounds
+
+
+def check(config: Config) -> None:
+    """Checks what can be checked without data.
+
+    Raises:
+      ValueError: one line that names the flag, what was expected and what came.
+    """
+    for name, choices in CHOICES.items():
+        value = getattr(config, name)
+        if value not in choices:
+            raise unknown(name, value, choices)
+    for name, least in _LEAST.items():
+        value = getattr(config, name)
+        if not value >= least:
+            raise ValueError(f"--{name}: expected {least} or more, got {value}")
+    for name in ("alpha", "lr", "server_lr"):
+        value = getattr(config, name)
+        if not 0 < value < float("inf"):
+            raise ValueError(f"--{name}: expected a number above 0, got {value}")
+    if not 2 <= config.bits <= 8:
+        raise ValueError(f"--bits: expected 2 to 8, got {config.bits}")
+    if config.partition != "natural" and config.clients_per_round > config.num_clients:
+        raise ValueError(
+            f"--clients_per_round: expected at most --num_clients="
+            f"{config.num_clients}, got {config.clients_per_round}"
+        )
+    if config.tiers and config.tiers_file:
+        raise ValueError("--tiers and --tiers_file: expected one of them, got both")
+    schedule(config)

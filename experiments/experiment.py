@@ -1,0 +1,209 @@
+"""Builds an experiment from its configuration and runs it: library calls only."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from experiments import config as configs
+from fljax import (
+    algorithms,
+    client,
+    cohort,
+    cost_model,
+    costs,
+    devices,
+    evaluate,
+    models,
+    quant,
+    simulation,
+    types,
+)
+from fljax.algorithms import averaging, cocofl
+from fljax.data import load, partition
+from fljax.models import network
+
+
+class Experiment(NamedTuple):
+    """What is ready to run.
+
+    Attributes:
+      federation: the clients, shared by all algorithms of a comparison.
+      evaluator: of the global network.
+    """
+
+    federation: averaging.Federation
+    evaluator: simulation.Evaluator
+
+
+def _numbers(flag: str, text: str, channels: int, otherwise: np.ndarray) -> np.ndarray:
+    """Reads --mean or --std."""
+    if not text:
+        return otherwise
+    try:
+        values = np.array([float(part) for part in text.split(",")], np.float32)
+    except ValueError:
+        values = np.full(0, np.nan, np.float32)
+    low = 0 if flag == "std" else -np.inf
+    if values.shape != (channels,) or not np.all(np.isfinite(values) & (values > low)):
+        raise ValueError(
+            f"--{flag}: expected {channels} number{'s' * (channels > 1)}, one a channel "
+            f"of the data, got {text!r}"
+        )
+    return values
+
+
+def _data(config: configs.Config, data: types.Dataset):
+    """Puts training and test data on the device."""
+    mean, std = load.normalisation(data)
+    channels = len(mean)
+    statistics = (
+        jnp.asarray(_numbers("mean", config.mean, channels, mean)),
+        jnp.asarray(_numbers("std", config.std, channels, std)),
+    )
+    return tuple(
+        client.Data(jnp.asarray(x), jnp.asarray(y), *statistics)
+        for x, y in ((data.x_train, data.y_train), (data.x_test, data.y_test))
+    )
+
+
+def split(config: configs.Config, data: types.Dataset) -> list[np.ndarray]:
+    """Deals the training examples out to the clients.
+
+    Raises:
+      ValueError: the partition cannot be made.
+    """
+    labels, n, seed = data.y_train, config.num_clients, config.seed
+    if config.partition == "natural":
+        if data.users is None:
+            raise ValueError(
+                f"--partition=natural: expected a data set with users, got "
+                f"{config.dataset!r}, which has none"
+            )
+        parts = partition.natural(data.users)
+        if config.clients_per_round > len(parts):
+            raise ValueError(
+                f"--clients_per_round: expected at most the {len(parts)} users of the "
+                f"data, got {config.clients_per_round}"
+            )
+        return parts
+    if config.partition == "iid":
+        return partition.iid(labels, n, seed)
+    make = {
+        "dirichlet": partition.dirichlet,
+        "resource_correlated": partition.resource_correlated,
+    }[config.partition]
+    return make(labels, n, config.alpha, seed)
+
+
+def _tiers(config: configs.Config) -> tuple[devices.Tier, ...]:
+    if config.tiers_file:
+        return devices.load_tiers(config.tiers_file)
+    return devices.parse_tiers(config.tiers) if config.tiers else devices.REFERENCE_TIERS
+
+
+def _table(config: configs.Config, net, counts) -> costs.CostTable:
+    if not config.cost_table:
+        return cost_model.from_counts(counts, config.batch_size)
+    table = costs.load(config.cost_table)
+    if table.num_blocks != net.num_blocks:
+        raise ValueError(
+            f"--cost_table: expected a table of {net.name}'s {net.num_blocks} blocks, "
+            f"got one of {table.num_blocks} in {config.cost_table}"
+        )
+    return table
+
+
+def _spec(config: configs.Config) -> quant.Spec:
+    base = {"default": quant.DEFAULT, "reference": quant.REFERENCE}[config.fixed_point]
+    return dataclasses.replace(base, bits=config.bits, rounding=config.rounding)
+
+
+def _learning_rate(config: configs.Config):
+    steps = configs.schedule(config)
+    return lambda index: config.lr * 0.1 ** sum(index >= step for step in steps)
+
+
+def build(config: configs.Config) -> Experiment:
+    """Loads data and makes everything that does not depend on the algorithm.
+
+    Args:
+      config: checked.
+
+    Returns:
+      The experiment.
+
+    Raises:
+      ValueError: one line that names the flag or file, what was expected and what
+        came.
+    """
+    data = load.load(config.dataset)
+    make = models.BY_NAME[config.network]
+    running = config.norm_statistics == "running"
+    net = make(data.x_train.shape[1:], data.num_classes, tracked=running)
+    parts = split(config, data)
+    shards = partition.index_table(parts)
+    tiers = _tiers(config)
+    tier_index = devices.tier_of(len(parts), tiers)
+    training = client.Training(
+        batch_size=config.batch_size,
+        local_epochs=config.local_epochs,
+        weight_decay=config.weight_decay,
+        momentum=config.momentum,
+        spec=_spec(config),
+    )
+    train_data, test_data = _data(config, data)
+    counts = network.counts(net)
+    federation = averaging.Federation(
+        net=net,
+        data=train_data,
+        shards=shards,
+        tiers=tiers,
+        tier_index=tier_index,
+        table=_table(config, net, counts),
+        counts=counts,
+        training=training,
+        learning_rate=_learning_rate(config),
+        server_learning_rate=config.server_lr,
+        clients_per_round=config.clients_per_round,
+        weighting=config.weighting,
+        width=config.client_width or cohort.default_width(),
+        seed=config.seed,
+    )
+    counts_by_class = partition.class_counts(data.y_train, parts, data.num_classes)
+    mixes = evaluate.tier_mixes(counts_by_class, tier_index, len(tiers))
+    return Experiment(
+        federation, _evaluator(config, net, test_data, mixes, tiers, running)
+    )
+
+
+def _evaluator(config, net, test_data, mixes, tiers, running) -> simulation.Evaluator:
+    size = len(test_data.y)
+    indices, mask = evaluate.batches(
+        size, min(config.eval_batch_size, size), config.seed
+    )
+    indices, mask = jnp.asarray(indices), jnp.asarray(mask)
+    names = tuple(tier.name for tier in tiers)
+
+    def scores(state: averaging.State) -> evaluate.Scores:
+        return evaluate.evaluate(
+            state.server.blocks, test_data, indices, mask, net=net, running=running
+        )
+
+    return simulation.Evaluator(
+        scores, lambda sums: evaluate.summary(sums, mixes, names), config.eval_every
+    )
+
+
+def algorithm(config: configs.Config, ready: Experiment) -> averaging.Algorithm:
+    """Makes the configured algorithm.
+
+    Raises:
+      ValueError: its devices cannot run it.
+    """
+    if config.algorithm == "cocofl":
+        return cocofl.cocofl(ready.federation, config.bits)
+    return algorithms.BY_NAME[config.algorithm](ready.federation)

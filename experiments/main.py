@@ -1,0 +1,68 @@
+"""What the command lines share: flags, errors in one line, the compilation cache."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import sys
+from collections.abc import Callable
+
+import jax
+from absl import app, flags
+
+_CACHE = flags.DEFINE_string(
+    "compilation_cache",
+    str(
+        pathlib.Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
+        / "fljax"
+    ),
+    "Folder that keeps compiled programs from run to run; empty: none.",
+)
+
+
+def _parse(arguments: list[str]) -> list[str]:
+    """Parses flags; a wrong one is one line and exit code 2."""
+    try:
+        rest = flags.FLAGS(arguments)
+        if len(rest) > 1:
+            raise flags.Error(
+                f"expected flags such as --rounds=10, got {' '.join(rest[1:])!r}"
+            )
+        return rest
+    except (flags.Error, OSError, UnicodeDecodeError) as error:
+        sys.exit(_complain(error))
+
+
+def _complain(error: BaseException) -> int:
+    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    return 2
+
+
+def run(main: Callable[[], None]) -> None:
+    """Runs a command line's main.
+
+    Bad input (ValueError) is one line and exit code 2, a diverged run likewise with
+    1, Ctrl-C with 130.
+    """
+
+    def guarded(_: list[str]) -> int:
+        from fljax import simulation
+
+        if _CACHE.value:
+            jax.config.update("jax_compilation_cache_dir", _CACHE.value)
+            jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+        try:
+            main()
+        except ValueError as error:
+            if os.environ.get("FLJAX_TRACEBACK"):
+                raise
+            return _complain(error)
+        except simulation.NonFiniteError as error:
+            _complain(error)
+            return 1
+        except KeyboardInterrupt:
+            print("stopped; the same command goes on from here", file=sys.stderr)
+            return 130
+        return 0
+
+    app.run(guarded, flags_parser=_parse)

@@ -1,0 +1,136 @@
+"""Data sets that tensorflow-datasets prepares in a folder, as arrays in host memory.
+
+The folder is TFDS_DATA_DIR or the library's own. TensorFlow is needed only to prepare
+a set and to read one that is not stored as array_record.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+INSTALL = "pip install 'fljax[data]'"
+EXPORT = "bring it into an npz file and load npz:PATH"
+BATCH = 1024  # records read at a time: three times as fast as one by one
+
+
+def read(name: str) -> dict[str, np.ndarray]:
+    """Read a set of tensorflow-datasets into memory; prepare it where it is not yet.
+
+    Args:
+      name: as tensorflow-datasets spells it (`mnist`, `cifar10:3.0.2`).
+
+    Returns:
+      x_train, y_train, x_test, y_test as stored: [examples, *features] and
+      [examples, *label].
+
+    Raises:
+      ValueError: the library is missing, or the set is not as expected; one line that
+        opens with `tfds:` and the name.
+    """
+    source = f"tfds:{name}"
+    try:
+        import tensorflow_datasets as tfds
+    except ImportError as error:
+        raise ValueError(
+            f"{source} needs tensorflow-datasets, which does not import ({error}): "
+            f"{INSTALL}"
+        ) from error
+    builder = _builder(tfds, source, name)
+    keys = _supervised(source, builder.info)
+    test = _test_split(source, list(builder.info.splits))
+    if builder.info.file_format.value != "array_record":
+        _use_tensorflow(source, f"is stored as {builder.info.file_format.value}")
+    with _one_line(source):
+        x_train, y_train = _read_split(tfds, builder, "train", keys)
+        x_test, y_test = _read_split(tfds, builder, test, keys)
+    return {"x_train": x_train, "y_train": y_train, "x_test": x_test, "y_test": y_test}
+
+
+def _builder(tfds: Any, source: str, name: str) -> Any:
+    """Finds the set, and prepares it where it is not there yet."""
+    folder = os.environ.get("TFDS_DATA_DIR") or None  # tfds reads it only at import
+    with _one_line(source):
+        builder = tfds.builder(name, data_dir=folder)
+        if builder.is_prepared():
+            return builder
+    _use_tensorflow(source, f"is not prepared in {builder.data_dir}")
+    with _one_line(source):  # array_record: later runs need no TensorFlow
+        builder = tfds.builder(name, data_dir=folder, file_format="array_record")
+        builder.download_and_prepare()
+    return builder
+
+
+def _use_tensorflow(source: str, why: str) -> None:
+    if importlib.util.find_spec("tensorflow") is None:
+        raise ValueError(f"{source} {why} and TensorFlow is missing: {INSTALL}")
+    import tensorflow as tf
+
+    with contextlib.suppress(RuntimeError):  # the caller has used its devices already
+        tf.config.set_visible_devices([], "GPU")  # their memory is for JAX
+
+
+@contextlib.contextmanager
+def _one_line(source: str) -> Iterator[None]:
+    """Turns an error of tensorflow-datasets into one line, with itself as the cause.
+
+    It raises ValueError, AssertionError, ImportError, OSError and its own classes for
+    what are all bad names or incomplete installations, with pages of text.
+    """
+    try:
+        yield
+    except Exception as error:
+        lines = [line for line in str(error).splitlines() if line.strip()]
+        gist = [line for line in lines[1:] if line.startswith("Did you mean")]
+        fix = f": {INSTALL}" if isinstance(error, ImportError) else ""
+        text = " ".join([*lines[:1], *gist]) or repr(error)
+        raise ValueError(f"{source}: {text}{fix}") from error
+
+
+def _supervised(source: str, info: Any) -> tuple[str, str]:
+    """Returns the names of the input and the label; both have a fixed shape."""
+    keys = info.supervised_keys
+    if keys is None or len(keys) != 2 or not all(isinstance(k, str) for k in keys):
+        raise ValueError(f"{source} has no (input, label) pair, but {keys}; {EXPORT}")
+    for key in keys:
+        shape, dtype = info.features[key].shape, info.features[key].np_dtype
+        nested = not isinstance(shape, tuple)
+        if nested or None in shape or np.dtype(dtype).kind not in "biuf":
+            raise ValueError(
+                f"{source}: {key} must be numbers of one shape, got shape {shape} of "
+                f"{dtype}; {EXPORT}"
+            )
+    return keys
+
+
+def _test_split(source: str, splits: list[str]) -> str:
+    for test in ("test", "validation"):
+        if "train" in splits and test in splits:
+            return test
+    raise ValueError(
+        f"{source} must have the splits train and test (or validation), got "
+        f"{', '.join(splits)}; {EXPORT}"
+    )
+
+
+def _read_split(
+    tfds: Any, builder: Any, split: str, keys: tuple[str, str]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Reads (input, label) of a whole split, without TensorFlow where that goes."""
+    if builder.info.file_format.value != "array_record":
+        whole = builder.as_dataset(split=split, batch_size=-1, shuffle_files=False)
+        columns = tfds.as_numpy(whole)
+        return columns[keys[0]], columns[keys[1]]
+    source = builder.as_data_source(split=split)
+    specs = [builder.info.features[key] for key in keys]
+    x, y = (np.empty((len(source), *spec.shape), spec.np_dtype) for spec in specs)
+    for start in range(0, len(source), BATCH):
+        rows = range(start, min(start + BATCH, len(source)))
+        for i, example in zip(rows, source.__getitems__(rows), strict=True):
+            x[i], y[i] = example[keys[0]], example[keys[1]]
+    return x, y
