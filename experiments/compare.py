@@ -18,7 +18,7 @@ import numpy as np
 from absl import flags
 
 from experiments import config as configs
-from experiments import experiment, main, plots, train
+from experiments import experiment, main, plots
 from fljax import algorithms, simulation, writers
 
 configs.define_flags(skip=("algorithm", "seed"))
@@ -140,7 +140,7 @@ def _main() -> None:
         for name in names:
             folder = workdir / name / f"seed_{seed}"
             label = f"{name} seed {seed}"
-            records = train.train(settings[name], ready, str(folder), label=label)
+            records = experiment.run(settings[name], ready, str(folder), label=label)
             runs[name].append(records)
     summary = summarise(runs)
     writers.replace_file(

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import config as configs
+from experiments import progress
 from fljax import (
     algorithms,
     client,
@@ -207,3 +208,28 @@ def algorithm(config: configs.Config, ready: Experiment) -> averaging.Algorithm:
     if config.algorithm == "cocofl":
         return cocofl.cocofl(ready.federation, config.bits)
     return algorithms.BY_NAME[config.algorithm](ready.federation)
+
+
+def run(
+    config: configs.Config,
+    ready: Experiment,
+    workdir: str | None,
+    tensorboard: bool = True,
+    checkpoint_every: int = 1,
+    label: str | None = None,
+) -> list[simulation.Record]:
+    """Runs one configuration with a progress bar; returns its records."""
+    made = algorithm(config, ready)
+    with progress.Progress(config.rounds, label=label or config.algorithm) as bar:
+        hooks = simulation.Hooks(bar.start, bar.update, bar.message)
+        _, records = simulation.run(
+            made,
+            config.rounds,
+            ready.evaluator,
+            workdir=workdir,
+            config=dataclasses.asdict(config),
+            tensorboard=tensorboard,
+            checkpoint_every=checkpoint_every,
+            hooks=hooks,
+        )
+    return records

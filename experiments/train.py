@@ -7,13 +7,10 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 from absl import flags
 
 from experiments import config as configs
-from experiments import experiment, main, progress
-from fljax import simulation
+from experiments import experiment, main
 
 configs.define_flags()
 _WORKDIR = flags.DEFINE_string("workdir", "", "Run folder; empty: nothing is kept.")
@@ -23,34 +20,9 @@ _CHECKPOINT_EVERY = flags.DEFINE_integer(
 )
 
 
-def train(
-    config: configs.Config,
-    ready: experiment.Experiment,
-    workdir: str | None,
-    tensorboard: bool = True,
-    checkpoint_every: int = 1,
-    label: str | None = None,
-) -> list[simulation.Record]:
-    """Runs one configuration with a progress bar; returns its records."""
-    algorithm = experiment.algorithm(config, ready)
-    with progress.Progress(config.rounds, label=label or config.algorithm) as bar:
-        hooks = simulation.Hooks(bar.start, bar.update, bar.message)
-        _, records = simulation.run(
-            algorithm,
-            config.rounds,
-            ready.evaluator,
-            workdir=workdir,
-            config=dataclasses.asdict(config),
-            tensorboard=tensorboard,
-            checkpoint_every=checkpoint_every,
-            hooks=hooks,
-        )
-    return records
-
-
 def _main() -> None:
     config = configs.from_flags(flags.FLAGS)
-    records = train(
+    records = experiment.run(
         config,
         experiment.build(config),
         _WORKDIR.value or None,

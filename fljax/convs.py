@@ -33,9 +33,28 @@ def _product(x: types.Array, w: types.Array, contract: int) -> types.Array:
     return lax.dot_general(x, w, dimensions, preferred_element_type=_accumulator(x))
 
 
+@jax.custom_vjp
+def _dot_float(x: types.Array, w: types.Array) -> types.Array:
+    return _product(x, w, 0)
+
+
+def _dot_backward(residuals, g):
+    # Contracting over several axes at once makes XLA CPU copy a transposed cotangent;
+    # over one axis it does not. The barrier makes both products read one cotangent.
+    x, w = residuals
+    g = lax.optimization_barrier(g)
+    rows = x.reshape(-1, x.shape[-1]), g.reshape(-1, g.shape[-1])
+    return _product(g, w, 1), rows[0].T @ rows[1]
+
+
+_dot_float.defvjp(lambda x, w: (_product(x, w, 0), (x, w)), _dot_backward)
+
+
 def dot(x: types.Array, w: types.Array) -> types.Array:
     """Multiplies x [..., in] by w [in, out]; int8 accumulates in int32."""
-    return _product(x, w, 0)
+    if jnp.issubdtype(x.dtype, jnp.integer):
+        return _product(x, w, 0)
+    return _dot_float(x, w)
 
 
 def dot_transposed(g: types.Array, w: types.Array) -> types.Array:
@@ -173,16 +192,30 @@ def _depthwise_forward(x, kernel, stride, same):
     return _depthwise(x, kernel, stride, same, 0), (x, kernel)
 
 
+def _kernel_gradient(x, g, kernel, stride: int, same: bool) -> types.Array:
+    """Computes the gradient of `depthwise` for its kernel."""
+    # One image after the other into sums of the size of an image, which stay in the
+    # cache: x and g are read once, where k * k reductions would read them k * k times.
+    positions = [(i, j) for i, j, _ in _shifts(x[:1], kernel, stride, same, 0)]
+
+    def add_image(sums, image):
+        x, g = image
+        taps = _shifts(x[None], kernel, stride, same, 0)
+        return tuple(s + tap[0] * g for s, (*_, tap) in zip(sums, taps, strict=True)), None
+
+    zeros = (jnp.zeros(g.shape[1:], g.dtype),) * len(positions)
+    sums, _ = lax.scan(add_image, zeros, (x, g))
+    return jnp.stack([jnp.sum(s, axis=(0, 1)) for s in sums]).reshape(kernel.shape)
+
+
 def _depthwise_backward(stride, same, residuals, g):
     # Automatic differentiation scatters k * k padded copies of g and adds them up;
-    # gathering from one padded g is the same sum in one pass over memory.
+    # gathering from one padded g is the same sum in one pass over memory. The barrier
+    # keeps XLA from computing g's own producers again for every tap.
     x, kernel = residuals
+    x, g = lax.optimization_barrier((x, g))
     dx = depthwise_input_gradient(g, kernel, x.shape[1:3], stride, same)
-    sums = [
-        jnp.sum(tap * g, axis=(0, 1, 2))
-        for *_, tap in _shifts(x, kernel, stride, same, 0)
-    ]
-    return dx, jnp.stack(sums).reshape(kernel.shape)
+    return dx, _kernel_gradient(x, g, kernel, stride, same)
 
 
 _depthwise_float.defvjp(_depthwise_forward, _depthwise_backward)

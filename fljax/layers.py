@@ -113,61 +113,53 @@ def _probe(x: types.Array, dummy: types.Array) -> types.Array:
 _probe.defvjp(lambda x, dummy: (x, None), lambda _, g: (g, quant.amax(g)))
 
 
-def _row_weights(x: types.Array, mask: types.Array | None):
-    """Gives weights that broadcast against x, and how many positions count."""
-    positions = x.size // x.shape[-1]
-    if mask is None:
-        return None, jnp.float32(positions)
-    weights = mask.reshape(mask.shape + (1,) * (x.ndim - 1))
-    return weights, jnp.maximum(jnp.sum(mask), 1.0) * (positions // x.shape[0])
+def _sum_rows(x: types.Array, mask: types.Array | None) -> types.Array:
+    """Sums x [B, ..., C] over all but the last axis, rows weighted by mask [B]."""
+    # Over positions first: a mask of the size of x would cost a pass over memory.
+    by_row = jnp.sum(x, axis=tuple(range(1, x.ndim - 1))) if x.ndim > 2 else x
+    return jnp.sum(by_row, axis=0) if mask is None else mask @ by_row
 
 
-def _statistics(x, mask):
+def _statistics(x: types.Array, mask: types.Array | None):
     """Computes mean, variance [C] over all but the last axis, and the count."""
-    weights, count = _row_weights(x, mask)
-    axes = tuple(range(x.ndim - 1))
-    total = jnp.sum(x if weights is None else x * weights, axis=axes)
-    mean = total / count
-    # Two passes: E[x^2] - mean^2 loses digits, and XLA CPU reads x twice either way.
-    centred = jnp.square(x - mean)
-    squares = jnp.sum(centred if weights is None else centred * weights, axis=axes)
-    return mean, squares / count, count
+    positions = x.size // (x.shape[0] * x.shape[-1])
+    rows = jnp.float32(x.shape[0]) if mask is None else jnp.sum(mask)
+    count = jnp.maximum(rows, 1.0) * positions
+    mean = _sum_rows(x, mask) / count
+    # One pass: subtracting the mean first would write a copy of x. What float32 loses
+    # is (mean / deviation)^2 times its precision, nothing at the inputs of a norm.
+    square = _sum_rows(x * x, mask) / count
+    return mean, jnp.maximum(square - mean * mean, 0.0), count
 
 
 @jax.custom_vjp
 def _batch_norm(x, scale, bias, mask):
-    y, mean, variance, count, _ = _batch_norm_forward(x, scale, bias, mask)[0]
-    return y, mean, variance, count
+    return _batch_norm_forward(x, scale, bias, mask)[0]
 
 
 def _batch_norm_forward(x, scale, bias, mask):
     mean, variance, count = _statistics(x, mask)
     inverse = lax.rsqrt(variance + EPSILON)
     y = (x - mean) * (inverse * scale) + bias
-    return (y, mean, variance, count, inverse), (x, scale, mean, inverse, mask, count)
-
-
-def _batch_norm_vjp_forward(x, scale, bias, mask):
-    (y, mean, variance, count, _), residuals = _batch_norm_forward(x, scale, bias, mask)
-    return (y, mean, variance, count), residuals
+    return (y, mean, variance, count), (x, scale, mean, inverse, mask, count)
 
 
 def _batch_norm_backward(residuals, cotangents):
     # One formula instead of the five passes that differentiating the mean and the
-    # variance would make. Padding rows carry no gradient in, and get none out.
+    # variance would make, and sums that need no normalised copy of x. Padding rows
+    # carry no gradient in, and get none out.
     x, scale, mean, inverse, mask, count = residuals
-    g = cotangents[0]
-    weights, _ = _row_weights(x, mask)
-    axes = tuple(range(x.ndim - 1))
-    normalised = (x - mean) * inverse
-    bias_gradient = jnp.sum(g, axis=axes)
-    scale_gradient = jnp.sum(g * normalised, axis=axes)
-    shared = (bias_gradient + normalised * scale_gradient) / count
-    shared = shared if weights is None else shared * weights
+    g = lax.optimization_barrier(cotangents[0])
+    bias_gradient = _sum_rows(g, None)
+    scale_gradient = inverse * (_sum_rows(g * x, None) - mean * bias_gradient)
+    slope = inverse * scale_gradient / count
+    shared = (bias_gradient / count - mean * slope) + x * slope
+    if mask is not None:
+        shared = shared * mask.reshape(mask.shape + (1,) * (x.ndim - 1))
     return (inverse * scale) * (g - shared), scale_gradient, bias_gradient, None
 
 
-_batch_norm.defvjp(_batch_norm_vjp_forward, _batch_norm_backward)
+_batch_norm.defvjp(_batch_norm_forward, _batch_norm_backward)
 
 
 def _record_range(module: nn.Module, y: types.Array) -> None:

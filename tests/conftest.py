@@ -1,0 +1,118 @@
+"""Session-wide strictness, and the small problem that the engine's tests share.
+
+Rank promotion stays allowed: layers broadcast vectors of channels [C] against
+activations [B, ..., C] everywhere, as linen does, and would need a `[None]` an axis.
+"""
+
+import pathlib
+from typing import NamedTuple
+
+import hypothesis
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fljax import client, quant, types
+from fljax.data import partition
+from fljax.models import network, small_convnet
+
+SHARED = pathlib.Path(__file__).resolve().parents[2] / "shared"
+
+jax.config.update("jax_debug_key_reuse", True)
+hypothesis.settings.register_profile(
+    "fljax", derandomize=True, deadline=None, max_examples=30, database=None
+)
+hypothesis.settings.load_profile("fljax")
+
+
+def pytest_configure(config):
+    """Turns warnings into errors, and leaves long tests to `-m long`."""
+    config.addinivalue_line("filterwarnings", "error")
+    if not config.option.markexpr:
+        config.option.markexpr = "not long"
+
+
+@pytest.fixture(scope="session")
+def shared():
+    """Gives the folder of reference facts beside the repository, or skips."""
+    if not SHARED.is_dir():
+        pytest.skip(f"needs the reference's figures in {SHARED}")
+    return SHARED
+
+
+class Problem(NamedTuple):
+    """A network and clients of uneven size, small enough to compile in seconds.
+
+    Attributes:
+      net: eight blocks on images of 8 x 8, three classes.
+      training: two epochs in batches of 4.
+      blocks: calibrated state of the network.
+      data: 40 examples.
+      shards: of 6 clients, 3 to 10 examples each.
+    """
+
+    net: network.Network
+    training: client.Training
+    blocks: tuple[dict, ...]
+    data: client.Data
+    shards: partition.Shards
+
+
+COUNTS = (10, 3, 8, 5, 4, 10)
+
+
+def make_data(seed: int = 0, examples: int = 40, classes: int = 3) -> client.Data:
+    """Draws images whose class shows in their mean."""
+    generator = np.random.default_rng(seed)
+    labels = np.arange(examples) % classes
+    x = generator.normal(size=(examples, 8, 8, 1)) + labels[:, None, None, None]
+    return client.Data(
+        jnp.asarray(x, jnp.float32),
+        jnp.asarray(labels, jnp.int32),
+        jnp.ones(1),
+        jnp.full(1, 1.5),
+    )
+
+
+@pytest.fixture(scope="session")
+def problem():
+    """Makes the problem once: what has the same shapes compiles once a session."""
+    net = small_convnet.small_convnet((8, 8, 1), 3)
+    spec = quant.DEFAULT
+
+    @jax.jit
+    def make(key):
+        init_key, calibration_key = jax.random.split(key)
+        blocks = network.init(net, init_key)
+        return client.calibrate(net, blocks, spec, calibration_key)
+
+    order = np.random.default_rng(1).permutation(40)
+    return Problem(
+        net,
+        client.Training(batch_size=4, local_epochs=2, spec=spec),
+        make(jax.random.key(0)),
+        make_data(),
+        partition.index_table(np.split(order, np.cumsum(COUNTS))[:-1]),
+    )
+
+
+def assert_close(ours, theirs, tolerance: float = 1e-5) -> None:
+    """Asserts that two trees agree in structure and, by leaf, to the tolerance."""
+    assert jax.tree.structure(ours) == jax.tree.structure(theirs)
+    for (path, a), b in zip(
+        jax.tree_util.tree_leaves_with_path(ours), jax.tree.leaves(theirs), strict=True
+    ):
+        where = jax.tree_util.keystr(path)
+        np.testing.assert_allclose(a, b, tolerance, tolerance, err_msg=where)
+
+
+def assert_same_bits(ours: types.Tree, theirs: types.Tree) -> None:
+    """Asserts that two trees agree in structure, dtypes and every bit."""
+    assert jax.tree.structure(ours) == jax.tree.structure(theirs)
+    for (path, a), b in zip(
+        jax.tree_util.tree_leaves_with_path(ours), jax.tree.leaves(theirs), strict=True
+    ):
+        a, b = np.asarray(a), np.asarray(b)
+        assert (a.dtype, a.shape) == (b.dtype, b.shape), jax.tree_util.keystr(path)
+        assert a.tobytes() == b.tobytes(), jax.tree_util.keystr(path)

@@ -1,0 +1,418 @@
+"""Fixed point: kernels against exact arithmetic in int64 and float64, and by hand."""
+
+import dataclasses
+
+import hypothesis
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import strategies
+
+from fljax import convs, quant
+
+BASES = {"default": quant.DEFAULT, "reference": quant.REFERENCE}
+FAN_IN = 12544  # the largest of the networks: 7 x 7 x 256
+booleans = strategies.booleans()
+
+
+def array(codes, scale=1.0, zero_point=0):
+    return quant.QArray(jnp.asarray(codes, jnp.int8), jnp.float32(scale), zero_point)
+
+
+@strategies.composite
+def specs(draw):
+    base = BASES[draw(strategies.sampled_from(sorted(BASES)))]
+    bits = draw(strategies.integers(2, 8))
+    return dataclasses.replace(base, bits=bits, per_channel=draw(booleans))
+
+
+# name -> (our product, its float form, shapes of x and w): few, for each compiles.
+PRODUCTS = {
+    "dot": (quant.dot, convs.dot, (3, 7), (7, 4)),
+    "long dot": (quant.dot, convs.dot, (2, 2, 300), (300, 5)),
+    "conv": (quant.conv, convs.conv, (2, 5, 4, 3), (3, 3, 3, 4)),
+    "pointwise": (quant.conv, convs.conv, (2, 3, 3, 6), (1, 1, 6, 4)),
+    "depthwise": (quant.depthwise, convs.depthwise, (2, 5, 4, 6), (3, 3, 6)),
+}
+
+
+@strategies.composite
+def products(draw):
+    """Draws a product of codes, a bias that its sums could reach, and a ratio."""
+    spec = draw(specs())
+    name = draw(strategies.sampled_from(sorted(PRODUCTS)))
+    kernel, form, x_shape, w_shape = PRODUCTS[name]
+    generator = np.random.default_rng(draw(strategies.integers(0, 2**32 - 1)))
+    nonnegative = draw(booleans)
+    zero = spec.zero_point_of(nonnegative)
+    low = zero if nonnegative else spec.lowest
+    x = array(
+        generator.integers(low, spec.highest + 1, x_shape),
+        10.0 ** draw(strategies.floats(-6, 2)),
+        zero,
+    )
+    outputs = w_shape[-1:] if spec.per_channel else ()
+    w = quant.QArray(
+        jnp.asarray(generator.integers(spec.lowest, spec.highest + 1, w_shape), "int8"),
+        jnp.asarray(10 ** generator.uniform(-3, -1, outputs), jnp.float32),
+    )
+    unit = np.float64(x.scale) * np.asarray(w.scale, np.float64)
+    reach = np.prod(w_shape[:-1]) * 2.0 ** (2 * spec.bits - 2)
+    bias = None
+    if draw(booleans):
+        bias = generator.uniform(-0.9, 0.9, w_shape[-1]) * unit * reach
+        bias = jnp.asarray(bias, jnp.float32)
+    ratio = 10.0 ** draw(strategies.floats(-6, 1))
+    out_scale = jnp.float32(np.max(unit) / ratio)
+    return spec, kernel, form, x, w, bias, out_scale, draw(booleans)
+
+
+def exact_sums(form, x, w):
+    """Multiplies codes in float64, where every sum of them is exact."""
+    with jax.enable_x64(True):
+        values = (
+            jnp.asarray(np.asarray(q.codes, np.float64) - q.zero_point) for q in (x, w)
+        )
+        return np.asarray(form(*values))
+
+
+def exact_codes(value, out_scale, spec, relu):
+    """Rounds float64 values to codes, ties up."""
+    zero = spec.zero_point_of(relu)
+    codes = np.floor(value / np.float64(out_scale) + 0.5) + zero
+    return np.clip(codes, zero if relu else spec.lowest, spec.highest)
+
+
+@hypothesis.given(products())
+def test_products_and_requantisation_are_within_one_code(case):
+    spec, kernel, form, x, w, bias, out_scale, relu = case
+    codes = quant.requantise(kernel(x, w, bias), out_scale, spec, relu)
+    assert codes.codes.dtype == jnp.int8
+    assert codes.zero_point == spec.zero_point_of(relu)
+    unit = np.float64(x.scale) * np.asarray(w.scale, np.float64)
+    value = exact_sums(form, x, w) * unit
+    value = value if bias is None else value + np.asarray(bias, np.float64)
+    exact = exact_codes(value, out_scale, spec, relu)
+    assert np.abs(np.asarray(codes.codes, int) - exact).max() <= 1
+    oracle = quant.requantise_oracle(
+        quant.apply_oracle(form, x, w, bias), out_scale, spec, relu
+    )
+    assert oracle.zero_point == codes.zero_point
+    difference = np.asarray(codes.codes, int) - np.asarray(oracle.codes, int)
+    assert np.abs(difference).max() <= 1
+
+
+def test_a_large_bias_is_not_lost():
+    # The norm of a channel may have a scale near 0 (weight decay takes it there) and
+    # any bias: the channel is its bias, whatever the scale of its weights.
+    w = quant.quantise_weights(jnp.array([[1.0, 1e-7, 0.0]] * 9), quant.DEFAULT)
+    x = array([[20] * 9], 0.02)
+    sums = quant.dot(x, w, jnp.array([0.5, 0.5, -0.5]))
+    y = quant.requantise(sums, jnp.float32(0.05), quant.DEFAULT)
+    # 9 * 20 * 0.02 * 1 + 0.5 = 4.1; two channels of bias alone
+    np.testing.assert_array_equal(y.codes, [[82, 10, -10]])
+
+
+@hypothesis.given(
+    strategies.integers(0, 2**32 - 1),
+    specs(),
+    strategies.floats(-6, 1),
+    strategies.floats(-6, 1),
+    strategies.tuples(booleans, booleans, booleans),
+)
+def test_add_is_within_one_code(seed, spec, log_a, log_b, nonnegative):
+    generator = np.random.default_rng(seed)
+    *inputs, relu = nonnegative
+    a, b = (
+        array(
+            generator.integers(spec.lowest, spec.highest + 1, (4, 5)),
+            0.3 * 10.0**log,
+            spec.zero_point_of(sign),
+        )
+        for log, sign in zip((log_a, log_b), inputs, strict=True)
+    )
+    y = quant.add(a, b, jnp.float32(0.3), spec, relu)
+    value = sum(
+        np.float64(q.scale) * (np.asarray(q.codes, np.float64) - q.zero_point)
+        for q in (a, b)
+    )
+    exact = exact_codes(value, np.float32(0.3), spec, relu)
+    assert np.abs(np.asarray(y.codes, int) - exact).max() <= 1
+    assert y.zero_point == spec.zero_point_of(relu)
+
+
+def test_add_by_hand():
+    a = array([100, -100, 3], 0.5)  # 50, -50, 1.5
+    b = array([-128, 127, 0], 0.25, -128)  # 0, 63.75, 32
+    y = quant.add(a, b, jnp.float32(1.0), quant.DEFAULT)
+    np.testing.assert_array_equal(y.codes, [50, 14, 34])
+    np.testing.assert_array_equal(y.dequantise(), [50, 14, 34])
+    # After a ReLU the zero point is the lowest code: 50 - 128, 14 - 128, 34 - 128.
+    z = quant.add(a, b, jnp.float32(1.0), quant.DEFAULT, relu=True)
+    np.testing.assert_array_equal(z.codes, [-78, -114, -94])
+    cut = quant.add(
+        a, array([-128] * 3, 0.25, -128), jnp.float32(1), quant.DEFAULT, True
+    )
+    np.testing.assert_array_equal(cut.dequantise(), [50, 0, 2])
+
+
+def draw_ratios(generator, size):
+    """Draws float32 ratios from 1e-6 to 10, powers of two and their neighbours too."""
+    ratios = (10.0 ** generator.uniform(-6, 1, size)).astype(np.float32)
+    powers = (2.0 ** generator.integers(-19, 4, size)).astype(np.float32)
+    edges = np.nextafter(powers, np.float32(generator.choice([0, 100])))
+    return np.where(
+        generator.random(size) < 0.2,
+        np.where(generator.random(size) < 0.5, powers, edges),
+        ratios,
+    )
+
+
+def test_rescale_against_exact_integers():
+    generator = np.random.default_rng(3)
+    size = 200_000
+    ratio = draw_ratios(generator, size)
+    magnitude = np.floor(2.0 ** generator.uniform(0, 30, size)).astype(np.int64)
+    accumulator = magnitude * generator.choice([-1, 1], size)
+    got = np.asarray(
+        jax.jit(quant.rescale)(accumulator.astype(np.int32), jnp.asarray(ratio)),
+        np.int64,
+    )
+    mantissa, exponent = np.frexp(ratio.astype(np.float64))
+    product = accumulator * (mantissa * 2**24).astype(np.int64)  # below 2^55
+    shift = 24 - exponent.astype(np.int64)  # result = product / 2^shift
+    half = np.left_shift(1, shift - 1)
+    exact = (product + half) >> shift
+    small = np.abs(exact) <= 2**15
+    # What the kernel drops is at most 3 units of 2^-12: it may lower a near tie only.
+    dropped = (3 * np.left_shift(1, shift - 12)).astype(np.int64)
+    lowest = (product + half - dropped) >> shift
+    assert small.mean() > 0.5
+    assert np.all((lowest <= got) & (got <= exact), where=small)
+    assert np.mean(got == exact, where=small) > 0.998
+    # Beyond, any result saturates every code, on the right side.
+    assert np.all(np.abs(got[~small]) >= 2**15)
+    assert np.all(np.sign(got[~small]) == np.sign(exact[~small]))
+
+
+def test_rescale_by_hand_rounds_ties_up():
+    half = jnp.float32(0.5)
+    sums = jnp.array([1, 2, 3, -1, -2, -3, 0], jnp.int32)
+    np.testing.assert_array_equal(quant.rescale(sums, half), [1, 1, 2, 0, -1, -1, 0])
+    np.testing.assert_array_equal(
+        quant.rescale_oracle(sums, half), [1, 1, 2, 0, -1, -1, 0]
+    )
+    by_channel = quant.rescale(jnp.full((2, 2), 1000), jnp.array([0.1, 3.0]))
+    np.testing.assert_array_equal(by_channel, [[100, 3000]] * 2)
+
+
+@pytest.mark.parametrize("ratio", [1e-12, 1e-6, 1.0, 10.0, 1e6])
+def test_rescale_saturates_without_turning_over(ratio):
+    extremes = jnp.array([2**31 - 1, -(2**31), 2**30, -(2**30)], jnp.int32)
+    got = np.asarray(quant.rescale(extremes, jnp.float32(ratio)), np.float64)
+    exact = np.asarray(extremes, np.float64) * ratio
+    # Right up to what any code needs; an accumulator itself is clipped at 2^30.
+    assert np.all(got * np.sign(exact) >= np.minimum(np.abs(exact), 512) - 1)
+
+
+@pytest.mark.parametrize("x_code", [-128, 127])
+@pytest.mark.parametrize("w_code", [-128, 127])
+@pytest.mark.parametrize("zero", [-128, -64, 0])
+def test_the_largest_fan_in_does_not_overflow(x_code, w_code, zero):
+    x = array(np.full((1, FAN_IN), x_code), 2.0**-7, zero)
+    w = array(np.full((FAN_IN, 2), w_code), 2.0**-7)
+    exact = (x_code - zero) * w_code * FAN_IN * 2.0**-14
+    for bias in (0.0, 2.0**13, -(2.0**13)):  # as large as the sums can be, and beyond
+        sums, unit = quant.dot(x, w, jnp.full(2, bias))
+        np.testing.assert_allclose(
+            np.asarray(sums, np.float64) * unit, exact + bias, rtol=1e-6
+        )
+    value = np.float32(max(abs(exact), 1.0))
+    y = quant.requantise(quant.dot(x, w), jnp.float32(value / 100), quant.DEFAULT)
+    np.testing.assert_array_equal(y.codes, np.full((1, 2), np.sign(exact) * 100))
+
+
+def test_a_bias_beyond_all_sums_saturates_on_its_side():
+    x, w = array(np.full((1, FAN_IN), 127)), array(np.full((FAN_IN, 2), 127))
+    sums = quant.dot(x, w, jnp.array([1e30, -1e30]))
+    y = quant.requantise(sums, jnp.float32(1.0), quant.DEFAULT)
+    np.testing.assert_array_equal(y.codes, [[127, -128]])
+
+
+@pytest.mark.parametrize("largest", [63.5, 1.0, 0.3, 1e-4, 7e5])
+def test_reference_codes_by_hand(largest):
+    # Facts sheet, section 7, item 5, in quint8: 0 or 1, 64, 127 or 128.
+    x = jnp.float32([-largest, 0, largest])
+    q = quant.quantise(
+        x, quant.scale_of(quant.REFERENCE, quant.amax(x)), quant.REFERENCE
+    )
+    low, middle, high = np.asarray(q.codes, int) + 128
+    assert (low in (0, 1), middle, high in (127, 128)) == (True, 64, True)
+    if largest == 63.5:  # the scale is 1: 63.5 is a tie, and goes to the even 64
+        assert (low, high) == (0, 128)
+
+
+def test_reference_headroom_by_hand():
+    # Range of quint8 with zero point 64: -64 s to 191 s = -1.008 to 3.008 of max|x|.
+    scale = quant.scale_of(quant.REFERENCE, jnp.float32(63.5))
+    values = quant.quantise(jnp.float32([-1e3, 100, 1e3]), scale, quant.REFERENCE)
+    np.testing.assert_allclose(values.dequantise(), [-64, 100, 191], rtol=1e-6)
+
+
+def test_default_codes_by_hand():
+    spec = quant.DEFAULT
+    signed = quant.quantise(jnp.float32([-127, 0, 2.5, 127, 300]), jnp.float32(1), spec)
+    np.testing.assert_array_equal(signed.codes, [-127, 0, 2, 127, 127])
+    scale = quant.scale_of(spec, jnp.float32(255), nonnegative=True)
+    assert scale == 1
+    positive = quant.quantise(jnp.float32([0, 1, 254, 255, 999]), scale, spec, True)
+    np.testing.assert_array_equal(positive.codes, [-128, -127, 126, 127, 127])
+    np.testing.assert_array_equal(positive.dequantise(), [0, 1, 254, 255, 255])
+
+
+@pytest.mark.parametrize(
+    ("bits", "signed", "nonnegative"), [(2, 1, 3), (4, 7, 15), (8, 127, 255)]
+)
+def test_levels_by_width(bits, signed, nonnegative):
+    spec = quant.Spec(bits=bits)
+    assert (spec.levels(False), spec.levels(True)) == (signed, nonnegative)
+    assert (spec.lowest, spec.highest) == (-signed - 1, signed)
+    halved = dataclasses.replace(spec, reduced_range=True)
+    assert (halved.levels(False), halved.levels(True)) == (signed / 2, nonnegative / 2)
+
+
+@hypothesis.given(strategies.integers(0, 2**32 - 1), specs(), booleans)
+def test_quantise_is_within_half_a_code_of_what_it_can_hold(seed, spec, nonnegative):
+    generator = np.random.default_rng(seed)
+    x = generator.standard_normal((4, 5)).astype(np.float32)
+    x = np.abs(x) if nonnegative else x
+    x[0, 0] = 0
+    scale = quant.scale_of(spec, quant.amax(jnp.asarray(x)), nonnegative)
+    q = quant.quantise(jnp.asarray(x), scale, spec, nonnegative)
+    assert q.codes[0, 0] == q.zero_point  # zero is exact: padding relies on it
+    codes = np.asarray(q.codes, int)
+    assert spec.lowest <= codes.min()
+    assert codes.max() <= spec.highest
+    # A "quarter" zero point has fewer codes below zero than max|x| needs.
+    low = (spec.lowest - q.zero_point) * np.float64(scale)
+    error = np.abs(np.asarray(q.dequantise(), np.float64) - np.maximum(x, low))
+    assert error.max() <= float(scale) * (0.5 + 1e-4)
+
+
+def test_amax_by_axis():
+    x = jnp.array([[1.0, -7.0], [-3.0, 2.0]])
+    assert quant.amax(x) == 7
+    np.testing.assert_array_equal(quant.amax(x, (0,)), [3, 7])
+
+
+def test_a_tensor_of_zeros_has_a_scale():
+    assert quant.scale_of(quant.DEFAULT, jnp.float32(0)) > 0
+    zeros = quant.quantise_weights(jnp.zeros((3, 2)), quant.DEFAULT)
+    np.testing.assert_array_equal(zeros.dequantise(), np.zeros((3, 2)))
+
+
+def test_weights_by_channel_and_by_tensor():
+    w = jnp.array([[127.0, 0.5], [-63.5, -0.25]])
+    by_channel = quant.quantise_weights(w, quant.DEFAULT)
+    np.testing.assert_allclose(by_channel.scale, [1, 0.5 / 127], rtol=1e-6)
+    np.testing.assert_array_equal(by_channel.codes, [[127, 127], [-64, -64]])
+    by_tensor = quant.quantise_weights(w, quant.Spec(per_channel=False))
+    np.testing.assert_array_equal(by_tensor.codes, [[127, 0], [-64, 0]])
+    assert by_tensor.scale == 1
+    # The reference's weights reach 63.5 codes, which round to 64 at most.
+    reference = quant.quantise_weights(w, quant.REFERENCE)
+    np.testing.assert_array_equal(reference.codes, [[64, 0], [-32, 0]])
+    assert reference.zero_point == 0
+    kernel = quant.quantise_weights(jnp.ones((3, 3, 2, 5)), quant.DEFAULT)
+    assert kernel.scale.shape == (5,)
+
+
+DRAWS = 40_000
+
+
+def stochastic(operation):
+    """Runs an operation of a key twice with one key, and once with another."""
+    first, again, other = (operation(jax.random.key(seed)) for seed in (0, 0, 1))
+    np.testing.assert_array_equal(first, again)
+    assert np.mean(np.asarray(first) != np.asarray(other)) > 0.01
+    return np.asarray(first, np.float64)
+
+
+def check_unbiased(codes, value):
+    """Checks that codes are the two neighbours of the value, on average the value."""
+    assert set(np.unique(codes)) == {np.floor(value), np.ceil(value)}
+    upwards = value - np.floor(value)
+    deviation = np.sqrt(upwards * (1 - upwards) / DRAWS)
+    assert abs(codes.mean() - value) < 5 * deviation
+
+
+@pytest.mark.parametrize("value", [12.3, -12.3, 0.02])
+def test_stochastic_rounding_is_unbiased_and_keyed(value):
+    spec = quant.Spec(rounding="stochastic")
+    x, one = jnp.full((DRAWS,), jnp.float32(value)), jnp.float32(1)
+    check_unbiased(
+        stochastic(lambda key: quant.quantise(x, one, spec, key=key).codes), value
+    )
+
+
+@pytest.mark.parametrize(("sums", "ratio"), [(1234, 0.01), (-1234, 0.01), (3, 0.3)])
+def test_stochastic_requantisation_is_unbiased(sums, ratio):
+    accumulator = quant.Accumulator(jnp.full((DRAWS,), sums), jnp.float32(ratio))
+
+    def codes(key):
+        return quant.requantise(
+            accumulator, jnp.float32(1), quant.DEFAULT, key=key
+        ).codes
+
+    check_unbiased(stochastic(codes), sums * ratio)
+
+
+def test_stochastic_addition_is_unbiased():
+    a, b = array(np.full(DRAWS, 33), 0.1), array(np.full(DRAWS, -50), 0.13)
+
+    def codes(key):
+        return quant.add(a, b, jnp.float32(1), quant.DEFAULT, key=key).codes
+
+    check_unbiased(stochastic(codes), 33 * 0.1 - 50 * 0.13)
+
+
+def test_stochastic_weights_are_unbiased():
+    w = jnp.full((DRAWS,), 0.203).at[0].set(1.0)
+    spec = quant.Spec(per_channel=False)
+    codes = stochastic(lambda key: quant.quantise_weights(w, spec, key).codes)
+    check_unbiased(codes[1:], 0.203 * 127)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"bits": 1}, "bits: expected 2 to 8, got 1"),
+        ({"bits": 9}, "bits: expected 2 to 8, got 9"),
+        ({"zero_point": "quarter"}, "needs reduced_range=True"),
+        ({"relu_zero_point": "quarter"}, "needs reduced_range=True"),
+        (
+            {"gradient_range": "observed"},
+            "needs gradient_place='output', got 'nowhere'",
+        ),
+        (
+            {"gradient_range": "observed", "gradient_place": "input"},
+            "needs gradient_place='output', got 'input'",
+        ),
+        # Results of the backward pass then take the scale of an observed gradient,
+        # and nobody observes one: all gradients would saturate near 1e-12.
+        ({"requantise_after": True}, "gradient_place"),
+    ],
+)
+def test_spec_refuses(fields, message):
+    with pytest.raises(ValueError, match=message):
+        quant.Spec(**fields)
+
+
+def test_spec_is_static():
+    assert hash(quant.Spec()) == hash(quant.DEFAULT)
+    assert quant.Spec() == quant.DEFAULT != quant.REFERENCE
+    with pytest.raises(TypeError):
+        quant.Spec(8)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        quant.DEFAULT.bits = 4
