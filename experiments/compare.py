@@ -23,7 +23,9 @@ from fljax import algorithms, simulation, writers
 
 configs.define_flags(skip=("algorithm", "seed"))
 _ALGORITHMS = flags.DEFINE_list(
-    "algorithms", ["cocofl", "fedavg", "fedavg_drop", "centralized"], "Which to compare."
+    "algorithms",
+    ["cocofl", "fedavg", "fedavg_drop", "centralized"],
+    "Which to compare.",
 )
 _SEEDS = flags.DEFINE_list("seeds", ["11"], "Seeds to repeat with, comma separated.")
 _WORKDIR = flags.DEFINE_string("workdir", "runs/compare", "Where everything goes.")

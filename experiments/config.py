@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from absl import flags
@@ -65,7 +65,6 @@ class Config:
     seed: int = _field(11, "Of everything that is drawn.")
 
 
-# Fields that leave the results of a round as they are.
 CHOICES: dict[str, tuple[str, ...]] = {
     "algorithm": tuple(algorithms.BY_NAME),
     "network": tuple(models.BY_NAME),
@@ -92,11 +91,14 @@ _LEAST: dict[str, float] = {
 
 def define_flags(skip: Iterable[str] = ()) -> None:
     """Defines a flag for every field that is not in `skip`."""
-    define = {"int": flags.DEFINE_integer, "float": flags.DEFINE_float}
+    define: dict[Any, Callable] = {
+        "int": flags.DEFINE_integer,
+        "float": flags.DEFINE_float,
+        "str": flags.DEFINE_string,
+    }
     for field in dataclasses.fields(Config):
         if field.name not in skip:
-            make = define.get(str(field.type), flags.DEFINE_string)
-            make(field.name, field.default, field.metadata["help"])
+            define[field.type](field.name, field.default, field.metadata["help"])
 
 
 def from_flags(values: flags.FlagValues, **fixed: Any) -> Config:
@@ -106,7 +108,8 @@ def from_flags(values: flags.FlagValues, **fixed: Any) -> Config:
       ValueError: as of `check`.
     """
     names = {field.name for field in dataclasses.fields(Config)} - fixed.keys()
-    config = Config(**{name: values[name].value for name in names}, **fixed)
+    given: dict[str, Any] = {name: values[name].value for name in names}
+    config = Config(**given, **fixed)
     check(config)
     return config
 

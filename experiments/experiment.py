@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -51,8 +51,8 @@ def _numbers(flag: str, text: str, channels: int, otherwise: np.ndarray) -> np.n
     low = 0 if flag == "std" else -np.inf
     if values.shape != (channels,) or not np.all(np.isfinite(values) & (values > low)):
         raise ValueError(
-            f"--{flag}: expected {channels} number{'s' * (channels > 1)}, one a channel "
-            f"of the data, got {text!r}"
+            f"--{flag}: expected {channels} number{'s' * (channels > 1)}, one for each "
+            f"channel of the data, got {text!r}"
         )
     return values
 
@@ -103,7 +103,9 @@ def split(config: configs.Config, data: types.Dataset) -> list[np.ndarray]:
 def _tiers(config: configs.Config) -> tuple[devices.Tier, ...]:
     if config.tiers_file:
         return devices.load_tiers(config.tiers_file)
-    return devices.parse_tiers(config.tiers) if config.tiers else devices.REFERENCE_TIERS
+    return (
+        devices.parse_tiers(config.tiers) if config.tiers else devices.REFERENCE_TIERS
+    )
 
 
 def _table(config: configs.Config, net, counts) -> costs.CostTable:
@@ -120,7 +122,8 @@ def _table(config: configs.Config, net, counts) -> costs.CostTable:
 
 def _spec(config: configs.Config) -> quant.Spec:
     base = {"default": quant.DEFAULT, "reference": quant.REFERENCE}[config.fixed_point]
-    return dataclasses.replace(base, bits=config.bits, rounding=config.rounding)
+    rounding: Any = config.rounding  # one of the names that config.check lets through
+    return dataclasses.replace(base, bits=config.bits, rounding=rounding)
 
 
 def _learning_rate(config: configs.Config):
@@ -183,10 +186,8 @@ def build(config: configs.Config) -> Experiment:
 
 def _evaluator(config, net, test_data, mixes, tiers, running) -> simulation.Evaluator:
     size = len(test_data.y)
-    indices, mask = evaluate.batches(
-        size, min(config.eval_batch_size, size), config.seed
-    )
-    indices, mask = jnp.asarray(indices), jnp.asarray(mask)
+    order = evaluate.batches(size, min(config.eval_batch_size, size), config.seed)
+    indices, mask = (jnp.asarray(x) for x in order)
     names = tuple(tier.name for tier in tiers)
 
     def scores(state: averaging.State) -> evaluate.Scores:
@@ -222,14 +223,15 @@ def run(
     made = algorithm(config, ready)
     with progress.Progress(config.rounds, label=label or config.algorithm) as bar:
         hooks = simulation.Hooks(bar.start, bar.update, bar.message)
-        _, records = simulation.run(
+        if workdir is None:
+            return simulation.run(made, config.rounds, ready.evaluator, hooks)[1]
+        return simulation.run_in_folder(
             made,
             config.rounds,
             ready.evaluator,
-            workdir=workdir,
-            config=dataclasses.asdict(config),
+            workdir,
+            dataclasses.asdict(config),
             tensorboard=tensorboard,
             checkpoint_every=checkpoint_every,
             hooks=hooks,
-        )
-    return records
+        )[1]

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 
 import jax
-from absl import app, flags
+from absl import app, flags, logging
 
 _CACHE = flags.DEFINE_string(
     "compilation_cache",
@@ -48,6 +48,7 @@ def run(main: Callable[[], None]) -> None:
     def guarded(_: list[str]) -> int:
         from fljax import simulation
 
+        logging.set_verbosity(logging.WARNING)  # jax tells of backends it has not
         if _CACHE.value:
             jax.config.update("jax_compilation_cache_dir", _CACHE.value)
             jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

@@ -175,7 +175,9 @@ def _gradient_step(net, plan, spec, frozen, trained, x, labels, mask, key):
         h, updates = network.run(
             net, state, x, window, first, mutable=("norms", "ranges")
         )
-        h, _ = network.run(net, frozen[last + 1 :], h, calls[last + 1 :], last + 1, key=key)
+        h, _ = network.run(
+            net, frozen[last + 1 :], h, calls[last + 1 :], last + 1, key=key
+        )
         return cross_entropy(h, labels, mask), updates
 
     params, backward = (

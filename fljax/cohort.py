@@ -37,11 +37,11 @@ class Group(NamedTuple):
       size: [] int32, how many of the slots are clients.
     """
 
-    ids: types.Array
-    indices: types.Array
-    counts: types.Array
-    weights: types.Array
-    size: types.Array
+    ids: types.ArrayLike
+    indices: types.ArrayLike
+    counts: types.ArrayLike
+    weights: types.ArrayLike
+    size: types.ArrayLike
 
 
 class Reports(NamedTuple):
@@ -56,7 +56,9 @@ class Reports(NamedTuple):
     finite: types.Array
 
 
-def sample(seed: int, round_index: int, candidates: np.ndarray, size: int) -> np.ndarray:
+def sample(
+    seed: int, round_index: int, candidates: np.ndarray, size: int
+) -> np.ndarray:
     """Draws the cohort of a round without replacement.
 
     Args:
@@ -123,7 +125,13 @@ def _chunk(group: Group, start, width: int) -> Group:
     def rows(x):
         return lax.dynamic_slice_in_dim(x, start, width)
 
-    return Group(*(rows(x) for x in group[:4]), size=group.size)
+    return Group(
+        rows(group.ids),
+        rows(group.indices),
+        rows(group.counts),
+        rows(group.weights),
+        group.size,
+    )
 
 
 def _train_chunk(net, plan, training, blocks, frozen, data, chunk, key, learning_rate):
@@ -216,7 +224,9 @@ def run_group(
         jnp.zeros(()),
         Reports(jnp.zeros(slots), jnp.ones(slots, bool)),
     )
-    deltas, weight, reports = lax.fori_loop(0, -(-group.size // width), chunk_step, carry)
+    deltas, weight, reports = lax.fori_loop(
+        0, -(-group.size // width), chunk_step, carry
+    )
     new = server.Totals(
         (*totals.deltas[: plan.first], *deltas, *totals.deltas[plan.last + 1 :]),
         tuple(

@@ -201,7 +201,9 @@ def _kernel_gradient(x, g, kernel, stride: int, same: bool) -> types.Array:
     def add_image(sums, image):
         x, g = image
         taps = _shifts(x[None], kernel, stride, same, 0)
-        return tuple(s + tap[0] * g for s, (*_, tap) in zip(sums, taps, strict=True)), None
+        return tuple(
+            s + tap[0] * g for s, (*_, tap) in zip(sums, taps, strict=True)
+        ), None
 
     zeros = (jnp.zeros(g.shape[1:], g.dtype),) * len(positions)
     sums, _ = lax.scan(add_image, zeros, (x, g))

@@ -134,7 +134,9 @@ def summary(scores: Scores, mixes: np.ndarray, names: tuple[str, ...]) -> dict:
     known = mixes * ~np.isnan(accuracy)
     share = known.sum(axis=1)
     by_tier = (known @ np.nan_to_num(accuracy)) / np.maximum(share, 1e-12)
-    tiers = {n: float(a) for n, a, s in zip(names, by_tier, share, strict=True) if s > 0}
+    tiers = {
+        n: float(a) for n, a, s in zip(names, by_tier, share, strict=True) if s > 0
+    }
     return {
         "test_accuracy": float(np.sum(scores.correct)) / total,
         "test_loss": float(scores.loss) / total,

@@ -89,8 +89,9 @@ def _to_ranged(x: Signal) -> Ranged:
 
 def _scale(x: Ranged, spec: quant.Spec, carried: bool) -> types.Array:
     """Gives the scale of x: what it was observed to need, or what this batch needs."""
-    known = carried and x.largest is not None
-    largest = x.largest if known else quant.amax(x.value)
+    largest = x.largest if carried else None
+    if largest is None:
+        largest = quant.amax(x.value)
     return quant.scale_of(spec, largest, x.nonnegative)
 
 
@@ -168,6 +169,15 @@ def _record_range(module: nn.Module, y: types.Array) -> None:
         module.put_variable("ranges", "range", quant.amax(lax.stop_gradient(y)))
 
 
+def _frozen_range(module: nn.Module) -> types.Array:
+    """Reads the module's observed range from what was frozen."""
+
+    def read() -> types.Array:
+        return module.get_variable("ranges", "range")
+
+    return module.variable("frozen", "output", read).value
+
+
 def _count(module, operation, x, y, kernel) -> None:
     """Stores in `counts`, where asked for, what the product computes and keeps."""
     if module.is_mutable_collection("counts"):
@@ -228,28 +238,35 @@ class _Frozen(NamedTuple):
     gradient: types.Array  # observed max|gradient|
 
 
+def _split(key: types.Key | None):
+    return (None, None) if key is None else jax.random.split(key)
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _after(operation, spec, relu, x: Ranged, frozen: _Frozen, key):
+def _after(operation, spec, relu, x, frozen, key):
     """Runs a frozen layer after the window: float32 in and out, codes inside."""
-    carried = spec.input_range == "carried"
-    scale = _scale(x, spec, carried)
-    codes = quant.quantise(x.value, scale, spec, x.nonnegative, key)
+    input_key, output_key = _split(key)
+    scale = _scale(x, spec, spec.input_range == "carried")
+    codes = quant.quantise(x.value, scale, spec, x.nonnegative, input_key)
     weights = frozen.weights
     if not spec.requantise_after:
         sums, unit = operation.codes(codes, weights)
         return sums.astype(jnp.float32) * unit + frozen.bias
     sums = operation.codes(codes, weights, frozen.bias)
     out_scale = quant.scale_of(spec, frozen.output, relu)
-    return quant.requantise(sums, out_scale, spec, key=key).dequantise()
+    return quant.requantise(sums, out_scale, spec, relu, output_key).dequantise()
 
 
 def _after_forward(operation, spec, relu, x, frozen, key):
-    return _after(operation, spec, relu, x, frozen, key), (x, frozen, key)
+    forward_key, backward_key = _split(key)
+    y = _after(operation, spec, relu, x, frozen, forward_key)
+    return y, (x, frozen, backward_key)
 
 
 def _after_backward(operation, spec, relu, residuals, g):
     del relu
     x, frozen, key = residuals
+    input_key, output_key = _split(key)
     weights = frozen.weights
     # The sum runs over output channels, so their scales go into the cotangent.
     g = g * weights.scale if weights.scale.ndim else g
@@ -259,13 +276,13 @@ def _after_backward(operation, spec, relu, residuals, g):
     else:
         largest = quant.amax(g)
     centred = quant.Spec(bits=spec.bits, reduced_range=spec.reduced_range)
-    codes = quant.quantise(g, quant.scale_of(centred, largest), centred, key=key)
+    codes = quant.quantise(g, quant.scale_of(centred, largest), centred, key=input_key)
     size = x.shape[1:3]
     sums = operation.input_gradient(codes.codes, weights.codes, size)
     result = quant.Accumulator(sums, codes.scale * factor)
     if spec.requantise_after:
         out_scale = quant.scale_of(spec, frozen.gradient)
-        dx = quant.requantise(result, out_scale, spec, key=key).dequantise()
+        dx = quant.requantise(result, out_scale, spec, key=output_key).dequantise()
     else:
         dx = result.sums.astype(jnp.float32) * result.unit
     largest = None if x.largest is None else jnp.zeros_like(x.largest)
@@ -277,7 +294,9 @@ _after.defvjp(_after_forward, _after_backward)
 
 def _bias_uniform(fan_in: int):
     bound = fan_in**-0.5
-    return lambda key, shape: jax.random.uniform(key, shape, minval=-bound, maxval=bound)
+    return lambda key, shape: jax.random.uniform(
+        key, shape, minval=-bound, maxval=bound
+    )
 
 
 class Product(nn.Module):
@@ -315,9 +334,9 @@ class Product(nn.Module):
             return Ranged(y, None, self.relu)
         if call.role is types.Role.FROZEN_BEFORE:
             return self._before(to_codes(x, call.spec, self._key(call)), call)
-        y = self._frozen_after(_to_ranged(x), call)
-        value = jax.nn.relu(y.value) if self.relu else y.value
-        return Ranged(value, y.largest, self.relu)
+        after = self._frozen_after(_to_ranged(x), call)
+        value = jax.nn.relu(after.value) if self.relu else after.value
+        return Ranged(value, after.largest, self.relu)
 
     def _key(self, call: Call) -> types.Key | None:
         return self.make_rng("rounding") if call.spec.rounding == "stochastic" else None
@@ -326,15 +345,16 @@ class Product(nn.Module):
         """Declares the parameters: kernel, and scale and bias, or bias alone."""
         k = self.kernel_size
         kind = self.operation.kind
+        axes: dict[str, Any] = {}
         if kind == "dense":
             shape: tuple[int, ...] = (channels, self.features)
-            fan_in, axes = channels, {}
+            fan_in = channels
         elif kind == "depthwise":
             # The one input channel of each output is no axis of the kernel.
             shape, fan_in = (k, k, channels), k * k
             axes = {"in_axis": (0, 1), "out_axis": 2}
         else:
-            shape, fan_in, axes = (k, k, channels, self.features), k * k * channels, {}
+            shape, fan_in = (k, k, channels, self.features), k * k * channels
         initial = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform", **axes)
         kernel = self.param("kernel", initial, shape)
         outputs = (shape[-1],)
@@ -386,7 +406,7 @@ class Product(nn.Module):
             self.variable("backward", "range", jnp.zeros, ())
         if not self.quantised or not self.has_variable("backward", "range"):
             return lambda x, place: x
-        dummy = self.get_variable("backward", "range")
+        dummy: types.Array = self.get_variable("backward", "range")
         return lambda x, place: _probe(x, dummy) if place == spec.gradient_place else x
 
     def _observe(self, y: types.Array) -> None:
@@ -399,10 +419,7 @@ class Product(nn.Module):
         ).value
         kernel, scale, bias = frozen
         y = self.operation.floats(x, kernel)
-        if not self.norm:
-            y = y + bias
-        else:
-            y = _batch_norm(y, scale, bias, call.mask)[0]
+        y = _batch_norm(y, scale, bias, call.mask)[0] if self.norm else y + bias
         return jax.nn.relu(y) if self.relu else y
 
     def _folded(self, channels: int):
@@ -417,13 +434,11 @@ class Product(nn.Module):
     def _freeze(self, channels: int, call: Call) -> _Frozen:
         kernel, bias = self._folded(channels)
         weights = quant.quantise_weights(kernel, call.spec, self._key(call))
-        observed = self.get_variable("ranges", "range")
+        observed: types.Array = self.get_variable("ranges", "range")
         return _Frozen(weights, bias, observed, self.get_variable("backward", "range"))
 
     def _before(self, x: quant.QArray, call: Call) -> quant.QArray:
-        frozen = self.variable(
-            "frozen", "layer", self._freeze, x.shape[-1], call
-        ).value
+        frozen = self.variable("frozen", "layer", self._freeze, x.shape[-1], call).value
         sums = self.operation.codes(x, frozen.weights, frozen.bias)
         return quant.requantise(
             sums,
@@ -436,9 +451,7 @@ class Product(nn.Module):
     def _frozen_after(self, x: Ranged, call: Call) -> Ranged:
         if self.operation.kind == "depthwise" and not call.spec.depthwise_after:
             return self._folded_float(x, call)
-        frozen = self.variable(
-            "frozen", "layer", self._freeze, x.shape[-1], call
-        ).value
+        frozen = self.variable("frozen", "layer", self._freeze, x.shape[-1], call).value
         y = _after(self.operation, call.spec, self.relu, x, frozen, self._key(call))
         return Ranged(y, frozen.output)
 
@@ -446,9 +459,7 @@ class Product(nn.Module):
         kernel, bias = self.variable(
             "frozen", "folded", self._folded, x.shape[-1]
         ).value
-        output = self.variable(
-            "frozen", "output", lambda: self.get_variable("ranges", "range")
-        ).value
+        output = _frozen_range(self)
         return Ranged(self.operation.floats(x.value, kernel) + bias, output)
 
 
@@ -466,7 +477,9 @@ def depthwise(kernel_size: int, stride: int = 1, **fields) -> Product:
 
 def dense(features: int, **fields) -> Product:
     """Makes a dense layer; without a norm unless `norm=True` is given."""
-    return Product(features, Operation("dense"), norm=fields.pop("norm", False), **fields)
+    return Product(
+        features, Operation("dense"), norm=fields.pop("norm", False), **fields
+    )
 
 
 class Add(nn.Module):
@@ -483,9 +496,7 @@ class Add(nn.Module):
         """Adds a and b, both [B, ..., C]; float, QArray or Ranged by role."""
         if call.role is types.Role.TRAINED:
             return self._trained(to_float(a) + to_float(b))
-        observed = self.variable(
-            "frozen", "output", lambda: self.get_variable("ranges", "range")
-        ).value
+        observed = _frozen_range(self)
         stochastic = call.spec.rounding == "stochastic"
         key = self.make_rng("rounding") if stochastic else None
         if call.role is types.Role.FROZEN_BEFORE:

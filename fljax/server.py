@@ -97,7 +97,7 @@ def step(
     for block, new, delta, weight in zip(
         state.blocks, params, totals.deltas, totals.weights, strict=True
     ):
-        divisors = {name: cohort_weight for name in block}
+        divisors = dict.fromkeys(block, cohort_weight)
         divisors.update({name: jnp.maximum(weight, 1e-9) for name in PLAIN})
         moved = {
             name: jax.tree.map(

@@ -6,6 +6,7 @@ waits for it.
 
 from __future__ import annotations
 
+import pathlib
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -80,9 +81,7 @@ def _training_fields(report: averaging.Report) -> Record:
             f"client{'s' * (len(names) > 1)} {', '.join(names)}; lower the learning "
             f"rate or look at their data"
         )
-    plans_used: dict[str, int] = {
-        str(plan): len(ids) for plan, ids, _ in report.groups
-    }
+    plans_used: dict[str, int] = {str(plan): len(ids) for plan, ids, _ in report.groups}
     return {
         "round": report.assignment.round,
         "train_loss": float(np.mean(np.concatenate(losses), dtype=np.float64)),
@@ -151,20 +150,50 @@ def run(
     algorithm: averaging.Algorithm,
     rounds: int,
     evaluator: Evaluator | None = None,
+    hooks: Hooks | None = None,
+) -> tuple[averaging.State, list[Record]]:
+    """Runs an algorithm in memory, as notebooks do.
+
+    Args:
+      algorithm: what to run.
+      rounds: how many.
+      evaluator: None: no evaluation.
+      hooks: what to tell the user.
+
+    Returns:
+      The final state and the record of every round.
+
+    Raises:
+      NonFiniteError: training diverged.
+    """
+    hooks = hooks or Hooks()
+    last, records = algorithm.init(), []
+    hooks.start(0)
+    for state, record in iterate(algorithm, last, 0, rounds, evaluator, hooks.message):
+        last = state
+        records.append(record)
+        hooks.record(record)
+    return last, records
+
+
+def run_in_folder(
+    algorithm: averaging.Algorithm,
+    rounds: int,
+    evaluator: Evaluator | None,
+    workdir: str,
+    config: Record,
     *,
-    workdir: str | None = None,
-    config: Record | None = None,
     tensorboard: bool = True,
     checkpoint_every: int = 1,
     hooks: Hooks | None = None,
 ) -> tuple[averaging.State, list[Record]]:
-    """Runs an algorithm, in memory or in a run folder where it can be resumed.
+    """Runs an algorithm in a run folder, from where an earlier call stopped.
 
     Args:
       algorithm: what to run.
-      rounds: how many rounds the whole run has.
+      rounds: how many the whole run has.
       evaluator: None: no evaluation.
-      workdir: the run folder; None: nothing is written.
+      workdir: the run folder.
       config: what the run depends on, as plain data; a folder that holds another
         one is refused (`rounds` may grow).
       tensorboard: write TensorBoard events too.
@@ -179,61 +208,40 @@ def run(
       NonFiniteError: training diverged; the last good state is saved.
     """
     hooks = hooks or Hooks()
-    if workdir is None:
-        state, records = algorithm.init(), []
-        for state, record in iterate(
-            algorithm, state, 0, rounds, evaluator, hooks.message
-        ):
-            records.append(record)
-            hooks.record(record)
-        return state, records
-    with writers.open_run(workdir, config or {}, may_change=("rounds",)) as folder:
-        for note in folder.notes:
-            hooks.message(note)
-        state = _run_in_folder(
-            algorithm,
-            rounds,
-            evaluator,
-            folder,
-            tensorboard=tensorboard,
-            checkpoint_every=checkpoint_every,
-            hooks=hooks,
-        )
-        return state, writers.read_metrics(folder.path)
-
-
-def _run_in_folder(
-    algorithm, rounds, evaluator, folder, *, tensorboard, checkpoint_every, hooks
-) -> averaging.State:
-    template = jax.eval_shape(algorithm.init)
-    restored = checkpoints.restore(folder.path, template)
-    if restored is None:
-        first, state = 0, algorithm.init()
-    else:
-        first, state = restored.round, restored.state
-        for note in restored.notes:
-            hooks.message(note)
-        hooks.message(f"resuming {folder.path} at round {first} of {rounds}")
-    hooks.start(first)
-    good = saved = first
-    with (
-        writers.MetricsWriter(folder.path, first, tensorboard) as metrics,
-        checkpoints.AsyncCheckpointer(folder.path) as checkpointer,
-    ):
-        for note in metrics.notes:
-            hooks.message(note)
-        try:
-            for state, record in iterate(
+    with writers.open_run(workdir, config, may_change=("rounds",)) as folder:
+        first, state, notes = _restore(algorithm, folder.path)
+        with writers.MetricsWriter(folder.path, first, tensorboard) as metrics:
+            for note in (*folder.notes, *notes, *metrics.notes):
+                hooks.message(note)
+            if first:
+                hooks.message(f"resuming {workdir} at round {first} of {rounds}")
+            hooks.start(first)
+            outcomes = iterate(
                 algorithm, state, first, rounds, evaluator, hooks.message
-            ):
+            )
+            kept = _keep(outcomes, metrics, folder.path, checkpoint_every, hooks)
+        return kept or state, writers.read_metrics(folder.path)
+
+
+def _restore(algorithm: averaging.Algorithm, path: pathlib.Path):
+    """Reads the newest sound checkpoint, or starts anew."""
+    restored = checkpoints.restore(path, jax.eval_shape(algorithm.init))
+    return restored or checkpoints.Restored(0, algorithm.init(), ())
+
+
+def _keep(outcomes, metrics, path, every: int, hooks: Hooks) -> averaging.State | None:
+    """Writes records and checkpoints as rounds finish; returns the last state."""
+    last, unsaved, done = None, False, 0
+    with checkpoints.AsyncCheckpointer(path) as checkpointer:
+        try:
+            for state, record in outcomes:
                 metrics.write(record)
-                good = record["round"] + 1
-                if good % checkpoint_every == 0 or good == rounds:
-                    checkpointer.save(good, state)
-                    saved = good
+                last, done = state, record["round"] + 1
+                unsaved = done % every != 0
+                if not unsaved:
+                    checkpointer.save(done, state)
                 hooks.record(record)
-        finally:
-            # Diverged, or stopped by Ctrl-C: keep what is good.
-            if good > saved:
-                checkpointer.save(good, state)
-    return state
+        finally:  # at the end, diverged, or stopped by Ctrl-C: keep what is good
+            if unsaved:
+                checkpointer.save(done, last)
+    return last

@@ -32,9 +32,7 @@ def merge(taken: tuple, left: tuple) -> tuple:
       >>> merge(("a", None, "c"), (None, "b", None))
       ('a', 'b', 'c')
     """
-    return tuple(
-        a if a is not None else b for a, b in zip(taken, left, strict=True)
-    )
+    return tuple(a if a is not None else b for a, b in zip(taken, left, strict=True))
 
 
 def add(a: types.Tree, b: types.Tree) -> types.Tree:

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 Array = jax.Array
+ArrayLike = Any  # an array on the host or on the device
 Key = jax.Array  # a typed key of jax.random.key
 Tree = Any  # any pytree of arrays
 Params = Any  # pytree of float32 parameters

@@ -226,7 +226,9 @@ def _draw(tag: str, name: str, shape) -> np.ndarray:
     if len(shape) >= 2:
         return r.standard_normal(shape) * 1.5 / np.sqrt(np.prod(shape[1:]))
     is_norm_scale = name.endswith("weight")
-    return r.uniform(0.5, 1.5, shape) if is_norm_scale else 0.2 * r.standard_normal(shape)
+    return (
+        r.uniform(0.5, 1.5, shape) if is_norm_scale else 0.2 * r.standard_normal(shape)
+    )
 
 
 def _drawn_state(net: network.Network, names: list[dict], tag: str) -> list[dict]:

@@ -22,7 +22,6 @@ from fljax import client, cohort, costs, devices, plans, policies, server, types
 from fljax.data import partition
 from fljax.models import network
 
-
 INITIAL_TAG = 0xFFFF0000  # no round has this number
 
 
@@ -172,8 +171,8 @@ def averaging(
     everyone = np.arange(len(fed.shards.counts)) if candidates is None else candidates
     if fed.clients_per_round > len(everyone):
         raise ValueError(
-            f"clients_per_round: expected at most {len(everyone)}, the clients that may "
-            f"take part, got {fed.clients_per_round}"
+            f"clients_per_round: expected at most {len(everyone)}, the clients that "
+            f"may take part, got {fed.clients_per_round}"
         )
     slots = -(-fed.clients_per_round // fed.width) * fed.width
     counts = np.asarray(fed.shards.counts)

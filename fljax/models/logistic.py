@@ -33,4 +33,6 @@ def logistic(
 ) -> network.Network:
     """Makes the network; it has no norm, so `tracked` changes nothing."""
     del tracked
-    return network.Network("logistic", (Logistic(num_classes),), input_shape, num_classes)
+    return network.Network(
+        "logistic", (Logistic(num_classes),), input_shape, num_classes
+    )

@@ -125,5 +125,3 @@ def mobilenetv2(
             )
     blocks += [Outer(1280, 1, tracked), Classifier(num_classes)]
     return network.Network("mobilenetv2", tuple(blocks), input_shape, num_classes)
-
-

@@ -1,0 +1,178 @@
+"""Networks: parameters, bytes and operations against published figures and by hand."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fljax import layers, models, plans, types
+from fljax.models import logistic, mobilenetv2, network, small_convnet
+from tests import conftest
+
+BEFORE, TRAINED, AFTER = (
+    types.Role.FROZEN_BEFORE,
+    types.Role.TRAINED,
+    types.Role.FROZEN_AFTER,
+)
+# Facts sheet, section 4: parameters and upload bytes of MobileNetV2's blocks.
+MOBILENET_BLOCKS = {
+    0: (928, 3_712),
+    1: (2_528, 10_932),
+    2: (5_568, 24_244),
+    3: (8_832, 37_864),
+    4: (10_000, 42_596),
+    5: (14_848, 62_760),
+    7: (21_056, 87_844),
+    8: (54_272, 223_784),
+    11: (72_960, 299_572),
+    12: (118_272, 483_112),
+    14: (155_264, 631_588),
+    15: (320_000, 1_296_680),
+    17: (525_760, 2_123_572),
+    18: (412_160, 1_648_640),
+    19: (12_810, 51_240),
+}
+
+
+@pytest.fixture(scope="module")
+def mobilenet_counts():
+    return network.counts(mobilenetv2.mobilenetv2())
+
+
+def test_mobilenetv2_is_as_large_as_the_reference(mobilenet_counts):
+    assert len(mobilenet_counts) == 20
+    assert sum(block.params for block in mobilenet_counts) == 2_296_922
+    assert plans.upload_bytes(plans.full(20), mobilenet_counts) == 9_318_260
+    for index, (params, upload) in MOBILENET_BLOCKS.items():
+        block = mobilenet_counts[index]
+        assert (block.params, block.upload_bytes) == (params, upload), index
+
+
+def test_mobilenetv2_operations(mobilenet_counts):
+    total = sum(block.macs + block.depthwise_macs for block in mobilenet_counts)
+    assert round(total / 1e6, 1) == 91.2
+    stem, second, *_, last = mobilenet_counts
+    assert (stem.macs, stem.depthwise_macs) == (32 * 32 * 27 * 32, 0)
+    # 32 > 16, expansion 1, through a 1 x 1 shortcut: expand, project, shortcut
+    assert second.macs == 32 * 32 * (32 * 32 + 32 * 16 + 32 * 16)
+    assert second.depthwise_macs == 32 * 32 * 9 * 32
+    assert (last.macs, last.outputs, last.kept) == (1280 * 10, 10, 1280 + 10)
+
+
+def test_upload_of_every_window_is_the_published_one(mobilenet_counts, shared):
+    table = json.loads((shared / "reference/tables/MobileNet.json").read_text())
+    full = plans.upload_bytes(plans.full(20), mobilenet_counts)
+    assert len(table["windows"]) == 210
+    for first, last, _, data, _ in table["windows"]:
+        upload = plans.upload_bytes(plans.Plan(first, last), mobilenet_counts)
+        assert abs(upload / full - data) <= 0.5e-5 + 1e-9, (first, last)
+
+
+def test_small_convnet_by_hand():
+    counts = network.counts(small_convnet.small_convnet((8, 8, 1), 3))
+    assert len(counts) == 8
+    # Stem: 9 taps x 16, scale and bias of 16; outer norms keep no statistics.
+    assert counts[0].params == 9 * 16 + 32
+    assert counts[0].upload_bytes == 4 * counts[0].params
+    # A block inside sends mean and variance, two ranges and the norm's batch counter.
+    assert counts[1].params == 9 * 16 * 16 + 32
+    assert counts[1].upload_bytes == 4 * (counts[1].params + 32 + 2 + 1)
+    assert [block.outputs for block in counts] == [
+        *(64 * 16, 64 * 16, 16 * 32, 16 * 32, 4 * 64, 4 * 64, 4 * 64),
+        3,
+    ]
+    assert counts[2].macs == 16 * 9 * 16 * 32
+    assert counts[2].kept == 64 * 16 + 16 * 32
+    assert counts[7].params == 64 * 3 + 3
+
+
+def test_tracked_norms_are_uploaded():
+    plain, tracked = (
+        network.counts(small_convnet.small_convnet((8, 8, 1), 3, tracked))[0]
+        for tracked in (False, True)
+    )
+    assert tracked.params == plain.params
+    assert tracked.upload_bytes == plain.upload_bytes + 4 * (2 * 16 + 1)
+
+
+def test_logistic_is_one_dense_layer():
+    net = logistic.logistic((2, 2, 1), 3)
+    assert network.counts(net) == (types.BlockCounts(12, 0, 4 + 3, 3, 15, 60),)
+    variables = {
+        "params": {"dense": {"kernel": jnp.ones((4, 3)), "bias": jnp.arange(3.0)}}
+    }
+    logits, _ = network.run(net, [variables], jnp.ones((1, 2, 2, 1)), [layers.Call()])
+    np.testing.assert_array_equal(logits, [[4, 5, 6]])
+
+
+@pytest.mark.parametrize("name", models.BY_NAME)
+def test_networks_by_name_are_static(name):
+    make = models.BY_NAME[name]
+    net = make((8, 8, 3), 5)
+    assert (net.name, net.num_classes, net.input_shape) == (name, 5, (8, 8, 3))
+    assert net == make((8, 8, 3), 5)  # equal networks share compiled programs
+    assert hash(net) == hash(make((8, 8, 3), 5))
+    assert network.counts(net)[-1].outputs == 5
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("mobilenetv2", (32, 32)),
+        ("mobilenetv2", (4, 32, 3)),
+        ("small_convnet", (8, 3, 1)),
+    ],
+)
+def test_networks_refuse_what_is_no_image(name, shape):
+    with pytest.raises(ValueError, match=f"{name!r} expects images .* got"):
+        models.BY_NAME[name](shape, 10)
+
+
+def test_the_key_of_a_block_depends_on_its_index_alone():
+    net = logistic.logistic((2, 2, 1), 3)
+    twice = net._replace(blocks=net.blocks * 2)
+    same, first = network.init(net, jax.random.key(3)), None
+    # The second block takes the first one's logits: its kernel is 3 x 3.
+    first, second = network.init(twice, jax.random.key(3))
+    conftest.assert_same_bits(first, same[0])
+    assert second["params"]["dense"]["kernel"].shape == (3, 3)
+    assert second["params"]["dense"]["bias"][0] != first["params"]["dense"]["bias"][0]
+
+
+def test_a_slice_of_blocks_runs_as_in_the_whole(problem):
+    net, blocks, calls = problem.net, problem.blocks, [layers.Call()] * 8
+
+    @jax.jit
+    def run(x):
+        whole, updates = network.run(net, blocks, x, calls, mutable=("ranges",))
+        half, _ = network.run(net, blocks[:3], x, calls[:3])
+        rest, late = network.run(net, blocks[3:], half, calls[3:], 3, ("ranges",))
+        return (whole, updates[3:]), (rest, late)
+
+    whole, parts = run(problem.data.x[:4])
+    conftest.assert_close(whole, parts, 1e-6)
+    assert set(parts[1][0]) == {"ranges"}
+
+
+def test_freeze_gives_frozen_variables_outside_the_window_only(problem):
+    roles = (BEFORE, BEFORE, TRAINED, TRAINED, *[AFTER] * 4)
+    call = layers.Call()
+    frozen = jax.jit(
+        lambda blocks: network.freeze(problem.net, blocks, roles, call.spec)
+    )(problem.blocks)
+    assert [block is None for block in frozen] == [role is TRAINED for role in roles]
+    assert all(set(block) == {"frozen"} for block in frozen if block)
+    weights = frozen[1]["frozen"]["conv"]["layer"].weights
+    # The norm is folded into the kernel before it is quantised, eps 1e-5.
+    state = jax.tree.map(np.asarray, problem.blocks[1])
+    params, norms = state["params"]["conv"], state["norms"]["conv"]
+    folded = params["kernel"] * params["scale"] / np.sqrt(norms["var"] + 1e-5)
+    half_a_code = np.asarray(weights.scale).max() * 0.51
+    np.testing.assert_allclose(weights.dequantise(), folded, atol=half_a_code)
+    bias = frozen[1]["frozen"]["conv"]["layer"].bias
+    expected = params["bias"] - norms["mean"] * params["scale"] / np.sqrt(
+        norms["var"] + 1e-5
+    )
+    np.testing.assert_allclose(bias, expected, rtol=1e-5, atol=1e-6)
