@@ -28,7 +28,7 @@ _ALGORITHMS = flags.DEFINE_list(
     "Which to compare.",
 )
 _SEEDS = flags.DEFINE_list("seeds", ["11"], "Seeds to repeat with, comma separated.")
-_WORKDIR = flags.DEFINE_string("workdir", "runs/compare", "Where everything goes.")
+flags.set_default(main.WORKDIR, "runs/compare")
 
 Runs = dict[str, list[list[simulation.Record]]]  # algorithm -> seed -> records
 
@@ -129,13 +129,16 @@ def table(summary: Mapping[str, Mapping[str, Any]]) -> str:
 
 def _main() -> None:
     names, seeds = _names(), _seeds()
-    workdir = pathlib.Path(_WORKDIR.value)
+    workdir = pathlib.Path(main.WORKDIR.value)
     runs: Runs = {name: [] for name in names}
-    for seed in seeds:
-        settings = {
+    by_seed = {
+        seed: {
             name: configs.from_flags(flags.FLAGS, algorithm=name, seed=seed)
             for name in names
         }
+        for seed in seeds
+    }
+    for seed, settings in by_seed.items():
         ready = experiment.build(settings[names[0]])
         for name in names:  # what a device cannot do is known before any training
             experiment.algorithm(settings[name], ready)
@@ -145,9 +148,11 @@ def _main() -> None:
             records = experiment.run(settings[name], ready, str(folder), label=label)
             runs[name].append(records)
     summary = summarise(runs)
+    for figures in summary.values():
+        figures["seeds"] = seeds
     writers.replace_file(
         workdir / "summary.json",
-        json.dumps({"seeds": seeds, "algorithms": summary}, indent=2).encode() + b"\n",
+        json.dumps({"algorithms": summary}, indent=2).encode() + b"\n",
     )
     plots.curves(runs, workdir / "curves.png")
     print(table(summary))

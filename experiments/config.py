@@ -6,9 +6,10 @@ clear line for what is wrong, before anything heavy starts.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from absl import flags
@@ -122,6 +123,15 @@ def unknown(flag: str, value: str, choices: Iterable[str]) -> ValueError:
     return ValueError(f"--{flag}: expected {', '.join(choices)}, got {value!r}{hint}")
 
 
+@contextlib.contextmanager
+def naming(flag: str) -> Iterator[None]:
+    """Puts a flag before the library's errors, which know no flags."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"--{flag}: {error}") from error
+
+
 def schedule(config: Config) -> tuple[int, ...]:
     """Reads `lr_schedule`: the rounds at which the rate falls.
 
@@ -159,6 +169,8 @@ def check(config: Config) -> None:
         value = getattr(config, name)
         if not 0 < value < float("inf"):
             raise ValueError(f"--{name}: expected a number above 0, got {value}")
+    if config.seed >= 2**32:
+        raise ValueError(f"--seed: expected a number below 2**32, got {config.seed}")
     if not 2 <= config.bits <= 8:
         raise ValueError(f"--bits: expected 2 to 8, got {config.bits}")
     if config.partition != "natural" and config.clients_per_round > config.num_clients:

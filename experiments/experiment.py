@@ -101,11 +101,18 @@ def split(config: configs.Config, data: types.Dataset) -> list[np.ndarray]:
 
 
 def _tiers(config: configs.Config) -> tuple[devices.Tier, ...]:
-    if config.tiers_file:
-        return devices.load_tiers(config.tiers_file)
-    return (
-        devices.parse_tiers(config.tiers) if config.tiers else devices.REFERENCE_TIERS
-    )
+    with _naming_tiers(config):
+        if config.tiers_file:
+            return devices.load_tiers(config.tiers_file)
+        return (
+            devices.parse_tiers(config.tiers)
+            if config.tiers
+            else (devices.REFERENCE_TIERS)
+        )
+
+
+def _naming_tiers(config: configs.Config):
+    return configs.naming("tiers_file" if config.tiers_file else "tiers")
 
 
 def _table(config: configs.Config, net, counts) -> costs.CostTable:
@@ -144,10 +151,12 @@ def build(config: configs.Config) -> Experiment:
       ValueError: one line that names the flag or file, what was expected and what
         came.
     """
-    data = load.load(config.dataset)
+    with configs.naming("dataset"):
+        data = load.load(config.dataset)
     make = models.BY_NAME[config.network]
     running = config.norm_statistics == "running"
-    net = make(data.x_train.shape[1:], data.num_classes, tracked=running)
+    with configs.naming("network"):
+        net = make(data.x_train.shape[1:], data.num_classes, tracked=running)
     parts = split(config, data)
     shards = partition.index_table(parts)
     tiers = _tiers(config)
@@ -206,9 +215,23 @@ def algorithm(config: configs.Config, ready: Experiment) -> averaging.Algorithm:
     Raises:
       ValueError: its devices cannot run it.
     """
-    if config.algorithm == "cocofl":
-        return cocofl.cocofl(ready.federation, config.bits)
-    return algorithms.BY_NAME[config.algorithm](ready.federation)
+    with _naming_tiers(config):
+        if config.algorithm == "cocofl":
+            return cocofl.cocofl(ready.federation, config.bits)
+        return algorithms.BY_NAME[config.algorithm](ready.federation)
+
+
+def resolved(config: configs.Config, ready: Experiment) -> dict[str, Any]:
+    """Gives the configuration as plain data, with what its flags left open."""
+    fed = ready.federation
+    return dataclasses.asdict(config) | {
+        "num_clients": len(fed.shards.counts),
+        "mean": fed.data.mean,
+        "std": fed.data.std,
+        "tiers": [dataclasses.asdict(tier) for tier in fed.tiers],
+        "cost_table": fed.table.source,
+        "client_width": fed.width,
+    }
 
 
 def run(
@@ -230,7 +253,8 @@ def run(
             config.rounds,
             ready.evaluator,
             workdir,
-            dataclasses.asdict(config),
+            resolved(config, ready),
+            may_change=("client_width",),  # it changes nothing but the order of sums
             tensorboard=tensorboard,
             checkpoint_every=checkpoint_every,
             hooks=hooks,

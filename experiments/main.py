@@ -19,6 +19,10 @@ _CACHE = flags.DEFINE_string(
     "Folder that keeps compiled programs from run to run; empty: none.",
 )
 
+WORKDIR = flags.DEFINE_string(
+    "workdir", "", "Folder that everything goes to; empty: nothing is kept."
+)
+
 
 def _parse(arguments: list[str]) -> list[str]:
     """Parses flags; a wrong one is one line and exit code 2."""
@@ -41,8 +45,8 @@ def _complain(error: BaseException) -> int:
 def run(main: Callable[[], None]) -> None:
     """Runs a command line's main.
 
-    Bad input (ValueError) is one line and exit code 2, a diverged run likewise with
-    1, Ctrl-C with 130.
+    Bad input (ValueError, or OSError of a path) is one line and exit code 2, a
+    diverged run likewise with 1, Ctrl-C with 130.
     """
 
     def guarded(_: list[str]) -> int:
@@ -54,7 +58,7 @@ def run(main: Callable[[], None]) -> None:
             jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
         try:
             main()
-        except ValueError as error:
+        except (ValueError, OSError) as error:
             if os.environ.get("FLJAX_TRACEBACK"):
                 raise
             return _complain(error)
@@ -62,7 +66,9 @@ def run(main: Callable[[], None]) -> None:
             _complain(error)
             return 1
         except KeyboardInterrupt:
-            print("stopped; the same command goes on from here", file=sys.stderr)
+            rest = "the same command goes on from here"
+            rest = rest if WORKDIR.value else "nothing is kept without --workdir"
+            print(f"stopped; {rest}", file=sys.stderr)
             return 130
         return 0
 

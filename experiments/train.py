@@ -13,7 +13,6 @@ from experiments import config as configs
 from experiments import experiment, main
 
 configs.define_flags()
-_WORKDIR = flags.DEFINE_string("workdir", "", "Run folder; empty: nothing is kept.")
 _TENSORBOARD = flags.DEFINE_bool("tensorboard", True, "Write TensorBoard events.")
 _CHECKPOINT_EVERY = flags.DEFINE_integer(
     "checkpoint_every", 1, "Rounds between checkpoints.", lower_bound=1
@@ -25,7 +24,7 @@ def _main() -> None:
     records = experiment.run(
         config,
         experiment.build(config),
-        _WORKDIR.value or None,
+        main.WORKDIR.value or None,
         _TENSORBOARD.value,
         _CHECKPOINT_EVERY.value,
     )

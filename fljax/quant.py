@@ -208,7 +208,7 @@ def quantise_weights(
 
 # Fractional bits that a product keeps at least before the final shift: what the
 # halves' products lose below them cannot turn a code.
-_FRACTION = 12
+_FRACTION = 19
 
 
 def _fixed_point_ratio(ratio: types.Array):
@@ -246,7 +246,7 @@ def rescale(
 
     Rounds floor(x + 1/2) (ties up), or stochastically with a key. Where the ratio
     is large the accumulator is clipped first to what cannot overflow: results
-    above 2^17 saturate, far outside any code.
+    above 2^9 saturate, outside all codes.
 
     Args:
       accumulator: int32 [..., out].

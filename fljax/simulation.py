@@ -183,6 +183,7 @@ def run_in_folder(
     workdir: str,
     config: Record,
     *,
+    may_change: tuple[str, ...] = (),
     tensorboard: bool = True,
     checkpoint_every: int = 1,
     hooks: Hooks | None = None,
@@ -196,6 +197,7 @@ def run_in_folder(
       workdir: the run folder.
       config: what the run depends on, as plain data; a folder that holds another
         one is refused (`rounds` may grow).
+      may_change: names in `config` whose values may change from call to call.
       tensorboard: write TensorBoard events too.
       checkpoint_every: rounds between checkpoints; a kill loses at most these.
       hooks: what to tell the user.
@@ -208,8 +210,15 @@ def run_in_folder(
       NonFiniteError: training diverged; the last good state is saved.
     """
     hooks = hooks or Hooks()
-    with writers.open_run(workdir, config, may_change=("rounds",)) as folder:
+    if len(writers.read_metrics(workdir)) <= rounds:  # or what is there is lost
+        may_change = ("rounds", *may_change)
+    with writers.open_run(workdir, config, may_change) as folder:
         first, state, notes = _restore(algorithm, folder.path)
+        if first >= rounds:  # finished: nothing to write
+            for note in (*folder.notes, *notes):
+                hooks.message(note)
+            hooks.start(first)
+            return state, writers.read_metrics(folder.path)
         with writers.MetricsWriter(folder.path, first, tensorboard) as metrics:
             for note in (*folder.notes, *notes, *metrics.notes):
                 hooks.message(note)

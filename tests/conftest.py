@@ -4,6 +4,7 @@ Rank promotion stays allowed: layers broadcast vectors of channels [C] against
 activations [B, ..., C] everywhere, as linen does, and would need a `[None]` an axis.
 """
 
+import functools
 import pathlib
 from typing import NamedTuple
 
@@ -13,9 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fljax import client, quant, types
+from fljax import client, plans, quant, types
 from fljax.data import partition
-from fljax.models import network, small_convnet
+from fljax.models import mobilenetv2, network, small_convnet
 
 SHARED = pathlib.Path(__file__).resolve().parents[2] / "shared"
 
@@ -45,7 +46,7 @@ class Problem(NamedTuple):
     """A network and clients of uneven size, small enough to compile in seconds.
 
     Attributes:
-      net: eight blocks on images of 8 x 8, three classes.
+      net: five blocks of the small_convnet on images of 8 x 8, three classes.
       training: two epochs in batches of 4.
       blocks: calibrated state of the network.
       data: 40 examples.
@@ -60,6 +61,21 @@ class Problem(NamedTuple):
 
 
 COUNTS = (10, 3, 8, 5, 4, 10)
+# Stem and classifier in floats; three blocks that freeze, so that a window can have a
+# fixed point block on either side. It compiles in half the time of `small_convnet`.
+NET = network.Network(
+    "half_convnet",
+    (
+        mobilenetv2.Outer(8, 3),
+        small_convnet.ConvBlock(8, 1),
+        small_convnet.ConvBlock(16, 2),
+        small_convnet.ConvBlock(16, 2),
+        mobilenetv2.Classifier(3),
+    ),
+    (8, 8, 1),
+    3,
+)
+FULL, MIDDLE, LATE = plans.Plan(0, 4), plans.Plan(2, 2), plans.Plan(3, 4)
 
 
 def make_data(seed: int = 0, examples: int = 40, classes: int = 3) -> client.Data:
@@ -78,22 +94,31 @@ def make_data(seed: int = 0, examples: int = 40, classes: int = 3) -> client.Dat
 @pytest.fixture(scope="session")
 def problem():
     """Makes the problem once: what has the same shapes compiles once a session."""
-    net = small_convnet.small_convnet((8, 8, 1), 3)
     spec = quant.DEFAULT
 
     @jax.jit
     def make(key):
         init_key, calibration_key = jax.random.split(key)
-        blocks = network.init(net, init_key)
-        return client.calibrate(net, blocks, spec, calibration_key)
+        blocks = network.init(NET, init_key)
+        return client.calibrate(NET, blocks, spec, calibration_key)
 
     order = np.random.default_rng(1).permutation(40)
     return Problem(
-        net,
+        NET,
         client.Training(batch_size=4, local_epochs=2, spec=spec),
         make(jax.random.key(0)),
         make_data(),
         partition.index_table(np.split(order, np.cumsum(COUNTS))[:-1]),
+    )
+
+
+@functools.partial(jax.jit, static_argnames=("net", "plan", "training"))
+def train_one(blocks, data, indices, count, key, rate, *, net, plan, training):
+    """Trains one client as an engine without cohorts would."""
+    spec = client.plan_spec(plan, training)
+    frozen = network.freeze(net, blocks, plans.roles(plan, net.num_blocks), spec)
+    return client.train(
+        net, plan, training, blocks, frozen, data, indices, count, key, rate
     )
 
 

@@ -1,0 +1,129 @@
+"""Evaluation: classes, tiers and losses by hand, order, padding, statistics."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fljax import client, evaluate
+from fljax.models import logistic, mobilenetv2, network
+from tests import conftest
+
+NET = logistic.logistic((2,), 3)
+# Logits are the two inputs and 0: class 2 wins where both are negative.
+X = np.array([[2.0, 1], [0, 3], [-1, -1], [5, 0], [1, 2], [-2, -3], [4, 1]])
+Y = np.array([0, 1, 2, 1, 0, 2, 0])  # right but for rows 3 and 4
+
+
+@pytest.fixture(scope="module")
+def by_hand():
+    params = {"dense": {"kernel": jnp.eye(2, 3), "bias": jnp.zeros(3)}}
+    data = client.Data(
+        jnp.asarray(X, jnp.float32),
+        jnp.asarray(Y, jnp.int32),
+        jnp.zeros(1),
+        jnp.ones(1),
+    )
+    return ({"params": params, "norms": {}, "ranges": {}, "backward": {}},), data
+
+
+def scores_of(by_hand, batch_size, seed=0):
+    batches = evaluate.batches(len(Y), batch_size, seed)
+    return evaluate.evaluate(*by_hand, *batches, net=NET)
+
+
+@pytest.mark.parametrize("batch_size", [3, 7, 16])
+def test_scores_by_hand(by_hand, batch_size):
+    # Three batches of 3 hold 7 examples: the last one is padded.
+    scores = scores_of(by_hand, batch_size)
+    np.testing.assert_array_equal(scores.total, [3, 2, 2])
+    np.testing.assert_array_equal(scores.correct, [2, 1, 2])
+    logits = np.concatenate([X, np.zeros((7, 1))], 1)
+    powers = np.exp(logits)
+    losses = -np.log(powers[np.arange(7), Y] / powers.sum(1))
+    np.testing.assert_allclose(scores.loss, losses.sum(), rtol=1e-5)
+
+
+def test_summary_by_hand(by_hand):
+    # Accuracies 2/3, 1/2, 1. Tiers: all of class 0; half 1 and half 2.
+    mixes = np.array([[1.0, 0, 0], [0, 0.5, 0.5]])
+    fields = evaluate.summary(scores_of(by_hand, 7), mixes, ("weak", "strong"))
+    assert fields["test_accuracy"] == pytest.approx(5 / 7)
+    assert fields["class_accuracy"] == pytest.approx([2 / 3, 0.5, 1])
+    assert fields["tier_accuracy"] == pytest.approx({"weak": 2 / 3, "strong": 0.75})
+    assert fields["worst_tier_accuracy"] == pytest.approx(2 / 3)
+    assert fields["tier_spread"] == pytest.approx(0.75 - 2 / 3)
+    assert fields["test_loss"] > 0
+
+
+def test_a_class_without_test_data_is_left_out():
+    scores = evaluate.Scores(np.array([3.0, 0, 1]), np.array([4.0, 0, 4]), 8.0)
+    accuracy = evaluate.per_class(scores)
+    np.testing.assert_array_equal(accuracy, [0.75, np.nan, 0.25])
+    mixes = np.array([[0.2, 0.6, 0.2], [0.0, 1, 0], [0, 0, 0]])
+    fields = evaluate.summary(scores, mixes, ("a", "only unknown", "empty"))
+    assert fields["class_accuracy"] == [0.75, None, 0.25]
+    assert fields["tier_accuracy"] == pytest.approx({"a": 0.5})
+    assert fields["test_loss"] == 1
+
+
+def test_tier_mixes_by_hand():
+    counts = np.array([[4, 0], [0, 2], [1, 1], [9, 9]])
+    mixes = evaluate.tier_mixes(counts, np.array([0, 0, 2, 2]), 4)
+    np.testing.assert_allclose(mixes, [[2 / 3, 1 / 3], [0, 0], [0.5, 0.5], [0, 0]])
+
+
+def test_the_order_is_fixed_by_the_seed():
+    indices, mask = evaluate.batches(10, 4, seed=3)
+    assert indices.shape == mask.shape == (3, 4)
+    assert sorted(indices[mask == 1]) == list(range(10))
+    np.testing.assert_array_equal(mask, [[1] * 4, [1] * 4, [1, 1, 0, 0]])
+    assert indices[2, 2] == indices[2, 3] == indices[2, 0]  # padding repeats a row
+    assert indices.dtype == np.int32
+    np.testing.assert_array_equal(indices, evaluate.batches(10, 4, seed=3)[0])
+    assert np.any(indices != evaluate.batches(10, 4, seed=4)[0])
+    assert indices[mask == 1].tolist() != list(range(10))
+
+
+TRACKED = network.Network(
+    "tracked", (mobilenetv2.Outer(4, 3, True), mobilenetv2.Classifier(3)), (8, 8, 1), 3
+)
+
+
+def test_statistics_of_the_batch_or_running_ones():
+    generator = np.random.default_rng(0)
+    blocks = (
+        {
+            "params": {
+                "conv": {
+                    "kernel": jnp.float32(generator.standard_normal((3, 3, 1, 4))),
+                    "scale": jnp.ones(4),
+                    "bias": jnp.zeros(4),
+                }
+            },
+            "norms": {"conv": {"mean": jnp.full(4, 0.5), "var": jnp.full(4, 9.0)}},
+        },
+        {
+            "params": {
+                "dense": {
+                    "kernel": jnp.float32(generator.standard_normal((4, 3))),
+                    "bias": jnp.zeros(3),
+                }
+            }
+        },
+    )
+    data = conftest.make_data(examples=21)
+
+    def loss(batch_size, running, seed=0):
+        batches = evaluate.batches(21, batch_size, seed)
+        return float(
+            evaluate.evaluate(blocks, data, *batches, net=TRACKED, running=running).loss
+        )
+
+    # Running statistics: a row's loss is its own, whatever its batch or its padding.
+    assert loss(21, True) == pytest.approx(loss(8, True), rel=1e-5)
+    assert loss(8, True) == pytest.approx(loss(8, True, seed=1), rel=1e-5)
+    # Statistics of the batch: it matters who is in it, and padding does not count.
+    assert abs(loss(21, False) - loss(8, False)) > 1e-3
+    assert abs(loss(8, False) - loss(8, False, seed=1)) > 1e-3
+    assert loss(21, False) == pytest.approx(loss(32, False), rel=1e-5)
+    assert abs(loss(21, False) - loss(21, True)) > 1e-2
