@@ -8,6 +8,7 @@ algorithm and seed. Stop it anywhere, run the same command, and it goes on.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import pathlib
@@ -28,6 +29,13 @@ _ALGORITHMS = flags.DEFINE_list(
     "Which to compare.",
 )
 _SEEDS = flags.DEFINE_list("seeds", ["11"], "Seeds to repeat with, comma separated.")
+_CENTRALIZED_ROUNDS = flags.DEFINE_integer(
+    "centralized_rounds",
+    0,
+    "Rounds of centralized, each of which passes over the data of all clients; 0: as "
+    "--rounds.",
+    lower_bound=0,
+)
 flags.set_default(main.WORKDIR, "runs/compare")
 
 Runs = dict[str, list[list[simulation.Record]]]  # algorithm -> seed -> records
@@ -63,6 +71,13 @@ def _names() -> list[str]:
     if not _ALGORITHMS.value:
         raise ValueError("--algorithms: expected at least one name, got none")
     return list(dict.fromkeys(_ALGORITHMS.value))
+
+
+def _config(name: str, seed: int) -> configs.Config:
+    config = configs.from_flags(flags.FLAGS, algorithm=name, seed=seed)
+    if name == "centralized" and _CENTRALIZED_ROUNDS.value:
+        return dataclasses.replace(config, rounds=_CENTRALIZED_ROUNDS.value)
+    return config
 
 
 def _of_run(records: Sequence[simulation.Record]) -> dict[str, float]:

@@ -104,11 +104,9 @@ def _tiers(config: configs.Config) -> tuple[devices.Tier, ...]:
     with _naming_tiers(config):
         if config.tiers_file:
             return devices.load_tiers(config.tiers_file)
-        return (
-            devices.parse_tiers(config.tiers)
-            if config.tiers
-            else (devices.REFERENCE_TIERS)
-        )
+        if config.tiers:
+            return devices.parse_tiers(config.tiers)
+    return devices.REFERENCE_TIERS
 
 
 def _naming_tiers(config: configs.Config):

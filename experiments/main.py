@@ -66,9 +66,9 @@ def run(main: Callable[[], None]) -> None:
             _complain(error)
             return 1
         except KeyboardInterrupt:
-            rest = "the same command goes on from here"
-            rest = rest if WORKDIR.value else "nothing is kept without --workdir"
-            print(f"stopped; {rest}", file=sys.stderr)
+            kept = "the same command goes on from here"
+            lost = "without --workdir nothing is kept"
+            print(f"stopped; {kept if WORKDIR.value else lost}", file=sys.stderr)
             return 130
         return 0
 

@@ -210,21 +210,20 @@ def run_in_folder(
       NonFiniteError: training diverged; the last good state is saved.
     """
     hooks = hooks or Hooks()
-    if len(writers.read_metrics(workdir)) <= rounds:  # or what is there is lost
+    if rounds >= len(writers.read_metrics(workdir)):  # fewer: another run's
         may_change = ("rounds", *may_change)
     with writers.open_run(workdir, config, may_change) as folder:
         first, state, notes = _restore(algorithm, folder.path)
-        if first >= rounds:  # finished: nothing to write
-            for note in (*folder.notes, *notes):
-                hooks.message(note)
-            hooks.start(first)
+        for note in (*folder.notes, *notes):
+            hooks.message(note)
+        hooks.start(first)
+        if first >= rounds:  # finished: there is nothing to write
             return state, writers.read_metrics(folder.path)
         with writers.MetricsWriter(folder.path, first, tensorboard) as metrics:
-            for note in (*folder.notes, *notes, *metrics.notes):
+            for note in metrics.notes:
                 hooks.message(note)
             if first:
                 hooks.message(f"resuming {workdir} at round {first} of {rounds}")
-            hooks.start(first)
             outcomes = iterate(
                 algorithm, state, first, rounds, evaluator, hooks.message
             )
