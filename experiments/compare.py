@@ -146,13 +146,7 @@ def _main() -> None:
     names, seeds = _names(), _seeds()
     workdir = pathlib.Path(main.WORKDIR.value)
     runs: Runs = {name: [] for name in names}
-    by_seed = {
-        seed: {
-            name: configs.from_flags(flags.FLAGS, algorithm=name, seed=seed)
-            for name in names
-        }
-        for seed in seeds
-    }
+    by_seed = {seed: {name: _config(name, seed) for name in names} for seed in seeds}
     for seed, settings in by_seed.items():
         ready = experiment.build(settings[names[0]])
         for name in names:  # what a device cannot do is known before any training

@@ -91,7 +91,10 @@ _LEAST: dict[str, float] = {
 
 
 def define_flags(skip: Iterable[str] = ()) -> None:
-    """Defines a flag for every field that is not in `skip`."""
+    """Defines a flag for every field that is not in `skip`.
+
+    Two command lines may do so in one process (`allow_override`), as tests do.
+    """
     define: dict[Any, Callable] = {
         "int": flags.DEFINE_integer,
         "float": flags.DEFINE_float,
@@ -99,7 +102,9 @@ def define_flags(skip: Iterable[str] = ()) -> None:
     }
     for field in dataclasses.fields(Config):
         if field.name not in skip:
-            define[field.type](field.name, field.default, field.metadata["help"])
+            define[field.type](
+                field.name, field.default, field.metadata["help"], allow_override=True
+            )
 
 
 def from_flags(values: flags.FlagValues, **fixed: Any) -> Config:

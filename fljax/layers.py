@@ -30,9 +30,7 @@ from flax import linen as nn
 from flax import struct
 from jax import lax
 
-from fljax import convs, quant, types
-
-EPSILON = 1e-5  # of every norm, as in the reference
+from fljax import convs, norms, quant, types
 
 
 class Call(NamedTuple):
@@ -114,59 +112,16 @@ def _probe(x: types.Array, dummy: types.Array) -> types.Array:
 _probe.defvjp(lambda x, dummy: (x, None), lambda _, g: (g, quant.amax(g)))
 
 
-def _sum_rows(x: types.Array, mask: types.Array | None) -> types.Array:
-    """Sums x [B, ..., C] over all but the last axis, rows weighted by mask [B]."""
-    # Over positions first: a mask of the size of x would cost a pass over memory.
-    by_row = jnp.sum(x, axis=tuple(range(1, x.ndim - 1))) if x.ndim > 2 else x
-    return jnp.sum(by_row, axis=0) if mask is None else mask @ by_row
-
-
-def _statistics(x: types.Array, mask: types.Array | None):
-    """Computes mean, variance [C] over all but the last axis, and the count."""
-    positions = x.size // (x.shape[0] * x.shape[-1])
-    rows = jnp.float32(x.shape[0]) if mask is None else jnp.sum(mask)
-    count = jnp.maximum(rows, 1.0) * positions
-    mean = _sum_rows(x, mask) / count
-    # One pass: subtracting the mean first would write a copy of x. What float32 loses
-    # is (mean / deviation)^2 times its precision, nothing at the inputs of a norm.
-    square = _sum_rows(x * x, mask) / count
-    return mean, jnp.maximum(square - mean * mean, 0.0), count
-
-
-@jax.custom_vjp
-def _batch_norm(x, scale, bias, mask):
-    return _batch_norm_forward(x, scale, bias, mask)[0]
-
-
-def _batch_norm_forward(x, scale, bias, mask):
-    mean, variance, count = _statistics(x, mask)
-    inverse = lax.rsqrt(variance + EPSILON)
-    y = (x - mean) * (inverse * scale) + bias
-    return (y, mean, variance, count), (x, scale, mean, inverse, mask, count)
-
-
-def _batch_norm_backward(residuals, cotangents):
-    # One formula instead of the five passes that differentiating the mean and the
-    # variance would make, and sums that need no normalised copy of x. Padding rows
-    # carry no gradient in, and get none out.
-    x, scale, mean, inverse, mask, count = residuals
-    g = lax.optimization_barrier(cotangents[0])
-    bias_gradient = _sum_rows(g, None)
-    scale_gradient = inverse * (_sum_rows(g * x, None) - mean * bias_gradient)
-    slope = inverse * scale_gradient / count
-    shared = (bias_gradient / count - mean * slope) + x * slope
-    if mask is not None:
-        shared = shared * mask.reshape(mask.shape + (1,) * (x.ndim - 1))
-    return (inverse * scale) * (g - shared), scale_gradient, bias_gradient, None
-
-
-_batch_norm.defvjp(_batch_norm_forward, _batch_norm_backward)
-
-
 def _record_range(module: nn.Module, y: types.Array) -> None:
     """Stores max|y| in the module's `ranges`, where they may change."""
     if module.is_mutable_collection("ranges"):
         module.put_variable("ranges", "range", quant.amax(lax.stop_gradient(y)))
+
+
+def _rounding_key(module: nn.Module, call: Call) -> types.Key | None:
+    """Draws a new key of the module where rounding is stochastic."""
+    stochastic = call.spec.rounding == "stochastic"
+    return module.make_rng("rounding") if stochastic else None
 
 
 def _frozen_range(module: nn.Module) -> types.Array:
@@ -333,13 +288,10 @@ class Product(nn.Module):
             y = self._frozen_float(to_float(x), call)
             return Ranged(y, None, self.relu)
         if call.role is types.Role.FROZEN_BEFORE:
-            return self._before(to_codes(x, call.spec, self._key(call)), call)
+            return self._before(to_codes(x, call.spec, _rounding_key(self, call)), call)
         after = self._frozen_after(_to_ranged(x), call)
         value = jax.nn.relu(after.value) if self.relu else after.value
         return Ranged(value, after.largest, self.relu)
-
-    def _key(self, call: Call) -> types.Key | None:
-        return self.make_rng("rounding") if call.spec.rounding == "stochastic" else None
 
     def _parameters(self, channels: int):
         """Declares the parameters: kernel, and scale and bias, or bias alone."""
@@ -377,10 +329,11 @@ class Product(nn.Module):
             mean, var = self._running(x.shape[-1])
             if call.running:
                 return (x - mean.value) * (
-                    lax.rsqrt(var.value + EPSILON) * scale
+                    lax.rsqrt(var.value + norms.EPSILON) * scale
                 ) + bias
-        y, batch_mean, batch_var, count = _batch_norm(x, scale, bias, call.mask)
-        if self.tracked and self.is_mutable_collection("norms"):
+        y, batch_mean, batch_var, count = norms.batch_norm(x, scale, bias, call.mask)
+        changes = self.is_mutable_collection("norms") and not self.is_initializing()
+        if self.tracked and changes:
             m = self.momentum
             unbiased = batch_var * count / jnp.maximum(count - 1, 1)
             mean.value = (1 - m) * mean.value + m * batch_mean
@@ -419,7 +372,7 @@ class Product(nn.Module):
         ).value
         kernel, scale, bias = frozen
         y = self.operation.floats(x, kernel)
-        y = _batch_norm(y, scale, bias, call.mask)[0] if self.norm else y + bias
+        y = norms.batch_norm(y, scale, bias, call.mask)[0] if self.norm else y + bias
         return jax.nn.relu(y) if self.relu else y
 
     def _folded(self, channels: int):
@@ -428,12 +381,12 @@ class Product(nn.Module):
         if not self.norm:
             return kernel, bias
         mean, var = self._running(kernel.shape[-1])
-        factor = scale * lax.rsqrt(var.value + EPSILON)
+        factor = scale * lax.rsqrt(var.value + norms.EPSILON)
         return kernel * factor, bias - mean.value * factor
 
     def _freeze(self, channels: int, call: Call) -> _Frozen:
         kernel, bias = self._folded(channels)
-        weights = quant.quantise_weights(kernel, call.spec, self._key(call))
+        weights = quant.quantise_weights(kernel, call.spec, _rounding_key(self, call))
         observed: types.Array = self.get_variable("ranges", "range")
         return _Frozen(weights, bias, observed, self.get_variable("backward", "range"))
 
@@ -445,14 +398,16 @@ class Product(nn.Module):
             quant.scale_of(call.spec, frozen.output, self.relu),
             call.spec,
             self.relu,
-            self._key(call),
+            _rounding_key(self, call),
         )
 
     def _frozen_after(self, x: Ranged, call: Call) -> Ranged:
         if self.operation.kind == "depthwise" and not call.spec.depthwise_after:
             return self._folded_float(x, call)
         frozen = self.variable("frozen", "layer", self._freeze, x.shape[-1], call).value
-        y = _after(self.operation, call.spec, self.relu, x, frozen, self._key(call))
+        y = _after(
+            self.operation, call.spec, self.relu, x, frozen, _rounding_key(self, call)
+        )
         return Ranged(y, frozen.output)
 
     def _folded_float(self, x: Ranged, call: Call) -> Ranged:
@@ -497,11 +452,10 @@ class Add(nn.Module):
         if call.role is types.Role.TRAINED:
             return self._trained(to_float(a) + to_float(b))
         observed = _frozen_range(self)
-        stochastic = call.spec.rounding == "stochastic"
-        key = self.make_rng("rounding") if stochastic else None
         if call.role is types.Role.FROZEN_BEFORE:
-            a, b = (to_codes(x, call.spec, key) for x in (a, b))
+            a, b = (to_codes(x, call.spec, _rounding_key(self, call)) for x in (a, b))
             scale = quant.scale_of(call.spec, observed, self.relu)
+            key = _rounding_key(self, call)
             return quant.add(a, b, scale, call.spec, self.relu, key)
         y = to_float(a) + to_float(b)
         return Ranged(jax.nn.relu(y) if self.relu else y, observed, self.relu)

@@ -73,10 +73,14 @@ class Spec:
         quarter = "quarter" in (self.zero_point, self.relu_zero_point)
         if quarter and not self.reduced_range:
             raise ValueError("a 'quarter' zero point needs reduced_range=True")
-        needs = {"observed": "output"}.get(self.gradient_range)
-        if needs and self.gradient_place != needs:
+        if self.gradient_range == "observed" and self.gradient_place != "output":
             raise ValueError(
                 f"gradient_range='observed' needs gradient_place='output', "
+                f"got {self.gradient_place!r}"
+            )
+        if self.requantise_after and self.gradient_place not in ("input", "product"):
+            raise ValueError(
+                f"requantise_after=True needs gradient_place='input' or 'product', "
                 f"got {self.gradient_place!r}"
             )
 
@@ -275,6 +279,14 @@ def _clip(x: types.Array, zero: int, spec: Spec, relu: bool) -> types.Array:
     return jnp.clip(x + zero, low, spec.highest).astype(jnp.int8)
 
 
+def _keep_nonfinite(out_scale: types.Array, *scales: types.Array) -> types.Array:
+    """Makes the scale NaN if one that led to it is not finite.
+
+    Codes are always finite, so a tensor that is not shows in its scale alone.
+    """
+    return out_scale + 0.0 * sum(jnp.max(scale) for scale in scales)
+
+
 class Accumulator(NamedTuple):
     """Sums of products of codes: value = unit * sums.
 
@@ -308,6 +320,7 @@ def requantise(
     """
     zero = spec.zero_point_of(relu)
     codes = rescale(accumulator.sums, accumulator.unit / out_scale, key)
+    out_scale = _keep_nonfinite(out_scale, accumulator.unit)
     return QArray(_clip(codes, zero, spec, relu), out_scale, zero)
 
 
@@ -321,13 +334,15 @@ def _accumulate(sums, x: QArray, w: QArray, bias) -> Accumulator:
     if bias is None:
         return Accumulator(sums, unit)
     # Rounded to one unit the bias alone would flip every tenth code, so the sums get
-    # as many fractional bits as their largest possible value leaves free.
+    # as many fractional bits as their largest possible value leaves free; or lose some
+    # where a bias outweighs a channel of tiny weights.
     largest = fan_in * max(127 - x.zero_point, x.zero_point + 128) * 128
     free = max(30 - (largest - 1).bit_length(), 0)
-    unit = unit * 2.0**-free
-    limit = 2.0**30 - 128  # a float32 below 2^30: the sum with the bias stays in int32
-    units = jnp.clip(jnp.round(bias / unit), -limit, limit).astype(jnp.int32)
-    return Accumulator((sums << free) + units, unit)
+    _, exponent = jnp.frexp(bias / unit)
+    shift = jnp.minimum(free, 29 - exponent.astype(jnp.int32))
+    unit = jnp.ldexp(unit, -shift)
+    shifted = (sums << jnp.maximum(shift, 0)) >> jnp.clip(-shift, 0, 31)
+    return Accumulator(shifted + jnp.round(bias / unit).astype(jnp.int32), unit)
 
 
 def dot(x: QArray, w: QArray, bias: types.Array | None = None) -> Accumulator:
@@ -407,6 +422,7 @@ def add(
     zero = spec.zero_point_of(relu)
     # Two shifts: the rounding term on top of the largest sum would leave int32.
     half = (total >> 1) + (noise >> 1)
+    out_scale = _keep_nonfinite(out_scale, a.scale, b.scale)
     return QArray(_clip(half >> (shift - 1), zero, spec, relu), out_scale, zero)
 
 

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from fljax import client, plans, quant, types
+from fljax.algorithms import averaging
 from fljax.data import partition
 from fljax.models import mobilenetv2, network, small_convnet
 
@@ -95,18 +96,13 @@ def make_data(seed: int = 0, examples: int = 40, classes: int = 3) -> client.Dat
 def problem():
     """Makes the problem once: what has the same shapes compiles once a session."""
     spec = quant.DEFAULT
-
-    @jax.jit
-    def make(key):
-        init_key, calibration_key = jax.random.split(key)
-        blocks = network.init(NET, init_key)
-        return client.calibrate(NET, blocks, spec, calibration_key)
-
+    # The program that algorithms start with: it compiles once for both.
+    blocks = averaging._initial_blocks(jax.random.key(0), net=NET, spec=spec)
     order = np.random.default_rng(1).permutation(40)
     return Problem(
         NET,
         client.Training(batch_size=4, local_epochs=2, spec=spec),
-        make(jax.random.key(0)),
+        blocks,
         make_data(),
         partition.index_table(np.split(order, np.cumsum(COUNTS))[:-1]),
     )

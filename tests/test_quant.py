@@ -68,13 +68,18 @@ def products(draw):
     return spec, kernel, form, x, w, bias, out_scale, draw(booleans)
 
 
-def exact_sums(form, x, w):
-    """Multiplies codes in float64, where every sum of them is exact."""
-    with jax.enable_x64(True):
-        values = (
-            jnp.asarray(np.asarray(q.codes, np.float64) - q.zero_point) for q in (x, w)
-        )
-        return np.asarray(form(*values))
+def exact_sums(x, w):
+    """Multiplies codes in int64; kernels [in, out], [k, k, in, out] or [k, k, in]."""
+    codes, kernel = (np.asarray(q.codes, np.int64) - q.zero_point for q in (x, w))
+    if kernel.ndim == 2:
+        return codes @ kernel
+    k = kernel.shape[0]
+    margin = ((0, 0), (k // 2, k // 2), (k // 2, k // 2), (0, 0))
+    windows = np.lib.stride_tricks.sliding_window_view(
+        np.pad(codes, margin), (k, k), (1, 2)
+    )
+    to = "ijco->bhwo" if kernel.ndim == 4 else "ijc->bhwc"
+    return np.einsum(f"bhwcij,{to}", windows, kernel)
 
 
 def exact_codes(value, out_scale, spec, relu):
@@ -91,7 +96,7 @@ def test_products_and_requantisation_are_within_one_code(case):
     assert codes.codes.dtype == jnp.int8
     assert codes.zero_point == spec.zero_point_of(relu)
     unit = np.float64(x.scale) * np.asarray(w.scale, np.float64)
-    value = exact_sums(form, x, w) * unit
+    value = exact_sums(x, w) * unit
     value = value if bias is None else value + np.asarray(bias, np.float64)
     exact = exact_codes(value, out_scale, spec, relu)
     assert np.abs(np.asarray(codes.codes, int) - exact).max() <= 1
@@ -184,15 +189,15 @@ def test_rescale_against_exact_integers():
     shift = 24 - exponent.astype(np.int64)  # result = product / 2^shift
     half = np.left_shift(1, shift - 1)
     exact = (product + half) >> shift
-    small = np.abs(exact) <= 2**15
-    # What the kernel drops is at most 3 units of 2^-12: it may lower a near tie only.
-    dropped = (3 * np.left_shift(1, shift - 12)).astype(np.int64)
+    small = np.abs(exact) < 2**9
+    # What the kernel drops is at most 3 units of 2^-19: it may lower a near tie only.
+    dropped = (3 * np.left_shift(1, shift - 19)).astype(np.int64)
     lowest = (product + half - dropped) >> shift
-    assert small.mean() > 0.5
+    assert small.mean() > 0.4
     assert np.all((lowest <= got) & (got <= exact), where=small)
-    assert np.mean(got == exact, where=small) > 0.998
+    assert np.mean(got == exact, where=small) > 0.9999
     # Beyond, any result saturates every code, on the right side.
-    assert np.all(np.abs(got[~small]) >= 2**15)
+    assert np.all(np.abs(got[~small]) >= 2**9 - 1)
     assert np.all(np.sign(got[~small]) == np.sign(exact[~small]))
 
 
@@ -203,8 +208,8 @@ def test_rescale_by_hand_rounds_ties_up():
     np.testing.assert_array_equal(
         quant.rescale_oracle(sums, half), [1, 1, 2, 0, -1, -1, 0]
     )
-    by_channel = quant.rescale(jnp.full((2, 2), 1000), jnp.array([0.1, 3.0]))
-    np.testing.assert_array_equal(by_channel, [[100, 3000]] * 2)
+    by_channel = quant.rescale(jnp.full((2, 2), 100), jnp.array([0.1, 3.0]))
+    np.testing.assert_array_equal(by_channel, [[10, 300]] * 2)
 
 
 @pytest.mark.parametrize("ratio", [1e-12, 1e-6, 1.0, 10.0, 1e6])

@@ -1,0 +1,617 @@
+"""The command lines: run folder, bad input, damaged checkpoints, comparison."""
+
+import json
+import math
+import os
+import pathlib
+import re
+import statistics
+import struct
+import subprocess
+import sys
+from typing import NamedTuple
+
+import jax
+import numpy as np
+import pytest
+from absl import flags
+
+from experiments import compare, experiment, main, train
+from experiments import config as configs
+
+_ROOT = pathlib.Path(__file__).parents[1]
+# The smallest job: one block, so that it compiles in a second; later ones reuse it.
+SMALL = (
+    "--network=logistic",
+    "--num_clients=12",
+    "--clients_per_round=3",
+    "--compilation_cache=",
+)
+FEDAVG = ("--algorithm=fedavg", *SMALL)
+
+
+class Outcome(NamedTuple):
+    """What a command left behind."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def call(capsys, monkeypatch):
+    """Gives a function that runs a command line in this process."""
+
+    def run(module, *arguments):
+        flags.FLAGS.unparse_flags()
+        command = [f"python -m {module.__name__}", *map(str, arguments)]
+        monkeypatch.setattr(sys, "argv", command)
+        with pytest.raises(SystemExit) as stop:
+            main.run(module._main)
+        return Outcome(stop.value.code, *capsys.readouterr())
+
+    return run
+
+
+def records_of(folder):
+    """Reads metrics.jsonl strictly."""
+    text = (folder / "metrics.jsonl").read_text()
+    assert text.endswith("\n")
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def contents(folder):
+    """Reads every file; the lock names the process that held the folder last."""
+    return {
+        str(path.relative_to(folder)): (path.stat().st_mtime_ns, path.read_bytes())
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != "lock"
+    }
+
+
+def test_a_run_folder_holds_config_metrics_events_and_checkpoints(call, tmp_path):
+    folder = tmp_path / "new" / "run"
+    done = call(train, *FEDAVG, "--rounds=3", "--eval_every=2", f"--workdir={folder}")
+    assert done.code == 0
+    assert re.fullmatch(
+        r"round 2: test accuracy 0\.\d{4}, test loss \d\.\d{4}, tiers strong 0\.\d{4}, "
+        r"medium 0\.\d{4}, weak 0\.\d{4}\n",
+        done.out,
+    )
+    (events,) = folder.glob("events.out.tfevents.*")
+    for tag in (b"train_loss", b"test_accuracy", b"tier_accuracy/weak"):
+        assert tag in events.read_bytes()
+    assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == [
+        "round_00000002.ckpt",
+        "round_00000003.ckpt",
+    ]
+    records = records_of(folder)
+    every = {"round", "train_loss", "upload_bytes", "download_bytes", "plans"}
+    every |= {"compute_share", "wall_seconds"}
+    evaluation = {"test_accuracy", "test_loss", "class_accuracy", "tier_accuracy"}
+    evaluation |= {"worst_tier_accuracy", "tier_spread"}
+    assert [record["round"] for record in records] == [0, 1, 2]
+    assert [set(r) == every for r in records] == [True, False, False]
+    assert [set(r) == every | evaluation for r in records] == [False, True, True]
+    bytes_a_client = 4 * (64 * 10 + 10)
+    for record in records:
+        assert record["upload_bytes"] == record["download_bytes"] == 3 * bytes_a_client
+        assert record["plans"] == {"0-0": 3}
+        assert 0 < record["train_loss"] < 5
+        assert record["wall_seconds"] > 0
+    last = records[-1]
+    tiers = last["tier_accuracy"]
+    assert list(tiers) == ["strong", "medium", "weak"]
+    assert last["worst_tier_accuracy"] == min(tiers.values())
+    assert last["tier_spread"] == max(tiers.values()) - min(tiers.values())
+    assert f"round 2: test accuracy {last['test_accuracy']:.4f}" in done.out
+
+
+def test_config_json_is_resolved_and_names_versions_and_device(call, tmp_path):
+    mixed = "--tiers=fast:0.5:1:1:1,slow:0.5:0.66:0.5-1:0.66"
+    arguments = (*FEDAVG, "--rounds=1", "--seed=5", mixed, f"--workdir={tmp_path}")
+    assert call(train, *arguments).code == 0
+    stored = json.loads((tmp_path / "config.json").read_text())
+    fields = set(configs.Config.__dataclass_fields__)
+    assert set(stored["config"]) == fields
+    given = {"algorithm": "fedavg", "network": "logistic", "rounds": 1, "seed": 5}
+    assert given.items() <= stored["config"].items()
+    assert stored["config"]["lr"] == 0.1  # not given
+    assert stored["config"]["tiers"] == [
+        {"name": "fast", "share": 0.5, "time": 1, "upload": 1, "memory": 1},
+        {
+            "name": "slow",
+            "share": 0.5,
+            "time": 0.66,
+            "upload": [0.5, 1],
+            "memory": 0.66,
+        },
+    ]
+    (mean,), (std,) = stored["config"]["mean"], stored["config"]["std"]
+    with np.load(_ROOT / "fljax" / "data" / "digits.npz") as digits:
+        pixels = digits["x_train"] / 255
+    assert (mean, std) == pytest.approx((pixels.mean(), pixels.std()), rel=1e-6)
+    assert stored["config"]["client_width"] >= 1
+    assert stored["config"]["cost_table"] == "operation counts"
+    environment = stored["environment"]
+    assert environment["jax"] == jax.__version__
+    assert {"fljax", "flax", "optax", "numpy", "python"} < set(environment)
+    assert environment["device"].endswith(jax.devices()[0].device_kind)
+
+
+def test_without_a_terminal_a_round_is_a_line_and_compiling_is_announced(call):
+    done = call(train, *FEDAVG, "--rounds=4", "--eval_every=2", "--workdir=")
+    lines = done.err.splitlines()
+    assert lines[0] == "[fedavg] round 0: compiling for plan 0-0"
+    line = r"\[fedavg\] round {}/4 loss \d\.\d{{3}}{} \d+\.\d s eta \d+:\d\d"
+    accuracy = r" accuracy 0\.\d{3}"
+    for index, shown in enumerate(lines[1:], start=1):
+        wanted = line.format(index, "" if index % 2 else accuracy)
+        assert re.fullmatch(wanted, shown), shown
+    assert len(lines) == 5
+    assert "\r" not in done.err
+
+
+def test_a_finished_run_prints_its_result_again_and_goes_on_with_more_rounds(
+    call, tmp_path
+):
+    command = (*FEDAVG, f"--workdir={tmp_path}")
+    first = call(train, *command, "--rounds=2")
+    before = contents(tmp_path)
+    again = call(train, *command, "--rounds=2")
+    assert (again.code, again.out, again.err) == (0, first.out, "")
+    assert contents(tmp_path) == before
+    more = call(train, *command, "--rounds=4")
+    assert more.code == 0
+    assert f"[fedavg] resuming {tmp_path} at round 2 of 4" in more.err.splitlines()
+    assert "round 2/4" not in more.err  # it was run before
+    assert [record["round"] for record in records_of(tmp_path)] == [0, 1, 2, 3]
+    assert records_of(tmp_path)[:2] == [
+        json.loads(line) for line in before["metrics.jsonl"][1].splitlines()
+    ]
+
+
+def assert_refused(done, *words):
+    """Asserts that a command ended with one clear line and exit code 2.
+
+    The words are the flag or the file, what was expected and what came.
+    """
+    assert done.code == 2
+    assert done.out == ""
+    (line,) = done.err.splitlines()
+    assert line.startswith("error: ")
+    assert "Traceback" not in line
+    for word in words:
+        assert word in line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ("--algorithm=cocofel", ("--algorithm", "did you mean 'cocofl'")),
+        ("--network=mobilnet", ("--network", "did you mean 'mobilenetv2'")),
+        ("--partition=dirichlett", ("--partition", "did you mean 'dirichlet'")),
+        ("--dataset=digit", ("--dataset", "'digit'", "did you mean 'digits'")),
+        ("--weighting=even", ("--weighting", "uniform, examples", "'even'")),
+        ("--num_client=3", ("'num_client'", "num_clients")),
+        ("stray", ("--rounds=10", "'stray'")),
+        ("--flagfile=/no/such.flags", ("/no/such.flags",)),
+        ("--lr=fast", ("--lr=fast",)),
+        ("--lr=nan", ("--lr", "above 0", "nan")),
+        ("--lr=0", ("--lr", "above 0", "0.0")),
+        ("--alpha=-1", ("--alpha", "above 0", "-1.0")),
+        ("--rounds=0", ("--rounds", "1 or more", "0")),
+        ("--bits=9", ("--bits", "2 to 8", "9")),
+        ("--checkpoint_every=0", ("--checkpoint_every=0", "positive")),
+        ("--clients_per_round=13", ("--clients_per_round", "--num_clients=12", "13")),
+        ("--num_clients=1438", ("num_clients", "1437", "1438")),
+        ("--lr_schedule=800,600", ("--lr_schedule", "600,800", "'800,600'")),
+        ("--lr_schedule=soon", ("--lr_schedule", "600,800", "'soon'")),
+        ("--lr_schedule=-5", ("--lr_schedule", "600,800", "'-5'")),
+        ("--seed=-1", ("--seed", "0 or more", "-1")),
+        ("--seed=1.5", ("--seed=1.5",)),
+        ("--seed=4294967296", ("--seed", "2**32", "4294967296")),
+        ("--mean=0.1,0.2", ("--mean", "1 number", "'0.1,0.2'")),
+        ("--std=0", ("--std", "1 number", "'0'")),
+        ("--partition=natural", ("--partition=natural", "users", "'digits'")),
+        ("--tiers=fast:1:1:1", ("--tiers", "name:share:time", "'fast:1:1:1'")),
+        ("--tiers=a:0.5:1:1:1", ("--tiers", "sum to 1", "0.5")),
+        ("--tiers=a:0.5:1:1:1,a:0.5:1:1:1", ("--tiers", "different names", "'a'")),
+        ("--tiers=a:1:x:1:1", ("--tiers", "a number or low-high", "'x'")),
+        ("--tiers=a:1:0:1:1", ("--tiers", "0 < low <= high", "0.0")),
+        ("--tiers_file=/no/tiers.json", ("--tiers_file", "/no/tiers.json", "no file")),
+        ("--cost_table=/no/table.json", ("/no/table.json", "no file")),
+        ("--dataset=npz:/no/data.npz", ("--dataset", "/no/data.npz")),
+        ("--workdir=/dev/null/run", ("/dev/null/run", "Not a directory")),
+        ("--workdir=/dev/null", ("/dev/null", "is a file", "folder")),
+    ],
+)
+def test_a_bad_flag_is_refused_in_one_line(call, arguments, words):
+    assert_refused(call(train, *FEDAVG, "--rounds=1", arguments), *words)
+
+
+def test_both_kinds_of_tiers_are_refused(call):
+    tiers = ("--tiers=a:1:1:1:1", "--tiers_file=x.json")
+    assert_refused(call(train, *FEDAVG, *tiers), "--tiers", "--tiers_file", "both")
+
+
+def write_npz(path, drop=None, users=None, **changes):
+    """Writes a data set of 24 grey images of 8 x 8 and 3 classes."""
+    pixels = np.arange(24 * 64, dtype=np.uint8).reshape(24, 8, 8)
+    arrays = {
+        "x_train": pixels,
+        "y_train": np.arange(24) % 3,
+        "x_test": pixels[:6],
+        "y_test": np.arange(6) % 3,
+        **changes,
+    }
+    arrays |= {} if users is None else {"users": users}
+    arrays.pop(drop, None)
+    np.savez(path, **arrays)
+
+
+def _zeros(*shape):
+    return np.zeros(shape, np.uint8)
+
+
+def _nan():
+    x = np.zeros((24, 8, 8), np.float32)
+    x[3, 2, 1] = np.nan
+    return x
+
+
+@pytest.mark.parametrize(
+    ("changes", "flags_too", "words"),
+    [
+        ({"drop": "y_test"}, (), ("lacks y_test", "'x_train'")),
+        (
+            {"y_train": np.zeros(23, int)},
+            (),
+            ("x_train and y_train", "24 and 23 rows"),
+        ),
+        (
+            {"x_test": _zeros(6, 9, 9)},
+            (),
+            ("x_train and x_test", "[24, 8, 8, 1]", "[6, 9, 9, 1]"),
+        ),
+        ({"x_train": _nan()}, (), ("x_train holds 1 NaN", "(3, 2, 1)")),
+        ({"y_train": np.full(24, 0.5)}, (), ("y_train", "integer", "float64[24]")),
+        ({"y_test": np.full(6, -1)}, (), ("y_test", "from 0", "-1 at index 0")),
+        (
+            {"x_train": _zeros(24, 7, 7), "x_test": _zeros(6, 7, 7)},
+            ("--network=mobilenetv2",),
+            ("--network", "'mobilenetv2'", "8 x 8", "[7, 7, 1]"),
+        ),
+        (
+            {"x_train": _zeros(24, 5), "x_test": _zeros(6, 5)},
+            ("--network=small_convnet",),
+            ("--network", "'small_convnet'", "[height, width, channels]", "[5]"),
+        ),
+        (
+            {"users": np.arange(24) % 2},
+            ("--partition=natural",),
+            ("--clients_per_round", "at most the 2 users", "3"),
+        ),
+        ({"users": np.arange(5)}, (), ("users", "24 and 5 rows")),
+        ({}, ("--num_clients=25",), ("num_clients", "24", "25")),
+    ],
+)  # fmt: skip
+def test_bad_data_is_refused_in_one_line(call, tmp_path, changes, flags_too, words):
+    path = tmp_path / "data.npz"
+    write_npz(path, **changes)
+    done = call(train, *FEDAVG, f"--dataset=npz:{path}", *flags_too)
+    of_data = not flags_too
+    assert_refused(done, *words, *([str(path), "--dataset"] if of_data else []))
+
+
+def test_an_npz_that_is_none_is_refused(call, tmp_path):
+    path = tmp_path / "data.npz"
+    path.write_text("x_train")
+    assert_refused(call(train, *FEDAVG, f"--dataset=npz:{path}"), str(path), "no npz")
+    write_npz(path)
+    path.write_bytes(path.read_bytes()[:-100])
+    assert_refused(call(train, *FEDAVG, f"--dataset=npz:{path}"), str(path))
+
+
+def test_good_data_from_a_file_trains(call, tmp_path):
+    write_npz(tmp_path / "data.npz", users=np.repeat([7, 3, 9], 8))
+    data = (f"--dataset=npz:{tmp_path / 'data.npz'}", "--partition=natural")
+    run = tmp_path / "run"
+    done = call(train, *FEDAVG, *data, "--rounds=1", f"--workdir={run}")
+    assert (done.code, "Traceback" in done.err) == (0, False)
+    (record,) = records_of(run)
+    assert record["plans"] == {"0-0": 3}
+    config = json.loads((run / "config.json").read_text())["config"]
+    assert config["num_clients"] == 3  # of the users, whatever the flag says
+
+
+@pytest.mark.parametrize(
+    ("table", "words"),
+    [
+        ({"blocks": 1, "windows": [[0, 1, 1, 1, 1]]}, ("last < 1", "0-1 in row 0")),
+        ({"blocks": 1, "windows": [[0, 0, 1, -1, 1]]}, ("positive", "upload", "-1")),
+        ({"blocks": 1, "windows": [[0, 0, 1, 1]]}, ("[first, last, time", "row 0")),
+        ({"blocks": 1}, ("blocks and windows", "['blocks']")),
+        (
+            {"blocks": 8, "windows": [[0, 7, 1, 1, 1]]},
+            ("--cost_table", "logistic's 1 blocks", "of 8"),
+        ),
+    ],
+)
+def test_a_bad_cost_table_is_refused_in_one_line(call, tmp_path, table, words):
+    path = tmp_path / "table.json"
+    path.write_text(json.dumps(table))
+    done = call(train, *SMALL, "--algorithm=cocofl", f"--cost_table={path}")
+    assert_refused(done, str(path), *words)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '[{"name": "a"}]'])
+def test_a_bad_tiers_file_is_refused_in_one_line(call, tmp_path, text):
+    path = tmp_path / "tiers.json"
+    path.write_text(text)
+    done = call(train, *FEDAVG, f"--tiers_file={path}")
+    assert_refused(done, "--tiers_file", str(path))
+
+
+def test_budgets_that_no_window_fits_are_refused_with_the_smallest_that_would(
+    call, tmp_path
+):
+    path = tmp_path / "table.json"
+    windows = [[0, 7, 1, 1, 1], [4, 7, 0.5, 0.25, 0.5], [7, 7, 0.25, 0.3, 0.125]]
+    path.write_text(json.dumps({"blocks": 8, "windows": windows}))
+    convnet = (*SMALL, "--network=small_convnet", "--algorithm=cocofl")
+    tiers = "--tiers=able:0.5:1:1:1,tiny:0.5:0.2:0.2-1:0.2"
+    done = call(train, *convnet, f"--cost_table={path}", tiers)
+    # 4-7 needs 2.5 times the time; 7-7 no more than 1.5 times the upload.
+    assert_refused(
+        done,
+        *("--tiers", "'tiny'", str(path), "fits time 0.2, upload 0.2, memory 0.2"),
+        "7-7, which needs time 0.25, upload 0.3, memory 0.125",
+        "multiply the budgets by 1.5",
+    )
+
+
+def test_a_drop_of_everybody_is_refused(call):
+    done = call(train, *SMALL, "--algorithm=fedavg_drop", "--tiers=low:1:0.5:1:1")
+    assert_refused(done, "--tiers", "fedavg_drop", "budgets of 1", "low")
+
+
+def test_another_configuration_is_refused_with_the_difference_named(call, tmp_path):
+    tiers = tmp_path / "tiers.json"
+    tier = {"name": "one", "share": 1, "time": 1, "upload": 1, "memory": 1}
+    tiers.write_text(json.dumps([tier]))
+    run = tmp_path / "run"
+    command = (*FEDAVG, f"--workdir={run}", f"--tiers_file={tiers}")
+    assert call(train, *command, "--rounds=2").code == 0
+    before = contents(run)
+    done = call(train, *command, "--rounds=3", "--lr=0.2", "--seed=12")
+    assert_refused(
+        done,
+        str(run),
+        "lr: 0.1 in the folder, 0.2 now",
+        "seed: 11 in the folder, 12 now",
+        "another folder",
+    )
+    assert_refused(
+        call(train, *command, "--rounds=1"), "rounds: 2 in the folder, 1 now"
+    )
+    tiers.write_text(json.dumps([{**tier, "time": 0.5}]))  # the same path
+    done = call(train, *command, "--rounds=2")
+    assert_refused(done, "tiers: ", "'time': 0.5")
+    assert contents(run) == before
+    assert call(train, *command[:-1], "--rounds=2").code == 2  # tiers of the paper
+
+
+def test_a_folder_of_something_else_is_refused(call, tmp_path):
+    (tmp_path / "thesis.tex").write_text("")
+    done = call(train, *FEDAVG, f"--workdir={tmp_path}")
+    assert_refused(done, str(tmp_path), "'thesis.tex'", "empty folder")
+    assert os.listdir(tmp_path) == ["thesis.tex"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--num_clients=30", "--nosuch=1"), ("'nosuch'",)),
+        (("--network=mobilenet",), ("--network", "did you mean 'mobilenetv2'")),
+        (("--tiers=a:1:0.1:1:1",), ("no window of operation counts", "0-0")),
+    ],
+)
+def test_bad_input_is_one_line_in_a_process_of_its_own(tmp_path, arguments, words):
+    command = [sys.executable, "-m", "experiments.train", *SMALL, *arguments]
+    done = subprocess.run(
+        [*command, f"--workdir={tmp_path}"],
+        cwd=_ROOT,
+        env={**os.environ, "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert_refused(Outcome(done.returncode, done.stdout, done.stderr), *words)
+    assert os.listdir(tmp_path) == []
+
+
+def _damage(path):
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+
+
+def _without_time(records):
+    return [{k: v for k, v in r.items() if k != "wall_seconds"} for r in records]
+
+
+def test_damaged_checkpoints_fall_back_and_if_all_are_nothing_is_touched(
+    call, tmp_path
+):
+    one, other = tmp_path / "one", tmp_path / "other"
+    call(train, *FEDAVG, "--rounds=5", f"--workdir={one}")
+    call(train, *FEDAVG, "--rounds=3", f"--workdir={other}")
+    newest = other / "checkpoints" / "round_00000003.ckpt"
+    _damage(newest)
+    done = call(train, *FEDAVG, "--rounds=5", f"--workdir={other}")
+    assert done.code == 0
+    assert (
+        "[fedavg] passed over round_00000003.ckpt: damaged (wrong sha256); "
+        "using round_00000002.ckpt"
+    ) in done.err.splitlines()
+    assert _without_time(records_of(other)) == _without_time(records_of(one))
+    last = pathlib.Path("checkpoints", "round_00000005.ckpt")
+    assert (one / last).read_bytes() == (other / last).read_bytes()
+
+    for path in (other / "checkpoints").iterdir():
+        _damage(path)
+    before = contents(other)
+    done = call(train, *FEDAVG, "--rounds=5", f"--workdir={other}")
+    names = ("round_00000004.ckpt", "round_00000005.ckpt")
+    assert_refused(done, "no checkpoint in", str(other), *names, "wrong sha256")
+    assert contents(other) == before
+
+
+def test_a_run_that_diverges_names_round_clients_and_plans(call, tmp_path):
+    # One step a round: the first is huge but finite, the second overflows.
+    wild = ("--lr=1e30", "--batch_size=200", "--rounds=5", f"--workdir={tmp_path}")
+    done = call(train, *FEDAVG, *wild)
+    assert done.code == 1
+    *_, line = done.err.splitlines()
+    assert re.match(
+        r"error: round 1: loss or update is not finite for clients? \d+ \(plan 0-0\)",
+        line,
+    )
+    assert "Traceback" not in done.err
+    assert [record["round"] for record in records_of(tmp_path)] == [0]
+    (checkpoint,) = (tmp_path / "checkpoints").iterdir()
+    assert checkpoint.name == "round_00000001.ckpt"
+
+
+@pytest.mark.parametrize(
+    ("folder", "line"),
+    [
+        ("run", "stopped; the same command goes on from here"),
+        ("", "stopped; without --workdir nothing is kept"),
+    ],
+)
+def test_ctrl_c_is_one_line(call, monkeypatch, folder, line):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(experiment, "run", stop)
+    done = call(train, *FEDAVG, f"--workdir={folder}")
+    assert (done.code, done.out, done.err) == (130, "", line + "\n")
+
+
+COMPARED = (
+    *SMALL,
+    "--algorithms=fedavg,fedavg_drop",
+    "--seeds=1,2",
+    "--rounds=3",
+    "--eval_every=2",
+    "--partition=resource_correlated",
+)
+
+
+def test_compare_prints_and_writes_the_statistics_of_the_runs(call, tmp_path):
+    done = call(compare, *COMPARED, f"--workdir={tmp_path}")
+    assert done.code == 0
+    assert done.err.count("[fedavg_drop seed 2] round 3/3") == 1
+    written = json.loads((tmp_path / "summary.json").read_text())
+    assert list(written) == ["algorithms"]
+    summary = written["algorithms"]
+    assert list(summary) == ["fedavg", "fedavg_drop"]
+
+    header, *rows, note = done.out.splitlines()
+    assert header.split()[0] == "algorithm"
+    assert str(tmp_path / "summary.json") in note
+    for row, (name, figures) in zip(rows, summary.items(), strict=True):
+        runs = [records_of(tmp_path / name / f"seed_{seed}") for seed in (1, 2)]
+        assert [len(run) for run in runs] == [3, 3]
+        for key in ("test_accuracy", "worst_tier_accuracy"):
+            a, b = (run[-1][key] for run in runs)
+            assert set(figures[key]) == {"mean", "std"}
+            assert math.isclose(figures[key]["mean"], (a + b) / 2, rel_tol=1e-12)
+            assert math.isclose(figures[key]["std"], abs(a - b) / 2, rel_tol=1e-9)
+            assert f"{(a + b) / 2:.4f} ± {abs(a - b) / 2:.4f}" in row
+        upload = [sum(record["upload_bytes"] for record in run) for run in runs]
+        assert figures["upload_bytes"] == statistics.fmean(upload)
+        seconds = statistics.fmean(
+            sum(record["wall_seconds"] for record in run) for run in runs
+        )
+        assert math.isclose(figures["wall_seconds"]["mean"], seconds)
+        assert figures["compute_share"]["mean"] == 1
+        cells = row.split()
+        assert cells[0] == name
+        assert cells[-3:] == [
+            f"{statistics.fmean(upload) / 1e6:.2f}",
+            "1.000",
+            f"{seconds:.1f}",
+        ]
+    # 3 rounds of 3 clients, of whom all are able; a third of 12 clients is 3.
+    assert summary["fedavg"]["upload_bytes"] == 3 * 3 * 2600
+    png = (tmp_path / "curves.png").read_bytes()
+    assert png[:8] == b"\x89PNG\r\n\x1a\n"
+    assert struct.unpack(">II", png[16:24]) > (600, 300)
+
+    before = contents(tmp_path)
+    again = call(compare, *COMPARED, f"--workdir={tmp_path}")
+    assert (again.code, again.out, again.err) == (0, done.out, "")
+    for name, content in contents(tmp_path).items():
+        if name not in ("summary.json", "curves.png"):  # written again
+            assert content == before[name], name
+    assert (tmp_path / "summary.json").read_text() == json.dumps(
+        written, indent=2
+    ) + "\n"
+
+
+def test_compared_algorithms_share_splits_devices_and_seeds(call, tmp_path):
+    all_able = ("--tiers=one:1:1:1:1", "--rounds=2", f"--workdir={tmp_path}")
+    assert call(compare, *COMPARED, *all_able).code == 0
+    held = {
+        path.parent.relative_to(tmp_path).as_posix(): json.loads(path.read_text())
+        for path in tmp_path.rglob("config.json")
+    }
+    assert sorted(held) == [
+        *("fedavg/seed_1", "fedavg/seed_2"),
+        *("fedavg_drop/seed_1", "fedavg_drop/seed_2"),
+    ]
+    for name, stored in held.items():
+        algorithm, seed = name.split("/seed_")
+        other = held["fedavg/seed_1"]["config"]
+        mine = {**other, "algorithm": algorithm, "seed": int(seed)}
+        assert stored["config"] == mine
+    # Where every device is able, nobody is dropped, and both are the same algorithm.
+    records = {name: _without_time(records_of(tmp_path / name)) for name in held}
+    assert records["fedavg/seed_1"] == records["fedavg_drop/seed_1"]
+    assert records["fedavg/seed_2"] == records["fedavg_drop/seed_2"]
+    assert records["fedavg/seed_1"] != records["fedavg/seed_2"]
+
+
+def test_centralized_may_have_rounds_of_its_own(call, tmp_path):
+    names = ("--algorithms=fedavg,centralized", "--centralized_rounds=2", "--seeds=1")
+    assert call(compare, *COMPARED, *names, f"--workdir={tmp_path}").code == 0
+    assert len(records_of(tmp_path / "fedavg" / "seed_1")) == 3
+    assert len(records_of(tmp_path / "centralized" / "seed_1")) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--algorithms=fedavg,fedavgdrop",), ("--algorithms", "'fedavg_drop'")),
+        (("--algorithms=",), ("--algorithms", "at least one")),
+        (("--seeds=1,x",), ("--seeds", "10,11", "'1,x'")),
+        (("--seeds=1,1",), ("--seeds", "different", "'1,1'")),
+        (("--seeds=-1",), ("--seeds", "'-1'")),
+        (("--seeds=",), ("--seeds", "''")),
+        (("--seeds=1,4294967296",), ("--seed", "2**32", "4294967296")),
+        (("--clients_per_round=13",), ("--clients_per_round", "13")),
+        (
+            ("--algorithms=fedavg,cocofl", "--tiers=a:1:0.1:1:1"),
+            ("--tiers", "no window"),
+        ),
+    ],
+)
+def test_compare_refuses_bad_input_before_any_training(
+    call, tmp_path, arguments, words
+):
+    done = call(compare, *COMPARED, f"--workdir={tmp_path}", *arguments)
+    assert_refused(done, *words)
+    assert os.listdir(tmp_path) == []

@@ -1,0 +1,331 @@
+"""The host loop: order of work, records, cadence, divergence, what a folder keeps."""
+
+import json
+import time
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fljax import checkpoints, cohort, plans, simulation, writers
+from fljax.algorithms import averaging
+
+FULL, BACK, FRONT = plans.Plan(0, 3), plans.Plan(2, 3), plans.Plan(0, 0)
+IDS = np.array([5, 1, 8])
+
+
+def _never(index, client):
+    return False
+
+
+def counting(log=None, plans_of=lambda index: [FULL, FULL, BACK], broken=_never):
+    """Makes an algorithm without a network: its state counts the rounds.
+
+    Client i reports the loss i + round; what padding reports must leave no trace.
+    """
+    log = [] if log is None else log
+
+    def init():
+        return averaging.State({"rounds": jnp.zeros((), jnp.int32)}, ())
+
+    def assign(state, index):
+        return averaging.Assignment(index, IDS, plans_of(index))
+
+    def round(state, assignment):
+        index = assignment.round
+        log.append(f"round {index}")
+        groups = []
+        for plan, ids in cohort.group_by_plan(assignment.plans, assignment.ids):
+            padding = [np.nan] * (4 - len(ids))
+            loss = np.array([*(ids + index), *padding], np.float32)
+            finite = [not broken(index, i) for i in ids.tolist()]
+            finite += [False] * len(padding)
+            groups.append((plan, ids, cohort.Reports(loss, np.array(finite))))
+        counted = {"rounds": state.server["rounds"] + 1}
+        return averaging.State(counted, ()), averaging.Report(
+            assignment, groups, 10 + index, 30, 0.5
+        )
+
+    return averaging.Algorithm(init, assign, round)
+
+
+def counter(every=1, log=None):
+    """Makes an evaluator whose accuracy is the number of rounds in the state."""
+    log = [] if log is None else log
+
+    def scores(state):
+        log.append(f"evaluation {len([w for w in log if w.startswith('round')]) - 1}")
+        return state.server["rounds"]
+
+    def fields(sums):
+        return {"test_accuracy": int(sums), "test_loss": 0.5}
+
+    return simulation.Evaluator(scores, fields, every)
+
+
+def rounds_of(state):
+    """Tells how many rounds a state has seen."""
+    return int(state.server["rounds"])
+
+
+def without_time(records):
+    """Drops the wall clock."""
+    return [{k: v for k, v in r.items() if k != "wall_seconds"} for r in records]
+
+
+def test_a_round_is_read_while_the_next_one_runs():
+    log = []
+    algorithm = counting(log)
+    state = algorithm.init()
+    for _, record in simulation.iterate(algorithm, state, 0, 3, counter(1, log)):
+        log.append(f"record {record['round']}")
+    assert log == [
+        *("round 0", "evaluation 0"),
+        *("round 1", "evaluation 1", "record 0"),
+        *("round 2", "evaluation 2", "record 1"),
+        "record 2",
+    ]
+
+
+def test_a_record_holds_its_own_round():
+    algorithm = counting()
+    outcomes = list(simulation.iterate(algorithm, algorithm.init(), 0, 3, counter(2)))
+    assert [rounds_of(state) for state, _ in outcomes] == [1, 2, 3]
+    records = [record for _, record in outcomes]
+    assert without_time(records)[1] == {
+        "round": 1,
+        "train_loss": (5 + 1 + 8) / 3 + 1,  # a mean over clients, not over plans
+        "upload_bytes": 11,
+        "download_bytes": 30,
+        "compute_share": 0.5,
+        "plans": {"0-3": 2, "2-3": 1},
+        "test_accuracy": 2,  # of the state after this round
+        "test_loss": 0.5,
+    }
+    assert "test_accuracy" not in records[0]
+
+
+def test_wall_seconds_add_up_to_the_time_it_took():
+    algorithm = counting()
+    begin = time.perf_counter()
+    waits = simulation.iterate(algorithm, algorithm.init(), 0, 3)
+    seconds = []
+    for _, record in waits:
+        time.sleep(0.05)  # what the caller does is part of the next record
+        seconds.append(record["wall_seconds"])
+    elapsed = time.perf_counter() - begin
+    assert min(seconds) >= 0
+    assert seconds[1] >= 0.05
+    assert 0.1 <= sum(seconds) <= elapsed - 0.05
+
+
+@pytest.mark.parametrize(
+    ("every", "first", "rounds", "evaluated"),
+    [
+        (1, 0, 4, [0, 1, 2, 3]),
+        (3, 0, 7, [2, 5, 6]),
+        (5, 0, 5, [4]),
+        (10, 0, 4, [3]),
+        (3, 4, 8, [5, 7]),  # a resumed run keeps the cadence of the whole one
+        (3, 4, 4, []),
+    ],
+)
+def test_evaluation_keeps_its_cadence_and_the_last_round(
+    every, first, rounds, evaluated
+):
+    algorithm = counting()
+    records = [
+        record
+        for _, record in simulation.iterate(
+            algorithm, algorithm.init(), first, rounds, counter(every)
+        )
+    ]
+    assert [record["round"] for record in records] == list(range(first, rounds))
+    assert [r["round"] for r in records if "test_accuracy" in r] == evaluated
+    assert [r["round"] for r in records if "test_loss" in r] == evaluated
+
+
+def test_a_plan_is_announced_once_before_it_runs():
+    log = []
+
+    def plans_of(index):
+        return [FULL, FRONT, BACK] if index in (2, 4) else [FULL, FULL, BACK]
+
+    algorithm = counting(log, plans_of)
+    for _ in simulation.iterate(algorithm, algorithm.init(), 0, 6, None, log.append):
+        pass
+    assert [line for line in log if "compiling" in line] == [
+        "round 0: compiling for plans 0-3, 2-3",
+        "round 2: compiling for plan 0-0",
+    ]
+    assert log.index("round 2: compiling for plan 0-0") == log.index("round 2") - 1
+
+
+@pytest.mark.parametrize("rounds", [4, 6], ids=["last round", "round in between"])
+def test_divergence_names_round_clients_and_plans_after_the_last_good_round(rounds):
+    algorithm = counting(broken=lambda index, client: index >= 3 and client != 1)
+    outcomes = simulation.iterate(algorithm, algorithm.init(), 0, rounds)
+    good = [next(outcomes) for _ in range(3)]
+    assert [(rounds_of(state), record["round"]) for state, record in good] == [
+        (1, 0),
+        (2, 1),
+        (3, 2),
+    ]
+    with pytest.raises(simulation.NonFiniteError) as error:
+        next(outcomes)
+    assert str(error.value).startswith(
+        "round 3: loss or update is not finite for clients 5 (plan 0-3), 8 (plan 2-3);"
+    )
+
+
+def test_one_diverged_client_is_named_alone():
+    algorithm = counting(broken=lambda index, client: client == 1)
+    with pytest.raises(simulation.NonFiniteError, match=r"for client 1 \(plan 0-3\);"):
+        simulation.run(algorithm, 1)
+
+
+def test_run_returns_all_records_and_tells_the_hooks():
+    heard = []
+    hooks = simulation.Hooks(
+        start=lambda first: heard.append(("start", first)),
+        record=lambda record: heard.append(("record", record["round"])),
+        message=lambda text: heard.append(("message", text)),
+    )
+    state, records = simulation.run(counting(), 3, counter(2), hooks)
+    assert rounds_of(state) == 3
+    assert [record["round"] for record in records] == [0, 1, 2]
+    assert [r["round"] for r in records if "test_accuracy" in r] == [1, 2]
+    assert heard == [
+        ("start", 0),
+        ("message", "round 0: compiling for plans 0-3, 2-3"),
+        *(("record", index) for index in range(3)),
+    ]
+
+
+def in_folder(folder, rounds, algorithm=None, config=None, hooks=None, **options):
+    """Runs the counting algorithm in a folder."""
+    return simulation.run_in_folder(
+        algorithm or counting(),
+        rounds,
+        counter(2),
+        str(folder),
+        {"lr": 0.1, "rounds": rounds, **(config or {})},
+        tensorboard=False,
+        hooks=hooks,
+        **options,
+    )
+
+
+def saved(folder):
+    """Reads the newest checkpoint: (next round, rounds that its state has seen)."""
+    restored = checkpoints.restore(folder, counting().init())
+    return restored.round, rounds_of(restored.state)
+
+
+def test_the_last_good_state_is_saved_when_a_run_diverges(tmp_path):
+    diverging = counting(broken=lambda index, client: index == 4)
+    for _ in range(2):  # again from the saved state: it fails again
+        with pytest.raises(simulation.NonFiniteError, match="round 4"):
+            in_folder(tmp_path, 8, diverging, checkpoint_every=3)
+        assert saved(tmp_path) == (4, 4)  # 3 is the cadence
+        assert [r["round"] for r in writers.read_metrics(tmp_path)] == [0, 1, 2, 3]
+    state, records = in_folder(tmp_path, 8, checkpoint_every=3)
+    assert rounds_of(state) == 8
+    uninterrupted = simulation.run(counting(), 8, counter(2))[1]
+    assert without_time(records) == without_time(uninterrupted)
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, OSError])
+def test_what_was_finished_is_saved_when_a_run_is_stopped(tmp_path, stop):
+    def interrupt(record):
+        if record["round"] == 4:
+            raise stop
+
+    with pytest.raises(stop):
+        in_folder(
+            tmp_path, 8, hooks=simulation.Hooks(record=interrupt), checkpoint_every=3
+        )
+    assert saved(tmp_path) == (5, 5)
+    heard = []
+    hooks = simulation.Hooks(start=heard.append, message=heard.append)
+    state, records = in_folder(tmp_path, 8, hooks=hooks, checkpoint_every=3)
+    assert heard[:2] == [5, f"resuming {tmp_path} at round 5 of 8"]
+    assert rounds_of(state) == 8
+    assert [record["round"] for record in records] == list(range(8))
+
+
+@pytest.mark.parametrize(("every", "kept"), [(1, [7, 8]), (3, [6, 8]), (20, [8])])
+def test_checkpoints_keep_their_cadence_and_the_end(tmp_path, every, kept):
+    in_folder(tmp_path, 8, checkpoint_every=every)
+    names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert names == [f"round_{number:08d}.ckpt" for number in kept]
+    assert saved(tmp_path) == (8, 8)
+
+
+def contents(folder):
+    """Reads every file; the lock names the process that held the folder last."""
+    return {
+        str(path.relative_to(folder)): (path.stat().st_mtime_ns, path.read_bytes())
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != "lock"
+    }
+
+
+def test_a_finished_run_changes_nothing_when_started_again(tmp_path):
+    first = in_folder(tmp_path, 4)
+    before, log = contents(tmp_path), []
+    state, records = in_folder(tmp_path, 4, counting(log))
+    assert (rounds_of(state), records) == (4, first[1])
+    assert log == []
+    assert contents(tmp_path) == before
+
+
+def test_more_rounds_continue_a_finished_run(tmp_path):
+    in_folder(tmp_path, 3)
+    log = []
+    state, records = in_folder(tmp_path, 6, counting(log))
+    assert log == ["round 3", "round 4", "round 5"]
+    assert rounds_of(state) == 6
+    assert [record["round"] for record in records] == list(range(6))
+    # Round 2 was the last one then.
+    evaluated = [r["round"] for r in records if "test_accuracy" in r]
+    assert evaluated == [1, 2, 3, 5]
+
+
+def test_fewer_rounds_than_were_run_are_refused(tmp_path):
+    in_folder(tmp_path, 6)
+    before = contents(tmp_path)
+    with pytest.raises(ValueError, match="rounds: 6 in the folder, 4 now"):
+        in_folder(tmp_path, 4)
+    assert contents(tmp_path) == before
+
+
+def test_another_configuration_is_refused_unless_it_may_change(tmp_path):
+    in_folder(tmp_path, 3, config={"width": 1})
+    with pytest.raises(ValueError, match=r"\(width: 1 in the folder, 16 now\)"):
+        in_folder(tmp_path, 3, config={"width": 16})
+    heard = []
+    in_folder(
+        tmp_path,
+        3,
+        config={"width": 16},
+        may_change=("width",),
+        hooks=simulation.Hooks(message=heard.append),
+    )
+    assert heard == ["configuration changed: width: 1 in the folder, 16 now"]
+    stored = json.loads((tmp_path / "config.json").read_text())["config"]
+    assert stored == {"lr": 0.1, "rounds": 3, "width": 16}
+
+
+def test_a_damaged_checkpoint_is_passed_over_with_a_message(tmp_path):
+    in_folder(tmp_path, 4)
+    newest = tmp_path / "checkpoints" / "round_00000004.ckpt"
+    newest.write_bytes(newest.read_bytes()[:-1])
+    heard = []
+    hooks = simulation.Hooks(message=heard.append)
+    state, records = in_folder(tmp_path, 4, hooks=hooks)
+    assert "round_00000004.ckpt: truncated" in heard[0]
+    assert heard[0].endswith("using round_00000003.ckpt")
+    assert rounds_of(state) == 4
+    assert [record["round"] for record in records] == [0, 1, 2, 3]
+    assert saved(tmp_path) == (4, 4)
