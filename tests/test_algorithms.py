@@ -100,10 +100,10 @@ def by_hand(fed, state, assignment, rate):
 def test_a_round_is_the_rule_of_the_paper_over_its_clients(fed, start):
     algorithm = cocofl.cocofl(fed)
     assignment = averaging.Assignment(
-        0, np.array([4, 0, 3, 1]), [LATE, FULL, MIDDLE, LATE]
+        2, np.array([4, 0, 3, 1]), [LATE, FULL, MIDDLE, LATE]
     )
     state, report = algorithm.round(start, assignment)
-    expected = by_hand(fed, start, assignment, 0.1)
+    expected = by_hand(fed, start, assignment, 0.05)
     conftest.assert_close(state.server.blocks, expected, 1e-5)
     sizes = [block.upload_bytes for block in fed.counts]
     assert report.upload_bytes == sum(sizes) + sizes[2] + 2 * (sizes[3] + sizes[4])
