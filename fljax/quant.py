@@ -30,6 +30,16 @@ from fljax import convs, types
 TINY = 1e-12
 
 
+_NAMES = {
+    "zero_point": ("middle", "quarter"),
+    "relu_zero_point": ("middle", "quarter", "lowest"),
+    "rounding": ("nearest", "stochastic"),
+    "input_range": ("carried", "dynamic"),
+    "gradient_range": ("observed", "dynamic"),
+    "gradient_place": ("input", "product", "output", "nowhere"),
+}
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Spec:
     """How frozen blocks are quantised.
@@ -68,6 +78,12 @@ class Spec:
     gradient_place: Literal["input", "product", "output", "nowhere"] = "nowhere"
 
     def __post_init__(self):
+        for field in dataclasses.fields(self):
+            value, names = getattr(self, field.name), _NAMES.get(field.name, ())
+            if names and value not in names:
+                raise ValueError(
+                    f"{field.name}: expected {', '.join(names)}, got {value!r}"
+                )
         if not 2 <= self.bits <= 8:
             raise ValueError(f"bits: expected 2 to 8, got {self.bits}")
         quarter = "quarter" in (self.zero_point, self.relu_zero_point)

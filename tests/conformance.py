@@ -165,8 +165,13 @@ def replay_block(case: str, data) -> Iterator[Line]:
         return block.apply(variables, x, call, mutable=["norms", "ranges"])
 
     x, g = _nhwc(data["cal_x"]), _nhwc(data["cal_g"])
-    y, pull, updates = jax.vjp(trained, params, zeros["backward"], x, has_aux=True)
-    gradients, backward, dx = pull(g)
+
+    @jax.jit
+    def pulled(params, backward, x, g):
+        y, pull, updates = jax.vjp(trained, params, backward, x, has_aux=True)
+        return y, updates, pull(g)
+
+    y, updates, (gradients, backward, dx) = pulled(params, zeros["backward"], x, g)
     yield _float_line(case, "trained: output", _nchw(y), data["cal_y"])
     yield _float_line(case, "trained: input gradient", _nchw(dx), data["cal_dx"])
     errors = [
@@ -183,8 +188,10 @@ def replay_block(case: str, data) -> Iterator[Line]:
     def frozen(role, x):
         call = layers.Call(role, SPEC)
         variables = {"params": params, **observed}
-        _, update = block.apply(variables, x, call, mutable=["frozen"])
-        return lambda x: block.apply(update, x, call)
+        _, update = jax.jit(
+            lambda variables, x: block.apply(variables, x, call, mutable=["frozen"])
+        )(variables, x)
+        return jax.jit(lambda x: block.apply(update, x, call))
 
     x = _nhwc(data["x"])
     codes = frozen(ROLE.FROZEN_BEFORE, x)(x)
@@ -195,8 +202,13 @@ def replay_block(case: str, data) -> Iterator[Line]:
     yield Line(case, "frozen before: scale", figures, close)
 
     after = frozen(ROLE.FROZEN_AFTER, x)
-    y, pull = jax.vjp(lambda x: layers.to_float(after(x)), x)
-    (dx,) = pull(_nhwc(data["bw_g"]))
+
+    @jax.jit
+    def pulled_after(x, g):
+        y, pull = jax.vjp(lambda x: layers.to_float(after(x)), x)
+        return y, *pull(g)
+
+    y, dx = pulled_after(x, _nhwc(data["bw_g"]))
     last = "add" if with_add else "bn3"
     step = float(data[f"state/{last}.op_scale"][0])
     steps = float(np.abs(_nchw(y) - data["bw_y"]).max()) / step

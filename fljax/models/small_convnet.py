@@ -40,7 +40,7 @@ def small_convnet(
     tracked: bool = False,
 ) -> network.Network:
     """Makes the network; arguments as of `mobilenetv2.mobilenetv2`."""
-    network.check_image("small_convnet", input_shape, 4)
+    network.check_image("small_convnet", input_shape, 8)
     blocks: list[nn.Module] = [mobilenetv2.Outer(16, 3, tracked)]
     blocks += [ConvBlock(features, stride) for features, stride in WIDTHS]
     blocks.append(mobilenetv2.Classifier(num_classes))
