@@ -301,17 +301,17 @@ def test_fedavg_drop_refuses_a_federation_of_the_weak(fed):
         fedavg_drop.fedavg_drop(fed._replace(tiers=weak))
 
 
-def test_centralized_sees_every_example_once_an_epoch(fed, start, monkeypatch):
-    monkeypatch.setattr(averaging, "averaging", lambda fed, policy: (fed, policy))
-    one, policy = centralized.centralized(fed)
+def test_centralized_sees_every_example_once_an_epoch(fed, start):
+    one = centralized.pooled(fed)
     assert one.shards.counts.tolist() == [40]
     assert sorted(one.shards.indices[0].tolist()) == list(range(40))
     assert (one.clients_per_round, one.width, one.tier_index.tolist()) == (1, 1, [0])
-    budgets = types.Budgets(*(np.full(1, 0.01) for _ in range(3)))
-    key = averaging.round_key(0, 0)
-    assert policy.assign((), key, np.zeros(1, int), budgets) == [FULL]
-    monkeypatch.undo()
-    assert centralized.centralized(fed).assign(start, 3).ids.tolist() == [0]
+    algorithm = centralized.centralized(fed)
+    assignment = algorithm.assign(start, 3)
+    assert (assignment.ids.tolist(), assignment.plans) == ([0], [FULL])
+    state, report = algorithm.round(start, assignment)
+    assert (report.upload_bytes, report.download_bytes) == (0, 0)
+    assert int(state.server.round) == 1
 
 
 def test_too_large_a_cohort_is_refused(fed):

@@ -12,6 +12,19 @@ from fljax.algorithms import averaging
 from fljax.data import partition
 
 
+def pooled(fed: averaging.Federation) -> averaging.Federation:
+    """Gives the examples of all clients to a single one."""
+    shards = fed.shards
+    real = np.arange(shards.indices.shape[1]) < np.asarray(shards.counts)[:, None]
+    everything = np.sort(np.asarray(shards.indices)[real])
+    return fed._replace(
+        shards=partition.index_table([everything]),
+        tier_index=np.zeros(1, np.int32),
+        clients_per_round=1,
+        width=1,
+    )
+
+
 def centralized(fed: averaging.Federation) -> averaging.Algorithm:
     """Makes centralised training on the union of the clients' data.
 
@@ -21,19 +34,10 @@ def centralized(fed: averaging.Federation) -> averaging.Algorithm:
     Returns:
       The algorithm; its reports count no bytes, since nothing is sent in a round.
     """
-    shards = fed.shards
-    real = np.arange(shards.indices.shape[1]) < np.asarray(shards.counts)[:, None]
-    everything = np.sort(np.asarray(shards.indices)[real])
-    one = fed._replace(
-        shards=partition.index_table([everything]),
-        tier_index=np.zeros(1, np.int32),
-        clients_per_round=1,
-        width=1,
-    )
-    pooled = averaging.averaging(one, policies.full(fed.net.num_blocks))
+    one = averaging.averaging(pooled(fed), policies.full(fed.net.num_blocks))
 
     def round(state, assignment):
-        state, report = pooled.round(state, assignment)
+        state, report = one.round(state, assignment)
         return state, report._replace(upload_bytes=0, download_bytes=0)
 
-    return pooled._replace(round=round)
+    return one._replace(round=round)
