@@ -231,24 +231,35 @@ def quantise_weights(
 _FRACTION = 19
 
 
+def _exponent(x: types.Array) -> types.Array:
+    """Reads e of |x| = m * 2^e, m in [1/2, 1), off the bits of a float32.
+
+    jnp.frexp and jnp.ldexp do the same in dozens of operations, for subnormals; a
+    network has hundreds of them to compile.
+    """
+    bits = lax.bitcast_convert_type(x, jnp.int32)
+    return ((bits >> 23) & 0xFF) - 126
+
+
+def _power_of_two(exponent: types.Array) -> types.Array:
+    """Makes the float32 2^exponent; the exponent is kept within what has one."""
+    biased = jnp.clip(exponent, -126, 127) + 127
+    return lax.bitcast_convert_type(biased << 23, jnp.float32)
+
+
 def _fixed_point_ratio(ratio: types.Array):
     """Writes ratio = (high + low * 2^-15) * 2^-(shift + 16) * 2^left in int32.
 
     Two halves of 15 bits each: their products with the halves of a 32-bit accumulator
-    fit int32, which is all there is without x64 mode.
+    fit int32, which is all there is without x64 mode. The 24 bits of a float32's
+    mantissa fill them exactly.
     """
-    mantissa, exponent = jnp.frexp(ratio)  # mantissa in [1/2, 1)
-    scaled = mantissa * 2.0**15
-    high = jnp.floor(scaled)
-    low = jnp.round((scaled - high) * 2.0**15)
-    shift = 15 - exponent.astype(jnp.int32) - 16
+    bits = lax.bitcast_convert_type(ratio, jnp.int32)
+    mantissa = (bits & 0x7FFFFF) | 0x800000
+    high, low = mantissa >> 9, (mantissa & 0x1FF) << 6
+    shift = -1 - _exponent(ratio)
     left = jnp.clip(_FRACTION - shift, 0, 30)
-    return (
-        high.astype(jnp.int32),
-        low.astype(jnp.int32),
-        jnp.clip(shift + left, 1, 30),
-        left,
-    )
+    return high, low, jnp.clip(shift + left, 1, 30), left
 
 
 def _noise(shift: types.Array, shape, key: types.Key | None) -> types.Array:
@@ -354,9 +365,8 @@ def _accumulate(sums, x: QArray, w: QArray, bias) -> Accumulator:
     # where a bias outweighs a channel of tiny weights.
     largest = fan_in * max(127 - x.zero_point, x.zero_point + 128) * 128
     free = max(30 - (largest - 1).bit_length(), 0)
-    _, exponent = jnp.frexp(bias / unit)
-    shift = jnp.minimum(free, 29 - exponent.astype(jnp.int32))
-    unit = jnp.ldexp(unit, -shift)
+    shift = jnp.minimum(free, 29 - _exponent(bias / unit))
+    unit = unit * _power_of_two(-shift)
     shifted = (sums << jnp.maximum(shift, 0)) >> jnp.clip(-shift, 0, 31)
     return Accumulator(shifted + jnp.round(bias / unit).astype(jnp.int32), unit)
 
@@ -425,11 +435,10 @@ def add(
       A QArray of the shape of a.
     """
     ratio_a, ratio_b = a.scale / out_scale, b.scale / out_scale
-    _, exponent = jnp.frexp(jnp.maximum(ratio_a, ratio_b))
-    shift = jnp.clip(_ADD_BITS - exponent, 1, 30)
+    shift = jnp.clip(_ADD_BITS - _exponent(jnp.maximum(ratio_a, ratio_b)), 1, 30)
 
     def term(x, ratio):
-        multiplier = jnp.round(jnp.ldexp(ratio, shift))
+        multiplier = jnp.round(ratio * _power_of_two(shift))
         multiplier = jnp.minimum(multiplier, 2.0**_ADD_BITS).astype(jnp.int32)
         return (x.codes.astype(jnp.int32) - x.zero_point) * multiplier
 
