@@ -136,11 +136,12 @@ def _learning_rate(config: configs.Config):
     return lambda index: config.lr * 0.1 ** sum(index >= step for step in steps)
 
 
-def build(config: configs.Config) -> Experiment:
+def build(config: configs.Config, data: types.Dataset | None = None) -> Experiment:
     """Loads data and makes everything that does not depend on the algorithm.
 
     Args:
       config: checked.
+      data: instead of loading `config.dataset`.
 
     Returns:
       The experiment.
@@ -149,8 +150,9 @@ def build(config: configs.Config) -> Experiment:
       ValueError: one line that names the flag or file, what was expected and what
         came.
     """
-    with configs.naming("dataset"):
-        data = load.load(config.dataset)
+    if data is None:
+        with configs.naming("dataset"):
+            data = load.load(config.dataset)
     make = models.BY_NAME[config.network]
     running = config.norm_statistics == "running"
     with configs.naming("network"):

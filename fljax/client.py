@@ -173,7 +173,7 @@ def _gradient_step(net, plan, spec, frozen, trained, x, labels, mask, key):
         ]
         window = calls[first : last + 1]
         h, updates = network.run(
-            net, state, x, window, first, mutable=("norms", "ranges")
+            net, state, x, window, first, mutable=("norms", "ranges"), key=key
         )
         h, _ = network.run(
             net, frozen[last + 1 :], h, calls[last + 1 :], last + 1, key=key
@@ -237,16 +237,13 @@ def train(
     start, _ = trees.split(state, mask)
     params = tuple(None if block is None else block["params"] for block in start)
     optimiser = partitioned(make_optimiser(training, learning_rate), mask, params)
-    shuffle_key, rounding_key = jax.random.split(key)
+    shuffle_key, noise_key = jax.random.split(key)
     batch = _batches(shuffle_key, indices, count, training)
     probed = spec.gradient_place != "nowhere"
 
     def step(i, carry):
         trained, optimiser_state, total = carry
         rows, valid = batch(i)
-        rounding = None
-        if spec.rounding == "stochastic":
-            rounding = jax.random.fold_in(rounding_key, i)
         loss, (gradients, backward), updates = _gradient_step(
             net,
             plan,
@@ -256,7 +253,7 @@ def train(
             inputs(data, rows),
             data.y[rows],
             valid,
-            rounding,
+            jax.random.fold_in(noise_key, i),
         )
         params = tuple(None if block is None else block["params"] for block in trained)
         moves, optimiser_state = optimiser.update(gradients, optimiser_state, params)

@@ -237,6 +237,11 @@ def run_group(
     return new, reports
 
 
+def num_programs() -> int:
+    """Counts the programs of groups that this process has compiled or loaded."""
+    return run_group._cache_size()  # type: ignore[attr-defined]
+
+
 def default_width() -> int:
     """Gives the number of clients that run side by side on this backend."""
     return 1 if jax.default_backend() == "cpu" else 16

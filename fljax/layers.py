@@ -437,6 +437,58 @@ def dense(features: int, **fields) -> Product:
     )
 
 
+def _on_values(function, x: Signal) -> Signal:
+    """Applies what only moves or selects values to whatever flows between layers."""
+    if isinstance(x, quant.QArray):
+        return dataclasses.replace(x, codes=function(x.codes))
+    return (
+        dataclasses.replace(x, value=function(x.value))
+        if isinstance(x, Ranged)
+        else function(x)
+    )
+
+
+def max_pool(x: Signal, window: int = 2) -> Signal:
+    """Takes the largest value of every window x window tile; scales stay."""
+    return _on_values(lambda values: convs.max_pool(values, window), x)
+
+
+def flatten(x: Signal) -> Signal:
+    """Maps [B, ...] to [B, features]."""
+    return _on_values(lambda values: values.reshape(values.shape[0], -1), x)
+
+
+class Dropout(nn.Module):
+    """Dropout (Srivastava et al., JMLR 2014), where a key for it is given.
+
+    Training gives one, evaluation does not. Before the window nothing is dropped: the
+    prefix is a fixed function (as in the reference).
+
+    Attributes:
+      rate: share of the values that are dropped.
+    """
+
+    rate: float
+
+    @nn.compact
+    def __call__(self, x: Signal, call: Call) -> Signal:
+        """Maps [B, ...] to the same shape; kept values grow by 1 / (1 - rate)."""
+        before = call.role is types.Role.FROZEN_BEFORE
+        if before or not self.has_rng("dropout"):
+            return x
+
+        def drop(values):
+            kept = jax.random.bernoulli(
+                self.make_rng("dropout"), 1 - self.rate, values.shape
+            )
+            return jnp.where(kept, values / (1 - self.rate), 0.0)
+
+        y = _on_values(drop, x)
+        if isinstance(y, Ranged) and y.largest is not None:
+            return dataclasses.replace(y, largest=y.largest / (1 - self.rate))
+        return y
+
+
 class Add(nn.Module):
     """The sum of two branches.
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from fljax import layers, models, plans, types
-from fljax.models import logistic, mobilenetv2, network, small_convnet
+from fljax.models import logistic, mobilenetv2, network, plain_cnn, small_convnet
 from tests import conftest
 
 BEFORE, TRAINED, AFTER = (
@@ -176,3 +176,37 @@ def test_freeze_gives_frozen_variables_outside_the_window_only(problem):
         norms["var"] + 1e-5
     )
     np.testing.assert_allclose(bias, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("make", "size"),
+    [(plain_cnn.cnn, 545_098), (plain_cnn.cnn_dropout, 1_626_442)],
+)
+def test_plain_networks_have_the_published_sizes(make, size):
+    counts = network.counts(make())
+    assert sum(block.params for block in counts) == size
+    # No norm: parameters and, but for stem and logits, two observed ranges a block.
+    assert sum(block.upload_bytes for block in counts) == 4 * (size + 2 * 2)
+
+
+def test_dropout_drops_in_training_and_not_before_the_window():
+    net = plain_cnn.cnn_dropout((8, 8, 1), 3)
+    block = net.blocks[2]  # dense, then half of it dropped
+    x = jnp.ones((4, 64))
+    variables = block.init(jax.random.key(0), x, layers.Call())
+    state = ({name: variables.get(name, {}) for name in network.STATE},)
+    (plain, _), (dropped, _) = (
+        network.run(net, state, x, [layers.Call()], 2, key=key)
+        for key in (None, jax.random.key(1))
+    )
+    kept = np.asarray(dropped) != 0
+    np.testing.assert_allclose(dropped[kept], 2 * np.asarray(plain)[kept], rtol=1e-6)
+    alive = np.asarray(plain) > 0
+    assert 0.3 < kept[alive].mean() < 0.7
+    call = layers.Call(types.Role.FROZEN_BEFORE)
+    calls = [call, jax.random.key(1), jax.random.key(2)]
+    _, frozen = network.run(net, state, x, [call], 2, ("frozen",))
+    (one, _), (two, _) = (
+        network.run(net, frozen, x, [call], 2, key=key) for key in calls[1:]
+    )
+    np.testing.assert_array_equal(one.codes, two.codes)

@@ -41,7 +41,10 @@ class Network(NamedTuple):
 
 
 def _streams(key: types.Key | None, index: int) -> dict[str, types.Key]:
-    return {} if key is None else {"rounding": jax.random.fold_in(key, index)}
+    if key is None:
+        return {}
+    rounding, dropout = jax.random.split(jax.random.fold_in(key, index))
+    return {"rounding": rounding, "dropout": dropout}
 
 
 def init(network: Network, key: types.Key) -> tuple[dict, ...]:
@@ -82,7 +85,7 @@ def run(
       calls: how to run each of them.
       first: index of the first block to run.
       mutable: collections that the blocks may change.
-      key: for stochastic rounding.
+      key: for dropout and stochastic rounding; None: neither.
 
     Returns:
       The output, and for each block the collections named in `mutable`.

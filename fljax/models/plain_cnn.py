@@ -1,0 +1,121 @@
+"""Plain convolutional networks without norms, as federated benchmarks use them.
+
+Convolutions with bias and ReLU, max pooling, one hidden dense layer. `cnn` is the
+network of common CIFAR-10 comparisons, `cnn_dropout` that of FedML and FLUTE for
+FEMNIST (there with 62 classes) and, with `VALID` convolutions, of pfl-research.
+"""
+
+from __future__ import annotations
+
+from flax import linen as nn
+
+from fljax import layers
+from fljax.models import network
+
+
+class ConvBlock(nn.Module):
+    """A 3 x 3 convolution with bias, ReLU, and maybe pooling and dropout.
+
+    Attributes:
+      features: output channels.
+      same: pad by 1, or not at all.
+      pool: max pooling over 2 x 2.
+      dropout: rate after it; 0: none.
+      quantised: fixed point in the frozen roles.
+    """
+
+    features: int
+    same: bool = True
+    pool: bool = False
+    dropout: float = 0.0
+    quantised: bool = True
+
+    @nn.compact
+    def __call__(self, x: layers.Signal, call: layers.Call) -> layers.Signal:
+        """Maps [B, H, W, in] to [B, H', W', features]."""
+        x = layers.conv(
+            self.features,
+            3,
+            same=self.same,
+            norm=False,
+            relu=True,
+            quantised=self.quantised,
+            name="conv",
+        )(x, call)
+        x = layers.max_pool(x) if self.pool else x
+        return layers.Dropout(self.dropout)(x, call) if self.dropout else x
+
+
+class DenseBlock(nn.Module):
+    """A dense layer with ReLU on the flattened example, and maybe dropout.
+
+    Attributes:
+      features: width.
+      dropout: rate after it; 0: none.
+    """
+
+    features: int
+    dropout: float = 0.0
+
+    @nn.compact
+    def __call__(self, x: layers.Signal, call: layers.Call) -> layers.Signal:
+        """Maps [B, ...] to [B, features]."""
+        dense = layers.dense(self.features, relu=True, name="dense")
+        x = dense(layers.flatten(x), call)
+        return layers.Dropout(self.dropout)(x, call) if self.dropout else x
+
+
+class Logits(nn.Module):
+    """A dense layer in float32.
+
+    Attributes:
+      num_classes: width.
+    """
+
+    num_classes: int
+
+    @nn.compact
+    def __call__(self, x: layers.Signal, call: layers.Call) -> layers.Signal:
+        """Maps [B, in] to logits [B, num_classes]."""
+        logits = layers.dense(self.num_classes, quantised=False, name="dense")(x, call)
+        return layers.to_float(logits)
+
+
+def cnn(
+    input_shape: tuple[int, ...] = (32, 32, 3),
+    num_classes: int = 10,
+    tracked: bool = False,
+) -> network.Network:
+    """Makes conv32-pool-conv64-pool-dense128: 545,098 parameters at 32 x 32 x 3.
+
+    Arguments as of `mobilenetv2.mobilenetv2`; there is no norm to track.
+    """
+    del tracked
+    network.check_image("cnn", input_shape, 8)
+    blocks = (
+        ConvBlock(32, pool=True, quantised=False),
+        ConvBlock(64, pool=True),
+        DenseBlock(128),
+        Logits(num_classes),
+    )
+    return network.Network("cnn", blocks, input_shape, num_classes)
+
+
+def cnn_dropout(
+    input_shape: tuple[int, ...] = (32, 32, 3),
+    num_classes: int = 10,
+    tracked: bool = False,
+) -> network.Network:
+    """Makes conv32-conv64-pool-dense128 with dropout and no padding.
+
+    1,626,442 parameters at 32 x 32 x 3 and 10 classes. Arguments as of `cnn`.
+    """
+    del tracked
+    network.check_image("cnn_dropout", input_shape, 8)
+    blocks = (
+        ConvBlock(32, same=False, quantised=False),
+        ConvBlock(64, same=False, pool=True, dropout=0.25),
+        DenseBlock(128, dropout=0.5),
+        Logits(num_classes),
+    )
+    return network.Network("cnn_dropout", blocks, input_shape, num_classes)
