@@ -28,7 +28,9 @@ class Config:
     """What an experiment depends on; the help of each flag is its documentation."""
 
     algorithm: str = _field("cocofl", "cocofl, fedavg, fedavg_drop or centralized.")
-    network: str = _field("small_convnet", "mobilenetv2, small_convnet or logistic.")
+    network: str = _field(
+        "small_convnet", "mobilenetv2, small_convnet, cnn, cnn_dropout or logistic."
+    )
     dataset: str = _field("digits", "digits, npz:PATH or tfds:NAME.")
     mean: str = _field("", "Means that inputs are normalised by, one a channel, comma "
                            "separated; empty: the training set's.")  # fmt: skip

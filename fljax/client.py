@@ -158,10 +158,12 @@ def _window(plan: plans.Plan, num_blocks: int) -> tuple[bool, ...]:
     return tuple(plan.first <= i <= plan.last for i in range(num_blocks))
 
 
-def _gradient_step(net, plan, spec, frozen, trained, x, labels, mask, key):
+def _gradient_step(
+    net, plan, spec, frozen, trained, x, labels, mask, key, observe=None
+):
     """Computes loss, gradients of the window, and its blocks' new norms and ranges."""
     roles = plans.roles(plan, net.num_blocks)
-    calls = [layers.Call(role, spec, mask) for role in roles]
+    calls = [layers.Call(role, spec, mask, observe=observe) for role in roles]
     first, last = plan.first, plan.last
     x, _ = network.run(net, frozen[:first], x, calls[:first], key=key)
     x = lax.stop_gradient(x)  # the border of the frozen prefix
@@ -254,6 +256,7 @@ def train(
             data.y[rows],
             valid,
             jax.random.fold_in(noise_key, i),
+            observe=i + 1 == steps,
         )
         params = tuple(None if block is None else block["params"] for block in trained)
         moves, optimiser_state = optimiser.update(gradients, optimiser_state, params)
@@ -261,9 +264,10 @@ def train(
         trained = _next(trained, params, backward, updates, plan.first, probed)
         return trained, optimiser_state, total + loss * jnp.sum(valid)
 
+    steps = steps_of(count, training)
     carry = (start, optimiser.init(params), jnp.zeros(()))
     # A loop of as many steps as the shard has: an uneven client costs what it trains.
-    trained, _, total = lax.fori_loop(0, steps_of(count, training), step, carry)
+    trained, _, total = lax.fori_loop(0, steps, step, carry)
     examples = (count * training.local_epochs).astype(jnp.float32)
     return Result(
         trees.subtract(trained, start), total / jnp.maximum(examples, 1.0), examples

@@ -73,30 +73,25 @@ def _pad(x: types.Array, pad: tuple[int, int], value) -> types.Array:
     return lax.pad(x, jnp.asarray(value, x.dtype), widths)
 
 
-def _shifts(x, kernel, stride: int, same: bool, pad_value):
-    """Yields (row, column, x shifted so that the kernel's tap lies on the output)."""
+def _taps(padded, kernel, stride: int):
+    """Yields padded x shifted so that each tap of the kernel lies on the output."""
     k_h, k_w = kernel.shape[:2]
-    padded = _pad(x, _padding(kernel, same), pad_value)
     height, width = (
         (padded.shape[1] - k_h) // stride + 1,
         (padded.shape[2] - k_w) // stride + 1,
     )
     for i in range(k_h):
         for j in range(k_w):
-            yield (
-                i,
-                j,
-                lax.slice(
-                    padded,
-                    (0, i, j, 0),
-                    (
-                        x.shape[0],
-                        i + (height - 1) * stride + 1,
-                        j + (width - 1) * stride + 1,
-                        x.shape[3],
-                    ),
-                    (1, stride, stride, 1),
+            yield lax.slice(
+                padded,
+                (0, i, j, 0),
+                (
+                    padded.shape[0],
+                    i + (height - 1) * stride + 1,
+                    j + (width - 1) * stride + 1,
+                    padded.shape[3],
                 ),
+                (1, stride, stride, 1),
             )
 
 
@@ -120,7 +115,8 @@ def conv(
       [B, H', W', out], int32 for integers.
     """
     k_h, k_w, channels, features = kernel.shape
-    taps = [tap for *_, tap in _shifts(x, kernel, stride, same, pad_value)]
+    padded = _pad(x, _padding(kernel, same), pad_value)
+    taps = list(_taps(padded, kernel, stride))
     patches = taps[0] if len(taps) == 1 else jnp.concatenate(taps, axis=-1)
     return dot(patches, kernel.reshape(k_h * k_w * channels, features))
 
@@ -161,12 +157,12 @@ def conv_input_gradient(
     return conv(spread, kernel[::-1, ::-1].swapaxes(2, 3), same=False)
 
 
-def _depthwise(x, kernel, stride: int, same: bool, pad_value):
-    dtype = _accumulator(x)
-    kernel = kernel.astype(dtype)
+def _depthwise(padded, kernel, stride: int):
+    dtype = _accumulator(padded)
+    weights = kernel.astype(dtype).reshape(-1, kernel.shape[-1])
     total = None
-    for i, j, tap in _shifts(x, kernel, stride, same, pad_value):
-        term = tap.astype(dtype) * kernel[i, j][None, None, None]
+    for tap, weight in zip(_taps(padded, kernel, stride), weights, strict=True):
+        term = tap.astype(dtype) * weight
         total = term if total is None else total + term
     return total
 
@@ -180,33 +176,32 @@ def depthwise_input_gradient(
 ) -> types.Array:
     """Computes the gradient of `depthwise` for its input; arguments as there."""
     spread = _dilate(g, stride, kernel, size, same)
-    return _depthwise(spread, kernel[::-1, ::-1], 1, False, 0)
+    return _depthwise(spread, kernel[::-1, ::-1], 1)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _depthwise_float(x, kernel, stride, same):
-    return _depthwise(x, kernel, stride, same, 0)
+    return _depthwise(_pad(x, _padding(kernel, same), 0), kernel, stride)
 
 
 def _depthwise_forward(x, kernel, stride, same):
-    return _depthwise(x, kernel, stride, same, 0), (x, kernel)
+    # The padded x is what both passes read; keeping x as well would write it twice.
+    padded = _pad(x, _padding(kernel, same), 0)
+    return _depthwise(padded, kernel, stride), (padded, kernel)
 
 
-def _kernel_gradient(x, g, kernel, stride: int, same: bool) -> types.Array:
+def _kernel_gradient(padded, g, kernel, stride: int) -> types.Array:
     """Computes the gradient of `depthwise` for its kernel."""
+
     # One image after the other into sums of the size of an image, which stay in the
     # cache: x and g are read once, where k * k reductions would read them k * k times.
-    positions = [(i, j) for i, j, _ in _shifts(x[:1], kernel, stride, same, 0)]
-
     def add_image(sums, image):
         x, g = image
-        taps = _shifts(x[None], kernel, stride, same, 0)
-        return tuple(
-            s + tap[0] * g for s, (*_, tap) in zip(sums, taps, strict=True)
-        ), None
+        taps = _taps(x[None], kernel, stride)
+        return tuple(s + tap[0] * g for s, tap in zip(sums, taps, strict=True)), None
 
-    zeros = (jnp.zeros(g.shape[1:], g.dtype),) * len(positions)
-    sums, _ = lax.scan(add_image, zeros, (x, g))
+    zeros = (jnp.zeros(g.shape[1:], g.dtype),) * (kernel.shape[0] * kernel.shape[1])
+    sums, _ = lax.scan(add_image, zeros, (padded, g))
     return jnp.stack([jnp.sum(s, axis=(0, 1)) for s in sums]).reshape(kernel.shape)
 
 
@@ -214,10 +209,12 @@ def _depthwise_backward(stride, same, residuals, g):
     # Automatic differentiation scatters k * k padded copies of g and adds them up;
     # gathering from one padded g is the same sum in one pass over memory. The barrier
     # keeps XLA from computing g's own producers again for every tap.
-    x, kernel = residuals
-    x, g = lax.optimization_barrier((x, g))
-    dx = depthwise_input_gradient(g, kernel, x.shape[1:3], stride, same)
-    return dx, _kernel_gradient(x, g, kernel, stride, same)
+    padded, kernel = residuals
+    pad = _padding(kernel, same)
+    size = (padded.shape[1] - 2 * pad[0], padded.shape[2] - 2 * pad[1])
+    padded, g = lax.optimization_barrier((padded, g))
+    dx = depthwise_input_gradient(g, kernel, size, stride, same)
+    return dx, _kernel_gradient(padded, g, kernel, stride)
 
 
 _depthwise_float.defvjp(_depthwise_forward, _depthwise_backward)
@@ -235,7 +232,8 @@ def depthwise(
     Args and result as in `conv`.
     """
     if jnp.issubdtype(x.dtype, jnp.integer):
-        return _depthwise(x, kernel, stride, same, pad_value)
+        padded = _pad(x, _padding(kernel, same), pad_value)
+        return _depthwise(padded, kernel, stride)
     return _depthwise_float(x, kernel, stride, same)
 
 

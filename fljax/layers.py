@@ -41,12 +41,14 @@ class Call(NamedTuple):
       spec: fixed point choices of the frozen roles.
       mask: [B] 1 for real rows of the batch, 0 for padding; None: all are real.
       running: normalise by running statistics instead of the batch's.
+      observe: [] bool, whether ranges are recorded in this step; None: they are.
     """
 
     role: types.Role = types.Role.TRAINED
     spec: quant.Spec = quant.DEFAULT
     mask: types.Array | None = None
     running: bool = False
+    observe: types.Array | None = None
 
 
 @struct.dataclass
@@ -112,10 +114,34 @@ def _probe(x: types.Array, dummy: types.Array) -> types.Array:
 _probe.defvjp(lambda x, dummy: (x, None), lambda _, g: (g, quant.amax(g)))
 
 
-def _record_range(module: nn.Module, y: types.Array) -> None:
-    """Stores max|y| in the module's `ranges`, where they may change."""
-    if module.is_mutable_collection("ranges"):
-        module.put_variable("ranges", "range", quant.amax(lax.stop_gradient(y)))
+def _record_range(module: nn.Module, call: Call, measure) -> None:
+    """Stores what `measure` gives in the module's `ranges`, where they may change.
+
+    Only a client's last step counts, so the pass over memory is left out of the others.
+    """
+    if not module.is_mutable_collection("ranges"):
+        return
+    if call.observe is None or module.is_initializing():
+        module.put_variable("ranges", "range", measure())
+        return
+    old: types.Array = module.get_variable("ranges", "range")
+    module.put_variable("ranges", "range", lax.cond(call.observe, measure, lambda: old))
+
+
+def _largest_affine(x, factor, offset, relu: bool) -> types.Array:
+    """Computes max|x * factor + offset| over x [B, ..., C], after a ReLU if asked.
+
+    From the extremes of each channel of x: the affine values need not be written.
+    """
+    x, factor, offset = lax.stop_gradient((x, factor, offset))
+    axes = tuple(range(x.ndim - 1))
+    ends = [end(x, axis=axes) * factor + offset for end in (jnp.max, jnp.min)]
+    high = jnp.max(jnp.maximum(*ends))
+    return (
+        jnp.maximum(high, 0.0)
+        if relu
+        else jnp.maximum(high, -jnp.min(jnp.minimum(*ends)))
+    )
 
 
 def _rounding_key(module: nn.Module, call: Call) -> types.Key | None:
@@ -324,13 +350,17 @@ class Product(nn.Module):
         return mean, var
 
     def _normalise(self, x, scale, bias, call: Call):
-        """Applies the norm; records running statistics where they may change."""
+        """Applies the norm; records running statistics where they may change.
+
+        Returns:
+          The result, and the factor and offset [C] that lead to it.
+        """
         if self.tracked:
             mean, var = self._running(x.shape[-1])
             if call.running:
-                return (x - mean.value) * (
-                    lax.rsqrt(var.value + norms.EPSILON) * scale
-                ) + bias
+                factor = lax.rsqrt(var.value + norms.EPSILON) * scale
+                offset = bias - mean.value * factor
+                return x * factor + offset, factor, offset
         y, batch_mean, batch_var, count = norms.batch_norm(x, scale, bias, call.mask)
         changes = self.is_mutable_collection("norms") and not self.is_initializing()
         if self.tracked and changes:
@@ -338,20 +368,27 @@ class Product(nn.Module):
             unbiased = batch_var * count / jnp.maximum(count - 1, 1)
             mean.value = (1 - m) * mean.value + m * batch_mean
             var.value = (1 - m) * var.value + m * unbiased
-        return y
+        factor = lax.rsqrt(batch_var + norms.EPSILON) * scale
+        return y, factor, bias - batch_mean * factor
 
     def _trained(self, x: types.Array, call: Call) -> types.Array:
         kernel, scale, bias = self._parameters(x.shape[-1])
         probe = self._probing(call.spec)
         x = probe(x, "input")
-        y = self.operation.floats(x, kernel)
-        _count(self, self.operation, x, y, kernel)
-        y = probe(y, "product")
-        y = self._normalise(y, scale, bias, call) if self.norm else y + bias
+        product = self.operation.floats(x, kernel)
+        _count(self, self.operation, x, product, kernel)
+        y = probe(product, "product")
+        if self.norm:
+            y, factor, offset = self._normalise(y, scale, bias, call)
+        else:
+            y, factor, offset = y + bias, jnp.float32(1), bias
+        if self.quantised:
+            relu = self.relu and call.spec.observes_after_relu
+            _record_range(
+                self, call, lambda: _largest_affine(product, factor, offset, relu)
+            )
         y = probe(y, "output")
-        activated = jax.nn.relu(y) if self.relu else y
-        self._observe(activated if call.spec.observes_after_relu else y)
-        return activated
+        return jax.nn.relu(y) if self.relu else y
 
     def _probing(self, spec: quant.Spec):
         """Declares the gradient's range; returns what probes it where spec says."""
@@ -361,10 +398,6 @@ class Product(nn.Module):
             return lambda x, place: x
         dummy: types.Array = self.get_variable("backward", "range")
         return lambda x, place: _probe(x, dummy) if place == spec.gradient_place else x
-
-    def _observe(self, y: types.Array) -> None:
-        if self.quantised:
-            _record_range(self, y)
 
     def _frozen_float(self, x: types.Array, call: Call) -> types.Array:
         frozen = self.variable(
@@ -502,7 +535,7 @@ class Add(nn.Module):
     def __call__(self, a: Signal, b: Signal, call: Call) -> Signal:
         """Adds a and b, both [B, ..., C]; float, QArray or Ranged by role."""
         if call.role is types.Role.TRAINED:
-            return self._trained(to_float(a) + to_float(b))
+            return self._trained(to_float(a) + to_float(b), call)
         observed = _frozen_range(self)
         if call.role is types.Role.FROZEN_BEFORE:
             a, b = (to_codes(x, call.spec, _rounding_key(self, call)) for x in (a, b))
@@ -512,6 +545,6 @@ class Add(nn.Module):
         y = to_float(a) + to_float(b)
         return Ranged(jax.nn.relu(y) if self.relu else y, observed, self.relu)
 
-    def _trained(self, y: types.Array) -> types.Array:
-        _record_range(self, y)
+    def _trained(self, y: types.Array, call: Call) -> types.Array:
+        _record_range(self, call, lambda: quant.amax(lax.stop_gradient(y)))
         return jax.nn.relu(y) if self.relu else y
