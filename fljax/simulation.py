@@ -81,6 +81,11 @@ def _training_fields(report: averaging.Report) -> Record:
             f"client{'s' * (len(names) > 1)} {', '.join(names)}; lower the learning "
             f"rate or look at their data"
         )
+    if not np.asarray(report.finite):
+        raise NonFiniteError(
+            f"round {report.assignment.round}: every update is finite, but the network "
+            f"after the server's step is not; lower the server's learning rate"
+        )
     plans_used: dict[str, int] = {str(plan): len(ids) for plan, ids, _ in report.groups}
     return {
         "round": report.assignment.round,

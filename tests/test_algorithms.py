@@ -358,3 +358,12 @@ def test_a_diverging_client_is_reported(fed, start):
     assert not np.asarray(late.finite)[0]
     assert np.asarray(late.finite)[1:].all()
     assert np.asarray(middle.finite)[3]
+
+
+def test_a_server_step_that_overflows_is_reported(problem):
+    fed = federation(problem, server_learning_rate=float("inf"))
+    algorithm = fedavg.fedavg(fed)
+    state = algorithm.init()
+    _, report = algorithm.round(state, algorithm.assign(state, 0))
+    assert all(np.all(slots.finite) for _, _, slots in report.groups)
+    assert not report.finite

@@ -184,6 +184,21 @@ def test_one_diverged_client_is_named_alone():
         simulation.run(algorithm, 1)
 
 
+def test_a_server_step_that_overflows_is_no_good_round():
+    algorithm = counting()
+
+    def overflows(state, assignment):
+        state, report = algorithm.round(state, assignment)
+        return state, report._replace(finite=jnp.asarray(assignment.round < 2))
+
+    rounds = simulation.iterate(
+        algorithm._replace(round=overflows), algorithm.init(), 0, 5
+    )
+    assert [record["round"] for _, record in (next(rounds), next(rounds))] == [0, 1]
+    with pytest.raises(simulation.NonFiniteError, match="round 2: every update is"):
+        next(rounds)
+
+
 def test_run_returns_all_records_and_tells_the_hooks():
     heard = []
     hooks = simulation.Hooks(

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from fljax import client, cohort, costs, devices, plans, policies, server, types
+from fljax import client, cohort, costs, devices, plans, policies, server, trees, types
 from fljax.data import partition
 from fljax.models import network
 
@@ -96,6 +96,7 @@ class Report(NamedTuple):
       upload_bytes: sent by all clients.
       download_bytes: sent to all clients.
       compute_share: mean time of the cohort, as a share of full training.
+      finite: [] whether the new global network is finite.
     """
 
     assignment: Assignment
@@ -103,6 +104,7 @@ class Report(NamedTuple):
     upload_bytes: int
     download_bytes: int
     compute_share: float
+    finite: types.ArrayLike = True
 
 
 class Algorithm(NamedTuple):
@@ -137,7 +139,8 @@ def time_shares(table: costs.CostTable, assigned: list[plans.Plan]) -> np.ndarra
 
 @functools.partial(jax.jit, static_argnames="optimiser_rate")
 def _server_step(state, totals, cohort_weight, *, optimiser_rate):
-    return server.step(state, totals, cohort_weight, optax.sgd(optimiser_rate))
+    new = server.step(state, totals, cohort_weight, optax.sgd(optimiser_rate))
+    return new, trees.all_finite(new.blocks)
 
 
 @functools.partial(jax.jit, static_argnames=("net", "spec"))
@@ -212,7 +215,7 @@ def averaging(
             )
             groups.append((plan, ids, reports))
         cohort_weight = jnp.float32(weights[assignment.ids].sum())
-        new = _server_step(
+        new, finite = _server_step(
             state.server, totals, cohort_weight, optimiser_rate=fed.server_learning_rate
         )
         policy_state = policy.observe(
@@ -224,6 +227,7 @@ def averaging(
             sum(plans.upload_bytes(plan, fed.counts) for plan in assignment.plans),
             full_bytes * len(assignment.ids),
             float(time_shares(fed.table, assignment.plans).mean()),
+            finite,
         )
         return State(new, policy_state), report
 
