@@ -17,6 +17,7 @@ FLOORS = (
     (
         "trees",
         "convs",
+        "norms",
         "quant",
         "data.prepared",
         "data.*",
@@ -25,9 +26,9 @@ FLOORS = (
         "checkpoints",
     ),
     (
-        "norms",
         "layers",
         "models.network",
+        "models.logistic",
         "models.mobilenetv2",
         "models.*",
         "models",

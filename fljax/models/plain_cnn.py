@@ -10,7 +10,7 @@ from __future__ import annotations
 from flax import linen as nn
 
 from fljax import layers
-from fljax.models import network
+from fljax.models import logistic, network
 
 
 class ConvBlock(nn.Module):
@@ -65,22 +65,6 @@ class DenseBlock(nn.Module):
         return layers.Dropout(self.dropout)(x, call) if self.dropout else x
 
 
-class Logits(nn.Module):
-    """A dense layer in float32.
-
-    Attributes:
-      num_classes: width.
-    """
-
-    num_classes: int
-
-    @nn.compact
-    def __call__(self, x: layers.Signal, call: layers.Call) -> layers.Signal:
-        """Maps [B, in] to logits [B, num_classes]."""
-        logits = layers.dense(self.num_classes, quantised=False, name="dense")(x, call)
-        return layers.to_float(logits)
-
-
 def cnn(
     input_shape: tuple[int, ...] = (32, 32, 3),
     num_classes: int = 10,
@@ -96,7 +80,7 @@ def cnn(
         ConvBlock(32, pool=True, quantised=False),
         ConvBlock(64, pool=True),
         DenseBlock(128),
-        Logits(num_classes),
+        logistic.Logistic(num_classes),
     )
     return network.Network("cnn", blocks, input_shape, num_classes)
 
@@ -116,6 +100,6 @@ def cnn_dropout(
         ConvBlock(32, same=False, quantised=False),
         ConvBlock(64, same=False, pool=True, dropout=0.25),
         DenseBlock(128, dropout=0.5),
-        Logits(num_classes),
+        logistic.Logistic(num_classes),
     )
     return network.Network("cnn_dropout", blocks, input_shape, num_classes)
