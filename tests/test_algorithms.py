@@ -339,7 +339,9 @@ def test_time_shares_by_hand():
     )
     # A table without the full window: training everything costs 1 all the same.
     np.testing.assert_array_equal(
-        averaging.time_shares(partial, [MIDDLE, FULL, plans.Plan(2, 2, 4)]),
+        averaging.time_shares(
+            averaging.window_times(partial), [MIDDLE, FULL, plans.Plan(2, 2, 4)]
+        ),
         [0.4, 1, 0.4],
     )
 

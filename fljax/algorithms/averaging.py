@@ -126,15 +126,18 @@ def round_key(seed: int, round_index: int) -> types.Key:
     return jax.random.fold_in(jax.random.key(seed), round_index)
 
 
-def time_shares(table: costs.CostTable, assigned: list[plans.Plan]) -> np.ndarray:
-    """Looks up the time of each plan [K] as a share of full training."""
-    full = plans.full(table.num_blocks)
-    by_window = {
-        (int(a), int(b)): float(t)
-        for (a, b), t in zip(table.windows, table.time, strict=True)
-    }
-    by_window.setdefault((full.first, full.last), 1.0)
-    return np.array([by_window[plan.first, plan.last] for plan in assigned])
+def window_times(table: costs.CostTable) -> dict[tuple[int, int], float]:
+    """Maps (first, last) to the time of the window, as a share of full training."""
+    windows = map(tuple, table.windows.tolist())
+    full = {(0, table.num_blocks - 1): 1.0}  # also where the table leaves it out
+    return full | dict(zip(windows, table.time.tolist(), strict=True))
+
+
+def time_shares(
+    times: dict[tuple[int, int], float], assigned: list[plans.Plan]
+) -> np.ndarray:
+    """Looks up the time of each plan [K] in `window_times`."""
+    return np.array([times[plan.first, plan.last] for plan in assigned])
 
 
 @functools.partial(jax.jit, static_argnames="optimiser_rate")
@@ -183,6 +186,7 @@ def averaging(
     weights = counts.astype(np.float32)
     if fed.weighting == "uniform":
         weights = np.ones_like(weights)
+    times = window_times(fed.table)
     full_bytes = plans.upload_bytes(plans.full(fed.net.num_blocks), fed.counts)
 
     def init() -> State:
@@ -226,7 +230,7 @@ def averaging(
             groups,
             sum(plans.upload_bytes(plan, fed.counts) for plan in assignment.plans),
             full_bytes * len(assignment.ids),
-            float(time_shares(fed.table, assignment.plans).mean()),
+            float(time_shares(times, assignment.plans).mean()),
             finite,
         )
         return State(new, policy_state), report
