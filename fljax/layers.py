@@ -3,7 +3,7 @@
 A block is a linen module whose `__call__(x, call)` runs layers of this file; `Call`
 says in which role. Between the layers of a trained block flow float arrays, between
 those of a frozen block before the window `quant.QArray`, after the window `Ranged`
-(a float array that knows the range it was observed to have).
+(see `fljax.signals`).
 
 Variables of a layer, by collection:
   params    kernel, bias, scale: what clients train
@@ -21,16 +21,14 @@ valid row of it (`Call.mask` keeps them out of the norms' statistics).
 from __future__ import annotations
 
 import dataclasses
-import functools
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from flax import struct
 from jax import lax
 
-from fljax import convs, norms, quant, types
+from fljax import convs, norms, operations, quant, signals, types
 
 
 class Call(NamedTuple):
@@ -49,59 +47,6 @@ class Call(NamedTuple):
     mask: types.Array | None = None
     running: bool = False
     observe: types.Array | None = None
-
-
-@struct.dataclass
-class Ranged:
-    """A float array between frozen layers, with what is known of its range.
-
-    Attributes:
-      value: float32.
-      largest: observed max|value|, [], or None if nobody observed it.
-      nonnegative: static; it comes out of a ReLU.
-    """
-
-    value: types.Array
-    largest: types.Array | None
-    nonnegative: bool = struct.field(pytree_node=False, default=False)
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Shape of the value."""
-        return self.value.shape
-
-
-Signal = Any  # Array | Ranged | quant.QArray
-
-
-def to_float(x: Signal) -> types.Array:
-    """Returns the float values of whatever flows between layers."""
-    if isinstance(x, quant.QArray):
-        return x.dequantise()
-    return x.value if isinstance(x, Ranged) else x
-
-
-def _to_ranged(x: Signal) -> Ranged:
-    if isinstance(x, Ranged):
-        return x
-    return Ranged(to_float(x), None)
-
-
-def _scale(x: Ranged, spec: quant.Spec, carried: bool) -> types.Array:
-    """Gives the scale of x: what it was observed to need, or what this batch needs."""
-    largest = x.largest if carried else None
-    if largest is None:
-        largest = quant.amax(x.value)
-    return quant.scale_of(spec, largest, x.nonnegative)
-
-
-def to_codes(x: Signal, spec: quant.Spec, key: types.Key | None) -> quant.QArray:
-    """Quantises what is not quantised yet, by the range of this batch."""
-    if isinstance(x, quant.QArray):
-        return x
-    x = _to_ranged(x)
-    scale = _scale(x, spec, carried=False)
-    return quant.quantise(x.value, scale, spec, x.nonnegative, key)
 
 
 @jax.custom_vjp
@@ -170,109 +115,6 @@ def _count(module, operation, x, y, kernel) -> None:
         module.put_variable("counts", "kept", (x.size + y.size) // x.shape[0])
 
 
-@dataclasses.dataclass(frozen=True)
-class Operation:
-    """A product with a kernel, in floats and codes; static.
-
-    Attributes:
-      kind: "dense", "conv" or "depthwise".
-      stride: of both axes.
-      same: pad k // 2, or not at all.
-    """
-
-    kind: str
-    stride: int = 1
-    same: bool = True
-
-    def floats(self, x: types.Array, kernel: types.Array) -> types.Array:
-        """Multiplies floats."""
-        if self.kind == "dense":
-            return convs.dot(x, kernel)
-        form = convs.depthwise if self.kind == "depthwise" else convs.conv
-        return form(x, kernel, self.stride, self.same)
-
-    def codes(self, x: quant.QArray, w: quant.QArray, bias=None) -> quant.Accumulator:
-        """Multiplies codes."""
-        if self.kind == "dense":
-            return quant.dot(x, w, bias)
-        form = quant.depthwise if self.kind == "depthwise" else quant.conv
-        return form(x, w, bias, self.stride, self.same)
-
-    def input_gradient(self, g: types.Array, kernel, size) -> types.Array:
-        """Multiplies floats, or codes with zero point 0, by the transpose."""
-        if self.kind == "dense":
-            return convs.dot_transposed(g, kernel)
-        form = (
-            convs.depthwise_input_gradient
-            if self.kind == "depthwise"
-            else convs.conv_input_gradient
-        )
-        return form(g, kernel, size, self.stride, self.same)
-
-
-class _Frozen(NamedTuple):
-    """What a frozen quantised layer reads: arrays of the `frozen` collection."""
-
-    weights: quant.QArray
-    bias: types.Array
-    output: types.Array  # observed max|output|
-    gradient: types.Array  # observed max|gradient|
-
-
-def _split(key: types.Key | None):
-    return (None, None) if key is None else jax.random.split(key)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
-def _after(operation, spec, relu, x, frozen, key):
-    """Runs a frozen layer after the window: float32 in and out, codes inside."""
-    input_key, output_key = _split(key)
-    scale = _scale(x, spec, spec.input_range == "carried")
-    codes = quant.quantise(x.value, scale, spec, x.nonnegative, input_key)
-    weights = frozen.weights
-    if not spec.requantise_after:
-        sums, unit = operation.codes(codes, weights)
-        return sums.astype(jnp.float32) * unit + frozen.bias
-    sums = operation.codes(codes, weights, frozen.bias)
-    out_scale = quant.scale_of(spec, frozen.output, relu)
-    return quant.requantise(sums, out_scale, spec, relu, output_key).dequantise()
-
-
-def _after_forward(operation, spec, relu, x, frozen, key):
-    forward_key, backward_key = _split(key)
-    y = _after(operation, spec, relu, x, frozen, forward_key)
-    return y, (x, frozen, backward_key)
-
-
-def _after_backward(operation, spec, relu, residuals, g):
-    del relu
-    x, frozen, key = residuals
-    input_key, output_key = _split(key)
-    weights = frozen.weights
-    # The sum runs over output channels, so their scales go into the cotangent.
-    g = g * weights.scale if weights.scale.ndim else g
-    factor = 1.0 if weights.scale.ndim else weights.scale
-    if spec.gradient_range == "observed":
-        largest = frozen.gradient * jnp.max(weights.scale) / factor
-    else:
-        largest = quant.amax(g)
-    centred = quant.Spec(bits=spec.bits, reduced_range=spec.reduced_range)
-    codes = quant.quantise(g, quant.scale_of(centred, largest), centred, key=input_key)
-    size = x.shape[1:3]
-    sums = operation.input_gradient(codes.codes, weights.codes, size)
-    result = quant.Accumulator(sums, codes.scale * factor)
-    if spec.requantise_after:
-        out_scale = quant.scale_of(spec, frozen.gradient)
-        dx = quant.requantise(result, out_scale, spec, key=output_key).dequantise()
-    else:
-        dx = result.sums.astype(jnp.float32) * result.unit
-    largest = None if x.largest is None else jnp.zeros_like(x.largest)
-    return Ranged(dx, largest, x.nonnegative), None, None
-
-
-_after.defvjp(_after_forward, _after_backward)
-
-
 def _bias_uniform(fan_in: int):
     bound = fan_in**-0.5
     return lambda key, shape: jax.random.uniform(
@@ -297,7 +139,7 @@ class Product(nn.Module):
     """
 
     features: int
-    operation: Operation
+    operation: operations.Operation
     kernel_size: int = 1
     norm: bool = True
     relu: bool = False
@@ -306,18 +148,20 @@ class Product(nn.Module):
     momentum: float = 1.0
 
     @nn.compact
-    def __call__(self, x: Signal, call: Call) -> Signal:
+    def __call__(self, x: signals.Signal, call: Call) -> signals.Signal:
         """Maps [B, ..., in] to [B, ..., out]; float, QArray or Ranged by role."""
         if call.role is types.Role.TRAINED:
-            return self._trained(to_float(x), call)
+            return self._trained(signals.to_float(x), call)
         if not self.quantised:
-            y = self._frozen_float(to_float(x), call)
-            return Ranged(y, None, self.relu)
+            y = self._frozen_float(signals.to_float(x), call)
+            return signals.Ranged(y, None, self.relu)
         if call.role is types.Role.FROZEN_BEFORE:
-            return self._before(to_codes(x, call.spec, _rounding_key(self, call)), call)
-        after = self._frozen_after(_to_ranged(x), call)
+            return self._before(
+                signals.to_codes(x, call.spec, _rounding_key(self, call)), call
+            )
+        after = self._frozen_after(signals.to_ranged(x), call)
         value = jax.nn.relu(after.value) if self.relu else after.value
-        return Ranged(value, after.largest, self.relu)
+        return signals.Ranged(value, after.largest, self.relu)
 
     def _parameters(self, channels: int):
         """Declares the parameters: kernel, and scale and bias, or bias alone."""
@@ -417,11 +261,13 @@ class Product(nn.Module):
         factor = scale * lax.rsqrt(var.value + norms.EPSILON)
         return kernel * factor, bias - mean.value * factor
 
-    def _freeze(self, channels: int, call: Call) -> _Frozen:
+    def _freeze(self, channels: int, call: Call) -> operations.Frozen:
         kernel, bias = self._folded(channels)
         weights = quant.quantise_weights(kernel, call.spec, _rounding_key(self, call))
         observed: types.Array = self.get_variable("ranges", "range")
-        return _Frozen(weights, bias, observed, self.get_variable("backward", "range"))
+        return operations.Frozen(
+            weights, bias, observed, self.get_variable("backward", "range")
+        )
 
     def _before(self, x: quant.QArray, call: Call) -> quant.QArray:
         frozen = self.variable("frozen", "layer", self._freeze, x.shape[-1], call).value
@@ -434,59 +280,62 @@ class Product(nn.Module):
             _rounding_key(self, call),
         )
 
-    def _frozen_after(self, x: Ranged, call: Call) -> Ranged:
+    def _frozen_after(self, x: signals.Ranged, call: Call) -> signals.Ranged:
         if self.operation.kind == "depthwise" and not call.spec.depthwise_after:
             return self._folded_float(x, call)
         frozen = self.variable("frozen", "layer", self._freeze, x.shape[-1], call).value
-        y = _after(
+        y = operations.after(
             self.operation, call.spec, self.relu, x, frozen, _rounding_key(self, call)
         )
-        return Ranged(y, frozen.output)
+        return signals.Ranged(y, frozen.output)
 
-    def _folded_float(self, x: Ranged, call: Call) -> Ranged:
+    def _folded_float(self, x: signals.Ranged, call: Call) -> signals.Ranged:
         kernel, bias = self.variable(
             "frozen", "folded", self._folded, x.shape[-1]
         ).value
         output = _frozen_range(self)
-        return Ranged(self.operation.floats(x.value, kernel) + bias, output)
+        return signals.Ranged(self.operation.floats(x.value, kernel) + bias, output)
 
 
 def conv(features: int, kernel_size: int, stride: int = 1, **fields) -> Product:
     """Makes a convolution with its norm and ReLU; fields as of `Product`."""
     same = fields.pop("same", True)
-    operation = Operation("conv", stride, same)
+    operation = operations.Operation("conv", stride, same)
     return Product(features, operation, kernel_size, **fields)
 
 
 def depthwise(kernel_size: int, stride: int = 1, **fields) -> Product:
     """Makes a depthwise convolution with its norm and ReLU."""
-    return Product(0, Operation("depthwise", stride), kernel_size, **fields)
+    return Product(0, operations.Operation("depthwise", stride), kernel_size, **fields)
 
 
 def dense(features: int, **fields) -> Product:
     """Makes a dense layer; without a norm unless `norm=True` is given."""
     return Product(
-        features, Operation("dense"), norm=fields.pop("norm", False), **fields
+        features,
+        operations.Operation("dense"),
+        norm=fields.pop("norm", False),
+        **fields,
     )
 
 
-def _on_values(function, x: Signal) -> Signal:
+def _on_values(function, x: signals.Signal) -> signals.Signal:
     """Applies what only moves or selects values to whatever flows between layers."""
     if isinstance(x, quant.QArray):
         return dataclasses.replace(x, codes=function(x.codes))
     return (
         dataclasses.replace(x, value=function(x.value))
-        if isinstance(x, Ranged)
+        if isinstance(x, signals.Ranged)
         else function(x)
     )
 
 
-def max_pool(x: Signal, window: int = 2) -> Signal:
+def max_pool(x: signals.Signal, window: int = 2) -> signals.Signal:
     """Takes the largest value of every window x window tile; scales stay."""
     return _on_values(lambda values: convs.max_pool(values, window), x)
 
 
-def flatten(x: Signal) -> Signal:
+def flatten(x: signals.Signal) -> signals.Signal:
     """Maps [B, ...] to [B, features]."""
     return _on_values(lambda values: values.reshape(values.shape[0], -1), x)
 
@@ -504,7 +353,7 @@ class Dropout(nn.Module):
     rate: float
 
     @nn.compact
-    def __call__(self, x: Signal, call: Call) -> Signal:
+    def __call__(self, x: signals.Signal, call: Call) -> signals.Signal:
         """Maps [B, ...] to the same shape; kept values grow by 1 / (1 - rate)."""
         before = call.role is types.Role.FROZEN_BEFORE
         if before or not self.has_rng("dropout"):
@@ -517,7 +366,7 @@ class Dropout(nn.Module):
             return jnp.where(kept, values / (1 - self.rate), 0.0)
 
         y = _on_values(drop, x)
-        if isinstance(y, Ranged) and y.largest is not None:
+        if isinstance(y, signals.Ranged) and y.largest is not None:
             return dataclasses.replace(y, largest=y.largest / (1 - self.rate))
         return y
 
@@ -532,18 +381,23 @@ class Add(nn.Module):
     relu: bool = False
 
     @nn.compact
-    def __call__(self, a: Signal, b: Signal, call: Call) -> Signal:
+    def __call__(
+        self, a: signals.Signal, b: signals.Signal, call: Call
+    ) -> signals.Signal:
         """Adds a and b, both [B, ..., C]; float, QArray or Ranged by role."""
         if call.role is types.Role.TRAINED:
-            return self._trained(to_float(a) + to_float(b), call)
+            return self._trained(signals.to_float(a) + signals.to_float(b), call)
         observed = _frozen_range(self)
         if call.role is types.Role.FROZEN_BEFORE:
-            a, b = (to_codes(x, call.spec, _rounding_key(self, call)) for x in (a, b))
+            a, b = (
+                signals.to_codes(x, call.spec, _rounding_key(self, call))
+                for x in (a, b)
+            )
             scale = quant.scale_of(call.spec, observed, self.relu)
             key = _rounding_key(self, call)
             return quant.add(a, b, scale, call.spec, self.relu, key)
-        y = to_float(a) + to_float(b)
-        return Ranged(jax.nn.relu(y) if self.relu else y, observed, self.relu)
+        y = signals.to_float(a) + signals.to_float(b)
+        return signals.Ranged(jax.nn.relu(y) if self.relu else y, observed, self.relu)
 
     def _trained(self, y: types.Array, call: Call) -> types.Array:
         _record_range(self, call, lambda: quant.amax(lax.stop_gradient(y)))

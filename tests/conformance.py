@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fljax import costs, layers, plans, quant, types
+from fljax import costs, layers, plans, quant, signals, types
 from fljax.data import partition
 from fljax.models import mobilenetv2, network
 
@@ -205,7 +205,7 @@ def replay_block(case: str, data) -> Iterator[Line]:
 
     @jax.jit
     def pulled_after(x, g):
-        y, pull = jax.vjp(lambda x: layers.to_float(after(x)), x)
+        y, pull = jax.vjp(lambda x: signals.to_float(after(x)), x)
         return y, *pull(g)
 
     y, dx = pulled_after(x, _nhwc(data["bw_g"]))

@@ -19,6 +19,7 @@ FLOORS = (
         "convs",
         "norms",
         "quant",
+        "signals",
         "data.prepared",
         "data.*",
         "data",
@@ -26,6 +27,7 @@ FLOORS = (
         "checkpoints",
     ),
     (
+        "operations",
         "layers",
         "models.network",
         "models.logistic",

@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fljax import layers, norms, quant, types
+from fljax import layers, norms, quant, signals, types
 from fljax.models import mobilenetv2, small_convnet
 from tests import conftest
 
-to_float = layers.to_float
+to_float = signals.to_float
 BEFORE, TRAINED, AFTER = (
     types.Role.FROZEN_BEFORE,
     types.Role.TRAINED,
@@ -287,7 +287,7 @@ def test_frozen_roles_are_the_float_block_within_a_few_codes(
 
 def test_frozen_before_hands_codes_on_and_after_hands_floats_on():
     block, channels = BLOCKS["conv"]
-    for role, kind in ((BEFORE, quant.QArray), (AFTER, layers.Ranged)):
+    for role, kind in ((BEFORE, quant.QArray), (AFTER, signals.Ranged)):
 
         @jax.jit
         def run(variables, x, call=layers.Call(role)):
@@ -318,7 +318,7 @@ def identity_layer(spec, role, largest=127.0, gradient=1.0, **fields):
 def test_carried_ranges_are_used_as_observed(input_range, small):
     # A code of the carried range is 1: 0.3 rounds to 0. One of the batch's is 0.0024.
     run = identity_layer(quant.Spec(input_range=input_range), AFTER)
-    x = layers.Ranged(jnp.array([[0.3, 0.1]]), jnp.float32(127.0))
+    x = signals.Ranged(jnp.array([[0.3, 0.1]]), jnp.float32(127.0))
     np.testing.assert_allclose(run(x)[0, 0], small, atol=1e-3)
 
 
@@ -326,7 +326,7 @@ def test_an_unobserved_input_takes_the_range_of_the_batch():
     run = identity_layer(quant.Spec(input_range="carried"), AFTER)
     x = jnp.array([[0.3, 0.1]])
     np.testing.assert_allclose(run(x), x, atol=2e-3)
-    np.testing.assert_allclose(run(layers.Ranged(x, None)), x, atol=2e-3)
+    np.testing.assert_allclose(run(signals.Ranged(x, None)), x, atol=2e-3)
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from flax import linen as nn
 
-from fljax import layers
+from fljax import layers, signals
 from fljax.models import network
 
 
@@ -18,12 +18,12 @@ class Logistic(nn.Module):
     num_classes: int
 
     @nn.compact
-    def __call__(self, x: layers.Signal, call: layers.Call) -> layers.Signal:
+    def __call__(self, x: signals.Signal, call: layers.Call) -> signals.Signal:
         """Maps [B, ...] to logits [B, num_classes]."""
-        x = layers.to_float(x)
+        x = signals.to_float(x)
         x = x.reshape(x.shape[0], -1)
         logits = layers.dense(self.num_classes, quantised=False, name="dense")(x, call)
-        return layers.to_float(logits)
+        return signals.to_float(logits)
 
 
 def logistic(

@@ -11,7 +11,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 from flax import linen as nn
 
-from fljax import layers
+from fljax import layers, signals
 from fljax.models import network
 
 # (expansion, width, blocks, stride of the first)
@@ -40,7 +40,7 @@ class Outer(nn.Module):
     tracked: bool = False
 
     @nn.compact
-    def __call__(self, x: layers.Signal, call: layers.Call) -> layers.Signal:
+    def __call__(self, x: signals.Signal, call: layers.Call) -> signals.Signal:
         """Maps [B, H, W, in] to [B, H, W, features]."""
         return layers.conv(
             self.features,
@@ -66,7 +66,7 @@ class InvertedResidual(nn.Module):
     stride: int
 
     @nn.compact
-    def __call__(self, x: layers.Signal, call: layers.Call) -> layers.Signal:
+    def __call__(self, x: signals.Signal, call: layers.Call) -> signals.Signal:
         """Maps [B, H, W, in] to [B, H / stride, W / stride, features]."""
         channels = x.shape[-1]
         inside = self.expansion * channels
@@ -90,11 +90,11 @@ class Classifier(nn.Module):
     num_classes: int
 
     @nn.compact
-    def __call__(self, x: layers.Signal, call: layers.Call) -> layers.Signal:
+    def __call__(self, x: signals.Signal, call: layers.Call) -> signals.Signal:
         """Maps [B, H, W, in] to logits [B, num_classes]."""
-        x = jnp.mean(layers.to_float(x), axis=(1, 2))
+        x = jnp.mean(signals.to_float(x), axis=(1, 2))
         logits = layers.dense(self.num_classes, quantised=False, name="dense")(x, call)
-        return layers.to_float(logits)
+        return signals.to_float(logits)
 
 
 def mobilenetv2(

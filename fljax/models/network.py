@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from fljax import layers, quant, trees, types
+from fljax import layers, quant, signals, trees, types
 
 STATE = ("params", "norms", "ranges", "backward")
 
@@ -70,12 +70,12 @@ def init(network: Network, key: types.Key) -> tuple[dict, ...]:
 def run(
     network: Network,
     state: Sequence[dict],
-    x: layers.Signal,
+    x: signals.Signal,
     calls: Sequence[layers.Call],
     first: int = 0,
     mutable: tuple[str, ...] = (),
     key: types.Key | None = None,
-) -> tuple[layers.Signal, tuple[dict, ...]]:
+) -> tuple[signals.Signal, tuple[dict, ...]]:
     """Runs consecutive blocks.
 
     Args:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from flax import linen as nn
 
-from fljax import layers
+from fljax import layers, signals
 from fljax.models import logistic, network
 
 
@@ -31,7 +31,7 @@ class ConvBlock(nn.Module):
     quantised: bool = True
 
     @nn.compact
-    def __call__(self, x: layers.Signal, call: layers.Call) -> layers.Signal:
+    def __call__(self, x: signals.Signal, call: layers.Call) -> signals.Signal:
         """Maps [B, H, W, in] to [B, H', W', features]."""
         x = layers.conv(
             self.features,
@@ -58,7 +58,7 @@ class DenseBlock(nn.Module):
     dropout: float = 0.0
 
     @nn.compact
-    def __call__(self, x: layers.Signal, call: layers.Call) -> layers.Signal:
+    def __call__(self, x: signals.Signal, call: layers.Call) -> signals.Signal:
         """Maps [B, ...] to [B, features]."""
         dense = layers.dense(self.features, relu=True, name="dense")
         x = dense(layers.flatten(x), call)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from flax import linen as nn
 
-from fljax import layers
+from fljax import layers, signals
 from fljax.models import mobilenetv2, network
 
 # (width, stride) of blocks 1 to 6
@@ -27,7 +27,7 @@ class ConvBlock(nn.Module):
     stride: int
 
     @nn.compact
-    def __call__(self, x: layers.Signal, call: layers.Call) -> layers.Signal:
+    def __call__(self, x: signals.Signal, call: layers.Call) -> signals.Signal:
         """Maps [B, H, W, in] to [B, H / stride, W / stride, features]."""
         return layers.conv(self.features, 3, self.stride, relu=True, name="conv")(
             x, call

@@ -1,0 +1,65 @@
+"""What flows between the layers of a network, by role of the block.
+
+Float arrays in trained blocks, `quant.QArray` before the window, `Ranged` after it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from flax import struct
+
+from fljax import quant, types
+
+
+@struct.dataclass
+class Ranged:
+    """A float array between frozen layers, with what is known of its range.
+
+    Attributes:
+      value: float32.
+      largest: observed max|value|, [], or None if nobody observed it.
+      nonnegative: static; it comes out of a ReLU.
+    """
+
+    value: types.Array
+    largest: types.Array | None
+    nonnegative: bool = struct.field(pytree_node=False, default=False)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the value."""
+        return self.value.shape
+
+
+Signal = Any  # Array | Ranged | quant.QArray
+
+
+def to_float(x: Signal) -> types.Array:
+    """Returns the float values of whatever flows between layers."""
+    if isinstance(x, quant.QArray):
+        return x.dequantise()
+    return x.value if isinstance(x, Ranged) else x
+
+
+def to_ranged(x: Signal) -> Ranged:
+    if isinstance(x, Ranged):
+        return x
+    return Ranged(to_float(x), None)
+
+
+def input_scale(x: Ranged, spec: quant.Spec, carried: bool) -> types.Array:
+    """Gives the scale of x: what it was observed to need, or what this batch needs."""
+    largest = x.largest if carried else None
+    if largest is None:
+        largest = quant.amax(x.value)
+    return quant.scale_of(spec, largest, x.nonnegative)
+
+
+def to_codes(x: Signal, spec: quant.Spec, key: types.Key | None) -> quant.QArray:
+    """Quantises what is not quantised yet, by the range of this batch."""
+    if isinstance(x, quant.QArray):
+        return x
+    x = to_ranged(x)
+    scale = input_scale(x, spec, carried=False)
+    return quant.quantise(x.value, scale, spec, x.nonnegative, key)
