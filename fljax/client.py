@@ -114,7 +114,9 @@ def partitioned(
 
 def cross_entropy(logits, labels, mask) -> types.Array:
     """Averages the cross-entropy of logits [B, C] over the rows of the mask [B]."""
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    # With one-hot rows the gradient is a difference; with integers a scatter.
+    rows = jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
+    losses = optax.softmax_cross_entropy(logits, rows)
     return jnp.sum(losses * mask) / jnp.maximum(jnp.sum(mask), 1.0)
 
 

@@ -33,6 +33,12 @@ def _product(x: types.Array, w: types.Array, contract: int) -> types.Array:
     return lax.dot_general(x, w, dimensions, preferred_element_type=_accumulator(x))
 
 
+# Fewer outputs than these: XLA CPU is twice as fast at the transposed product, and the
+# barrier keeps it from turning it round again (10 classes of 784 inputs: 7 against 16
+# microseconds).
+_NARROW = 16
+
+
 @jax.custom_vjp
 def _dot_float(x: types.Array, w: types.Array) -> types.Array:
     return _product(x, w, 0)
@@ -44,6 +50,8 @@ def _dot_backward(residuals, g):
     x, w = residuals
     g = lax.optimization_barrier(g)
     rows = x.reshape(-1, x.shape[-1]), g.reshape(-1, g.shape[-1])
+    if w.shape[1] < _NARROW:
+        return _product(g, w, 1), lax.optimization_barrier(rows[1].T @ rows[0]).T
     return _product(g, w, 1), rows[0].T @ rows[1]
 
 
@@ -76,23 +84,35 @@ def _pad(x: types.Array, pad: tuple[int, int], value) -> types.Array:
 def _taps(padded, kernel, stride: int):
     """Yields padded x shifted so that each tap of the kernel lies on the output."""
     k_h, k_w = kernel.shape[:2]
-    height, width = (
-        (padded.shape[1] - k_h) // stride + 1,
-        (padded.shape[2] - k_w) // stride + 1,
-    )
+    batch, height, width, channels = padded.shape
+    rows = (height - k_h) // stride * stride + 1
+    columns = (width - k_w) // stride * stride + 1
     for i in range(k_h):
         for j in range(k_w):
-            yield lax.slice(
-                padded,
-                (0, i, j, 0),
-                (
-                    padded.shape[0],
-                    i + (height - 1) * stride + 1,
-                    j + (width - 1) * stride + 1,
-                    padded.shape[3],
-                ),
-                (1, stride, stride, 1),
-            )
+            centre = (i, j) == (k_h // 2, k_w // 2) and k_h * k_w > 1
+            if centre and kernel.dtype == jnp.int8:
+                yield _centre_tap(padded, kernel, (batch, rows, columns, channels))[
+                    :, ::stride, ::stride
+                ]
+            else:
+                yield lax.slice(
+                    padded,
+                    (0, i, j, 0),
+                    (batch, i + rows, j + columns, channels),
+                    (1, stride, stride, 1),
+                )
+
+
+def _centre_tap(padded, kernel, size) -> types.Array:
+    """Slices the middle tap in a way that XLA does not see through.
+
+    It would find the tap to be the unpadded x, and compute all that leads to x a second
+    time inside the sum of the taps: a fifth of a frozen block's time. So the slice
+    starts at a number that only the run knows; no code is above 1000.
+    """
+    shift = (kernel.reshape(-1)[0].astype(jnp.int32) > 1000).astype(jnp.int32)
+    start = (0, kernel.shape[0] // 2 + shift, kernel.shape[1] // 2 + shift, 0)
+    return lax.dynamic_slice(padded, start, size)
 
 
 def conv(
@@ -237,9 +257,51 @@ def depthwise(
     return _depthwise_float(x, kernel, stride, same)
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
 def max_pool(x: types.Array, window: int = 2) -> types.Array:
-    """Takes the largest value of every window x window tile, stride = window."""
-    rows, columns = x.shape[1] // window, x.shape[2] // window
-    x = x[:, : rows * window, : columns * window]
-    tiles = x.reshape(x.shape[0], rows, window, columns, window, x.shape[3])
-    return jnp.max(tiles, axis=(2, 4))
+    """Takes the largest value of every window x window tile, stride = window.
+
+    Rows and columns that fill no tile are left out. The gradient goes to the first
+    largest value of a tile (PyTorch's rule).
+
+    Args:
+      x: [B, H, W, C], floats or codes.
+      window: side of a tile.
+
+    Returns:
+      [B, H // window, W // window, C].
+    """
+    return _max_pool_forward(x, window)[0]
+
+
+def _max_pool_forward(x, window: int):
+    rows, columns = (side // window * window for side in x.shape[1:3])
+    largest = x[:, 0:rows:window, 0:columns:window]
+    place = jnp.zeros(largest.shape, jnp.int8)
+    for k in range(1, window * window):
+        value = x[:, k // window : rows : window, k % window : columns : window]
+        place = jnp.where(value > largest, jnp.int8(k), place)
+        largest = jnp.maximum(value, largest)
+    # The backward pass needs where the largest was, not x: a byte for every tile.
+    # (jnp.max's own gradient divides by the number of ties, in five passes over x.)
+    return largest, (place, jnp.zeros((0, *x.shape[1:3], 0)))
+
+
+def _max_pool_backward(window: int, residuals, g):
+    place, shape = residuals
+    batch, rows, columns, channels = g.shape
+
+    def spread(values):
+        tiles = (batch, rows, window, columns, window, channels)
+        values = jnp.broadcast_to(values[:, :, None, :, None], tiles)
+        return values.reshape(batch, rows * window, columns * window, channels)
+
+    row = lax.broadcasted_iota(jnp.int32, (1, rows * window, columns * window, 1), 1)
+    column = lax.broadcasted_iota(jnp.int32, row.shape, 2)
+    here = (row % window * window + column % window).astype(jnp.int8)
+    dx = jnp.where(spread(place) == here, spread(g), 0.0)
+    left = [(0, a - b) for a, b in zip(shape.shape[1:3], dx.shape[1:3], strict=True)]
+    return (jnp.pad(dx, ((0, 0), *left, (0, 0))),)
+
+
+max_pool.defvjp(_max_pool_forward, _max_pool_backward)

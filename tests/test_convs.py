@@ -163,3 +163,36 @@ def test_max_pool_drops_what_does_not_fill_a_tile():
     np.testing.assert_array_equal(
         convs.max_pool(wide, 3)[0, :, :, 0], [[14, 17], [32, 35]]
     )
+
+
+@pytest.mark.parametrize(("side", "window"), [(8, 2), (7, 2), (9, 3), (260, 2)])
+def test_max_pool_gradient_is_that_of_the_largest(side, window):
+    x = jax.random.normal(jax.random.key(side), (2, side, side, 3))
+    g = jax.random.normal(jax.random.key(1), (2, side // window, side // window, 3))
+
+    def plain(x):
+        n = side // window
+        tiles = x[:, : n * window, : n * window].reshape(2, n, window, n, window, 3)
+        return jnp.max(tiles, axis=(2, 4))
+
+    ours, pull = jax.vjp(lambda x: convs.max_pool(x, window), x)
+    theirs, plain_pull = jax.vjp(plain, x)
+    np.testing.assert_array_equal(ours, theirs)
+    np.testing.assert_array_equal(pull(g)[0], plain_pull(g)[0])
+
+
+def test_max_pool_gradient_goes_to_the_first_of_equals():
+    dx = jax.grad(lambda x: jnp.sum(convs.max_pool(x)))(jnp.ones((1, 4, 4, 1)))
+    np.testing.assert_array_equal(
+        dx[0, :, :, 0], np.kron(np.ones((2, 2)), [[1, 0], [0, 0]])
+    )
+
+
+@pytest.mark.parametrize("outputs", [3, 15, 16, 40])
+def test_gradients_of_narrow_and_wide_products(outputs):
+    x = jax.random.normal(jax.random.key(0), (2, 5, 7))
+    w = jax.random.normal(jax.random.key(1), (7, outputs))
+    g = jax.random.normal(jax.random.key(2), (2, 5, outputs))
+    dx, dw = jax.vjp(convs.dot, x, w)[1](g)
+    np.testing.assert_allclose(dx, np.einsum("abo,io->abi", g, w), 1e-5, 1e-5)
+    np.testing.assert_allclose(dw, np.einsum("abi,abo->io", x, g), 1e-5, 1e-5)
