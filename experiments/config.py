@@ -65,6 +65,8 @@ class Config:
     eval_batch_size: int = _field(500, "Examples of an evaluation batch.")
     client_width: int = _field(0, "Clients that run side by side in a program; 0: "
                                   "1 on CPU, 16 on accelerators.")  # fmt: skip
+    devices: str = _field("all", "Devices that a round is spread over: all or a "
+                                 "number.")  # fmt: skip
     seed: int = _field(11, "Of everything that is drawn.")
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
+import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from experiments import config as configs
 from experiments import progress
@@ -18,6 +19,7 @@ from fljax import (
     costs,
     devices,
     evaluate,
+    mesh,
     models,
     quant,
     simulation,
@@ -57,16 +59,16 @@ def _numbers(flag: str, text: str, channels: int, otherwise: np.ndarray) -> np.n
     return values
 
 
-def _data(config: configs.Config, data: types.Dataset):
-    """Puts training and test data on the device."""
+def _data(config: configs.Config, data: types.Dataset, devices: Mesh):
+    """Puts training and test data on the devices."""
     mean, std = load.normalisation(data)
     channels = len(mean)
     statistics = (
-        jnp.asarray(_numbers("mean", config.mean, channels, mean)),
-        jnp.asarray(_numbers("std", config.std, channels, std)),
+        _numbers("mean", config.mean, channels, mean),
+        _numbers("std", config.std, channels, std),
     )
     return tuple(
-        client.Data(jnp.asarray(x), jnp.asarray(y), *statistics)
+        mesh.replicate(devices, client.Data(x, y, *statistics))
         for x, y in ((data.x_train, data.y_train), (data.x_test, data.y_test))
     )
 
@@ -136,6 +138,19 @@ def _learning_rate(config: configs.Config):
     return lambda index: config.lr * 0.1 ** sum(index >= step for step in steps)
 
 
+def _mesh(devices: str) -> Mesh:
+    """Makes the mesh of --devices."""
+    there = jax.devices()
+    if devices == "all":
+        return mesh.make(there)
+    if not devices.isdecimal() or not 1 <= int(devices) <= len(there):
+        raise ValueError(
+            f"--devices: expected all or a number from 1 to {len(there)}, the devices "
+            f"at hand, got {devices!r}"
+        )
+    return mesh.make(there[: int(devices)])
+
+
 def build(config: configs.Config, data: types.Dataset | None = None) -> Experiment:
     """Loads data and makes everything that does not depend on the algorithm.
 
@@ -168,7 +183,8 @@ def build(config: configs.Config, data: types.Dataset | None = None) -> Experime
         momentum=config.momentum,
         spec=_spec(config),
     )
-    train_data, test_data = _data(config, data)
+    over = _mesh(config.devices)
+    train_data, test_data = _data(config, data, over)
     counts = network.counts(net)
     federation = averaging.Federation(
         net=net,
@@ -185,23 +201,32 @@ def build(config: configs.Config, data: types.Dataset | None = None) -> Experime
         weighting=config.weighting,
         width=config.client_width or cohort.default_width(),
         seed=config.seed,
+        devices=over,
     )
     counts_by_class = partition.class_counts(data.y_train, parts, data.num_classes)
     mixes = evaluate.tier_mixes(counts_by_class, tier_index, len(tiers))
     return Experiment(
-        federation, _evaluator(config, net, test_data, mixes, tiers, running)
+        federation, _evaluator(config, federation, test_data, mixes, running)
     )
 
 
-def _evaluator(config, net, test_data, mixes, tiers, running) -> simulation.Evaluator:
-    size = len(test_data.y)
-    order = evaluate.batches(size, min(config.eval_batch_size, size), config.seed)
-    indices, mask = (jnp.asarray(x) for x in order)
-    names = tuple(tier.name for tier in tiers)
+def _evaluator(config, fed, test_data, mixes, running) -> simulation.Evaluator:
+    size, over = len(test_data.y), fed.devices
+    batch_size = min(config.eval_batch_size, size)
+    order = evaluate.batches(size, batch_size, config.seed, over.size)
+    indices, mask = mesh.distribute(over, order)
+    names = tuple(tier.name for tier in fed.tiers)
 
     def scores(state: averaging.State) -> evaluate.Scores:
+        blocks = mesh.replicate(over, state.server.blocks)
         return evaluate.evaluate(
-            state.server.blocks, test_data, indices, mask, net=net, running=running
+            blocks,
+            test_data,
+            indices,
+            mask,
+            net=fed.net,
+            running=running,
+            devices=over,
         )
 
     return simulation.Evaluator(
@@ -254,7 +279,8 @@ def run(
             ready.evaluator,
             workdir,
             resolved(config, ready),
-            may_change=("client_width",),  # it changes nothing but the order of sums
+            # These change nothing but the order of sums.
+            may_change=("client_width", "devices"),
             tensorboard=tensorboard,
             checkpoint_every=checkpoint_every,
             hooks=hooks,

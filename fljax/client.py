@@ -29,10 +29,10 @@ class Data(NamedTuple):
       std: [channels] float32.
     """
 
-    x: types.Array
-    y: types.Array
-    mean: types.Array
-    std: types.Array
+    x: types.ArrayLike
+    y: types.ArrayLike
+    mean: types.ArrayLike
+    std: types.ArrayLike
 
 
 class Training(NamedTuple):

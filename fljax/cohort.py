@@ -1,11 +1,16 @@
-"""The clients of a round: sample, group by plan, run in chunks, sum.
+"""The clients of a round: sample, group by plan, spread over devices, run, sum.
 
 The ONE place that batches clients. A group of clients with the same plan is one call
-of one compiled program: it freezes the blocks outside the window once, then loops
-over chunks of W clients, vectorised over the chunk, and adds up what they send. The
-number of clients is an argument of the program, not part of its shape, so a plan
-compiles once. W is 1 on CPU (vmap over clients is slower there than one at a time) and
-wide on accelerators.
+of one compiled program: it freezes the blocks outside the window once, then every
+device loops over its chunks of W clients, vectorised over the chunk, and adds up what
+they send. The number of clients is an argument of the program, not part of its shape,
+so a plan compiles once. W is 1 on CPU (vmap over clients is slower there than one at a
+time) and wide on accelerators.
+
+Devices meet once a round, when `total` adds up their sums: until then each goes
+through its share of all groups at its own pace.
+
+Legend: D devices, S slots of a device, K clients of the cohort, W of a chunk.
 """
 
 from __future__ import annotations
@@ -18,42 +23,55 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.sharding import Mesh
 
-from fljax import client, plans, server, trees, types
+from fljax import client, mesh, plans, server, trees, types
 from fljax.models import network
 
 # Keys of a round by use, away from client ids (see devices.BUDGET_TAG).
 ROUNDING_TAG = 0xFFFF0003
 
 
-class Group(NamedTuple):
-    """The clients of a round that share a plan; slots after them are padding.
+class Clients(NamedTuple):
+    """The cohort; shared by all devices.
 
     Attributes:
-      ids: [slots] int32, client numbers, 0 for padding.
-      indices: [slots, capacity] int32, their examples.
-      counts: [slots] int32, how many are real; 0 for padding.
-      weights: [slots] float32; 0 for padding.
-      size: [] int32, how many of the slots are clients.
+      ids: [K] int32, client numbers.
+      indices: [K, capacity] int32, their examples.
+      counts: [K] int32, how many are real.
+      weights: [K] float32.
     """
 
     ids: types.ArrayLike
     indices: types.ArrayLike
     counts: types.ArrayLike
     weights: types.ArrayLike
-    size: types.ArrayLike
 
 
-class Reports(NamedTuple):
-    """What the host hears of each slot of a group.
+class Group(NamedTuple):
+    """Which clients of the cohort each device trains under one plan.
 
     Attributes:
-      loss: [slots] mean training loss; 0 for padding.
-      finite: [slots] whether loss and delta are finite; True for padding.
+      positions: [D, S] int32, their places in the cohort; K for padding.
+      sizes: [D] int32, how many of a device's slots are clients.
     """
 
-    loss: types.Array
-    finite: types.Array
+    positions: types.ArrayLike
+    sizes: types.ArrayLike
+
+
+class Sums(NamedTuple):
+    """What the groups of a round have come to; [D, ...] until `total`.
+
+    Attributes:
+      totals: sums for the server.
+      losses: [K] mean training loss of each client.
+      failed: [K] 1 where loss or delta is not finite.
+    """
+
+    totals: server.Totals
+    losses: types.Array
+    failed: types.Array
 
 
 def sample(
@@ -80,58 +98,111 @@ def group_by_plan(
     """Sorts clients by plan, and by number within a plan.
 
     The order of the cohort then leaves no trace in the order of summation.
+
+    Args:
+      assigned: K plans.
+      ids: [K] client numbers.
+
+    Returns:
+      (plan, places in the cohort of its clients) for every plan, in order.
     """
     members: dict[plans.Plan, list[int]] = {}
-    for plan, number in zip(assigned, ids.tolist(), strict=True):
-        members.setdefault(plan, []).append(number)
+    for position, plan in enumerate(assigned):
+        members.setdefault(plan, []).append(position)
     return [
-        (plan, np.sort(np.asarray(members[plan], np.int32))) for plan in sorted(members)
+        (plan, np.array(sorted(members[plan], key=lambda k: ids[k]), np.int32))
+        for plan in sorted(members)
     ]
 
 
-def make_group(
-    ids: np.ndarray,
-    indices: np.ndarray,
-    counts: np.ndarray,
-    weights: np.ndarray,
-    slots: int,
-) -> Group:
-    """Pads the clients `ids` to `slots`.
+def gather(
+    ids: np.ndarray, indices: np.ndarray, counts: np.ndarray, weights: np.ndarray
+) -> Clients:
+    """Takes the cohort's rows out of the tables of all clients.
 
     Args:
-      ids: [k] client numbers.
+      ids: [K] client numbers.
       indices: [N, capacity] of all clients.
       counts: [N] of all clients.
       weights: [N] of all clients.
-      slots: at least k.
 
     Returns:
-      A group in host memory.
+      The cohort in host memory.
     """
-    size = len(ids)
-    padded = np.zeros(slots, np.int32)
-    padded[:size] = ids
-    real = np.arange(slots) < size
-    return Group(
-        padded,
-        indices[padded],
-        np.where(real, counts[padded], 0).astype(np.int32),
-        np.where(real, weights[padded], 0).astype(np.float32),
-        np.asarray(size, np.int32),
+    return Clients(
+        ids.astype(np.int32),
+        indices[ids],
+        counts[ids].astype(np.int32),
+        weights[ids].astype(np.float32),
     )
 
 
-def _chunk(group: Group, start, width: int) -> Group:
-    def rows(x):
-        return lax.dynamic_slice_in_dim(x, start, width)
+def spread(
+    groups: Sequence[np.ndarray], work: np.ndarray, devices: int, width: int
+) -> list[Group]:
+    """Deals the chunks of all groups out to the devices, evenly by work.
 
-    return Group(
-        rows(group.ids),
-        rows(group.indices),
-        rows(group.counts),
-        rows(group.weights),
-        group.size,
-    )
+    Within a group the clients with the most work come first, so that those of a chunk
+    take about as long, and each chunk goes to the device with the least work so far
+    (Graham, SIAM J. Appl. Math. 1969), as long as it has room.
+
+    Args:
+      groups: for each plan the places in the cohort of its clients.
+      work: [K] of each client, in any unit.
+      devices: D.
+      width: W.
+
+    Returns:
+      A group for each plan, all of the same shape.
+    """
+    size = len(work)
+    chunks = -(-size // width)
+    room = -(-chunks // devices) * width
+    load = np.zeros(devices)
+    result = []
+    for members in groups:
+        ordered = members[np.argsort(-work[members], kind="stable")]
+        positions = np.full((devices, room), size, np.int32)
+        sizes = np.zeros(devices, np.int32)
+        for start in range(0, len(ordered), width):
+            chunk = ordered[start : start + width]
+            d = int(np.argmin(np.where(sizes < room, load, np.inf)))
+            positions[d, sizes[d] : sizes[d] + len(chunk)] = chunk
+            sizes[d] += len(chunk)
+            load[d] += width * work[chunk[0]]
+        result.append(Group(positions, sizes))
+    return result
+
+
+@functools.partial(jax.jit, static_argnames=("size", "devices"))
+def zero_sums(blocks: tuple[dict, ...], *, size: int, devices: Mesh) -> Sums:
+    """Makes the sums of no client.
+
+    Args:
+      blocks: global state; its values are not used.
+      size: K, static.
+      devices: the mesh, static.
+
+    Returns:
+      Zeros [D, ...], a row on each device.
+    """
+
+    def on_device(blocks):
+        sums = Sums(server.zero_totals(blocks), jnp.zeros(size), jnp.zeros(size))
+        return jax.tree.map(lambda x: x[None], sums)
+
+    return jax.shard_map(
+        on_device,
+        mesh=devices,
+        in_specs=mesh.SHARED,
+        out_specs=mesh.PER_DEVICE,
+        check_vma=False,
+    )(blocks)
+
+
+def total(sums: Sums) -> Sums:
+    """Adds up the rows of the devices."""
+    return jax.tree.map(lambda x: jnp.sum(x, axis=0), sums)
 
 
 def _train_chunk(net, plan, training, blocks, frozen, data, chunk, key, learning_rate):
@@ -163,39 +234,31 @@ def _finite(result: client.Result) -> types.Array:
     return jax.vmap(lambda r: trees.all_finite((r.delta, r.loss)))(result)
 
 
-@functools.partial(
-    jax.jit, static_argnames=("net", "plan", "training", "width"), donate_argnums=(1,)
-)
-def run_group(
-    blocks: tuple[dict, ...],
-    totals: server.Totals,
-    data: client.Data,
+def _chunk(clients: Clients, positions: types.Array) -> Clients:
+    """Takes the clients at positions [W]; padding trains on nothing and weighs 0."""
+    real = positions < clients.ids.shape[0]
+    rows = Clients(*(x.at[positions].get(mode="clip") for x in clients))
+    return rows._replace(
+        counts=jnp.where(real, rows.counts, 0), weights=jnp.where(real, rows.weights, 0)
+    )
+
+
+def _run_on_device(
+    blocks,
+    sums: Sums,
+    data,
+    clients: Clients,
     group: Group,
-    round_key: types.Key,
-    learning_rate: types.Array,
+    round_key,
+    learning_rate,
     *,
-    net: network.Network,
-    plan: plans.Plan,
-    training: client.Training,
+    net,
+    plan,
+    training,
     width: int,
-) -> tuple[server.Totals, Reports]:
-    """Trains the clients of one plan and adds their deltas to the totals.
-
-    Args:
-      blocks: global state, a tuple over blocks.
-      totals: of the groups before; given up to the result.
-      data: training data on the device.
-      group: the clients, slots a multiple of the width.
-      round_key: of this round; a client's is fold_in(round_key, number).
-      learning_rate: of the clients, [].
-      net: static.
-      plan: of all these clients, static.
-      training: static.
-      width: W, clients that run side by side, static.
-
-    Returns:
-      The new totals, and a report for each slot.
-    """
+) -> Sums:
+    """Runs one device's share of a group: its row of the sums and of the group."""
+    sums, group = (jax.tree.map(lambda x: x[0], tree) for tree in (sums, group))
     roles = plans.roles(plan, net.num_blocks)
     spec = client.plan_spec(plan, training)
     rounding = None
@@ -205,27 +268,25 @@ def run_group(
     inside = slice(plan.first, plan.last + 1)
 
     def chunk_step(i, carry):
-        deltas, weight, reports = carry
-        chunk = _chunk(group, i * width, width)
+        deltas, weight, losses, failed = carry
+        positions = lax.dynamic_slice_in_dim(group.positions, i * width, width)
+        chunk = _chunk(clients, positions)
         result = _train_chunk(
             net, plan, training, blocks, frozen, data, chunk, round_key, learning_rate
         )
         summed = trees.weighted_sum(result.delta[inside], chunk.weights)
-        finite = _finite(result) | (chunk.weights == 0)
-        reports = Reports(
-            lax.dynamic_update_slice(reports.loss, result.loss, (i * width,)),
-            lax.dynamic_update_slice(reports.finite, finite, (i * width,)),
+        bad = ~_finite(result) & (chunk.weights != 0)
+        return (
+            trees.add(deltas, summed),
+            weight + jnp.sum(chunk.weights),
+            losses.at[positions].set(result.loss, mode="drop"),
+            failed.at[positions].set(bad.astype(jnp.float32), mode="drop"),
         )
-        return trees.add(deltas, summed), weight + jnp.sum(chunk.weights), reports
 
-    slots = group.ids.shape[0]
-    carry = (
-        totals.deltas[inside],
-        jnp.zeros(()),
-        Reports(jnp.zeros(slots), jnp.ones(slots, bool)),
-    )
-    deltas, weight, reports = lax.fori_loop(
-        0, -(-group.size // width), chunk_step, carry
+    totals = sums.totals
+    carry = (totals.deltas[inside], jnp.zeros(()), sums.losses, sums.failed)
+    deltas, weight, losses, failed = lax.fori_loop(
+        0, -(-group.sizes // width), chunk_step, carry
     )
     new = server.Totals(
         (*totals.deltas[: plan.first], *deltas, *totals.deltas[plan.last + 1 :]),
@@ -234,7 +295,59 @@ def run_group(
             for i, w in enumerate(totals.weights)
         ),
     )
-    return new, reports
+    return jax.tree.map(lambda x: x[None], Sums(new, losses, failed))
+
+
+@functools.partial(
+    jax.jit,
+    static_argnames=("net", "plan", "training", "width", "devices"),
+    donate_argnums=(1,),
+)
+def run_group(
+    blocks: tuple[dict, ...],
+    sums: Sums,
+    data: client.Data,
+    clients: Clients,
+    group: Group,
+    round_key: types.Key,
+    learning_rate: types.Array,
+    *,
+    net: network.Network,
+    plan: plans.Plan,
+    training: client.Training,
+    width: int,
+    devices: Mesh,
+) -> Sums:
+    """Trains the clients of one plan and adds what they send to the sums.
+
+    Args:
+      blocks: global state, a tuple over blocks.
+      sums: of the groups before; given up to the result.
+      data: training data on the devices.
+      clients: the cohort.
+      group: which of them, S a multiple of the width.
+      round_key: of this round; a client's is fold_in(round_key, number).
+      learning_rate: of the clients, [].
+      net: static.
+      plan: of all these clients, static.
+      training: static.
+      width: W, clients that run side by side, static.
+      devices: the mesh, static.
+
+    Returns:
+      The new sums.
+    """
+    shared, own = mesh.SHARED, mesh.PER_DEVICE
+    return jax.shard_map(
+        functools.partial(
+            _run_on_device, net=net, plan=plan, training=training, width=width
+        ),
+        mesh=devices,
+        in_specs=(shared, own, shared, shared, own, shared, shared),
+        out_specs=own,
+        # Nothing here talks to another device: what differs needs no marking.
+        check_vma=False,
+    )(blocks, sums, data, clients, group, round_key, learning_rate)
 
 
 def num_programs() -> int:

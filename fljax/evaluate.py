@@ -14,8 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import lax
+from jax.sharding import Mesh
 
-from fljax import client, layers, types
+from fljax import client, layers, mesh, types
 from fljax.models import network
 
 
@@ -33,25 +34,30 @@ class Scores(NamedTuple):
     loss: types.Array
 
 
-def batches(size: int, batch_size: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def batches(
+    size: int, batch_size: int, seed: int, devices: int = 1
+) -> tuple[np.ndarray, np.ndarray]:
     """Fixes the order of a test set.
 
     Args:
       size: examples of the test set.
       batch_size: B.
       seed: of the experiment.
+      devices: D; empty batches make the number of batches a multiple of it.
 
     Returns:
       Indices [batches, B] int32, padding repeats a batch's first; mask [batches, B].
     """
     order = np.random.default_rng([seed, 2]).permutation(size).astype(np.int32)
     number = -(-size // batch_size)
+    number = -(-number // devices) * devices
     slots = np.arange(number * batch_size).reshape(number, batch_size)
     valid = slots < size
-    return order[np.where(valid, slots, slots[:, :1])], valid.astype(np.float32)
+    repeated = np.where(valid, slots, np.minimum(slots[:, :1], size - 1))
+    return order[repeated], valid.astype(np.float32)
 
 
-@functools.partial(jax.jit, static_argnames=("net", "running"))
+@functools.partial(jax.jit, static_argnames=("net", "running", "devices"))
 def evaluate(
     blocks: tuple[dict, ...],
     data: client.Data,
@@ -60,6 +66,7 @@ def evaluate(
     *,
     net: network.Network,
     running: bool = False,
+    devices: Mesh | None = None,
 ) -> Scores:
     """Runs the network in float32 over a test set.
 
@@ -70,12 +77,14 @@ def evaluate(
       mask: [batches, B] likewise.
       net: static.
       running: use running statistics, static.
+      devices: the mesh that the batches are spread over, a multiple of its size;
+        static; None: one device.
 
     Returns:
       The sums.
     """
 
-    def batch(total: Scores, inputs) -> tuple[Scores, None]:
+    def batch(blocks, data, total: Scores, inputs) -> tuple[Scores, None]:
         rows, valid = inputs
         call = layers.Call(mask=valid, running=running)
         x = client.inputs(data, rows)
@@ -87,9 +96,22 @@ def evaluate(
         scores = Scores(right @ classes, jnp.sum(classes, axis=0), losses @ valid)
         return jax.tree.map(jnp.add, total, scores), None
 
-    zeros = jnp.zeros(net.num_classes)
-    scores, _ = lax.scan(batch, Scores(zeros, zeros, jnp.zeros(())), (indices, mask))
-    return scores
+    def on_device(blocks, data, indices, mask):
+        zeros = jnp.zeros(net.num_classes)
+        start = Scores(zeros, zeros, jnp.zeros(()))
+        return lax.scan(functools.partial(batch, blocks, data), start, (indices, mask))[
+            0
+        ]
+
+    if devices is None:
+        return on_device(blocks, data, indices, mask)
+    return jax.shard_map(
+        lambda *arguments: lax.psum(on_device(*arguments), mesh.CLIENTS),
+        mesh=devices,
+        in_specs=(mesh.SHARED, mesh.SHARED, mesh.PER_DEVICE, mesh.PER_DEVICE),
+        out_specs=mesh.SHARED,
+        check_vma=False,
+    )(blocks, data, indices, mask)
 
 
 def per_class(scores: Scores) -> np.ndarray:

@@ -45,7 +45,6 @@ class Totals(NamedTuple):
     weights: tuple[types.Array, ...]
 
 
-@jax.jit  # one dispatch a round instead of one a leaf
 def zero_totals(blocks: tuple[dict, ...]) -> Totals:
     """Makes the totals of no client."""
     return Totals(

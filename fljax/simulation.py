@@ -6,6 +6,7 @@ waits for it.
 
 from __future__ import annotations
 
+import collections
 import pathlib
 import time
 from collections.abc import Callable, Iterator
@@ -70,30 +71,30 @@ class _Pending(NamedTuple):
 
 def _training_fields(report: averaging.Report) -> Record:
     """Reads the losses of a round; raises NonFiniteError."""
-    losses, names = [], []
-    for plan, ids, slots in report.groups:
-        finite = np.asarray(slots.finite)[: len(ids)]
-        losses.append(np.asarray(slots.loss)[: len(ids)])
-        names += [f"{i} (plan {plan})" for i in ids[~finite]]
+    assigned = report.assignment
+    names = [
+        f"{assigned.ids[k]} (plan {assigned.plans[k]})"
+        for k in np.flatnonzero(np.asarray(report.failed))
+    ]
     if names:
         raise NonFiniteError(
-            f"round {report.assignment.round}: loss or update is not finite for "
+            f"round {assigned.round}: loss or update is not finite for "
             f"client{'s' * (len(names) > 1)} {', '.join(names)}; lower the learning "
             f"rate or look at their data"
         )
     if not np.asarray(report.finite):
         raise NonFiniteError(
-            f"round {report.assignment.round}: every update is finite, but the network "
+            f"round {assigned.round}: every update is finite, but the network "
             f"after the server's step is not; lower the server's learning rate"
         )
-    plans_used: dict[str, int] = {str(plan): len(ids) for plan, ids, _ in report.groups}
+    plans_used = collections.Counter(map(str, sorted(assigned.plans)))
     return {
-        "round": report.assignment.round,
-        "train_loss": float(np.mean(np.concatenate(losses), dtype=np.float64)),
+        "round": assigned.round,
+        "train_loss": float(np.mean(np.asarray(report.losses), dtype=np.float64)),
         "upload_bytes": report.upload_bytes,
         "download_bytes": report.download_bytes,
         "compute_share": report.compute_share,
-        "plans": plans_used,
+        "plans": dict(plans_used),
     }
 
 

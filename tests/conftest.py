@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fljax import client, plans, quant, types
+from fljax import client, mesh, plans, quant, types
 from fljax.algorithms import averaging
 from fljax.data import partition
 from fljax.models import mobilenetv2, network, small_convnet
@@ -76,6 +76,7 @@ NET = network.Network(
     (8, 8, 1),
     3,
 )
+MESH = mesh.make()
 FULL, MIDDLE, LATE = plans.Plan(0, 4), plans.Plan(2, 2), plans.Plan(3, 4)
 
 

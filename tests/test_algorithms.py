@@ -40,6 +40,7 @@ def federation(problem, **changes):
         weighting="uniform",
         width=1,
         seed=3,
+        devices=conftest.MESH,
     )
     return fed._replace(**changes)
 
@@ -109,12 +110,9 @@ def test_a_round_is_the_rule_of_the_paper_over_its_clients(fed, start):
     assert report.upload_bytes == sum(sizes) + sizes[2] + 2 * (sizes[3] + sizes[4])
     assert report.download_bytes == 4 * sum(sizes)
     assert report.compute_share == pytest.approx((0.3 + 1 + 0.4 + 0.3) / 4)
-    groups = [(plan, ids.tolist()) for plan, ids, _ in report.groups]
-    assert groups == [(FULL, [0]), (MIDDLE, [3]), (LATE, [1, 4])]
-    for _, ids, reports in report.groups:
-        assert np.all(reports.loss[: len(ids)] > 0)
-        assert not np.any(reports.loss[len(ids) :])
-        assert np.all(reports.finite)
+    assert report.losses.shape == report.failed.shape == (4,)
+    assert np.all(report.losses > 0)
+    assert not np.any(report.failed)
 
 
 def test_the_order_of_the_cohort_leaves_no_trace(fed, start):
@@ -356,10 +354,8 @@ def test_a_diverging_client_is_reported(fed, start):
     algorithm = cocofl.cocofl(fed._replace(learning_rate=lambda index: 1e30))
     assignment = averaging.Assignment(0, np.array([3, 2, 4, 5]), [LATE, *[MIDDLE] * 3])
     _, report = algorithm.round(start, assignment)
-    (_, _, middle), (_, _, late) = report.groups
-    assert not np.asarray(late.finite)[0]
-    assert np.asarray(late.finite)[1:].all()
-    assert np.asarray(middle.finite)[3]
+    assert report.failed[0]
+    assert not report.finite
 
 
 def test_a_server_step_that_overflows_is_reported(problem):
@@ -367,5 +363,5 @@ def test_a_server_step_that_overflows_is_reported(problem):
     algorithm = fedavg.fedavg(fed)
     state = algorithm.init()
     _, report = algorithm.round(state, algorithm.assign(state, 0))
-    assert all(np.all(slots.finite) for _, _, slots in report.groups)
+    assert not np.any(report.failed)
     assert not report.finite

@@ -4,13 +4,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from fljax import cohort, plans, server, trees
+from fljax import cohort, mesh, plans, trees
 from tests import conftest
 
 FULL, MIDDLE, LATE = conftest.FULL, conftest.MIDDLE, conftest.LATE
 # Client -> plan: a different one for each, in an order that is not that of the plans.
 ASSIGNED = {0: LATE, 1: MIDDLE, 3: FULL}
+COHORT = (0, 1, 3, 4)
 RATE = 0.1
 
 
@@ -18,24 +21,41 @@ def round_key():
     return jax.random.fold_in(jax.random.key(5), 2)
 
 
-def run(problem, plan, ids, weights=None, slots=4, width=1, totals=None, **changes):
-    """Runs the clients of one plan; returns totals and reports."""
+def started(problem, size, devices=conftest.MESH):
+    return cohort.zero_sums(problem.blocks, size=size, devices=devices)
+
+
+def run(
+    problem,
+    plan,
+    ids,
+    weights=None,
+    width=1,
+    cohort_ids=COHORT,
+    sums=None,
+    devices=conftest.MESH,
+    **changes,
+):
+    """Runs the clients of one plan out of a cohort; returns the devices' sums."""
     problem = problem._replace(**changes)
     if weights is None:
         weights = problem.shards.counts.astype(np.float32)
-    if totals is None:
-        totals = server.zero_totals(problem.blocks)
+    clients = cohort.gather(np.array(cohort_ids), *problem.shards, weights)
+    positions = np.array([list(cohort_ids).index(number) for number in ids], np.int32)
+    (group,) = cohort.spread([positions], clients.counts, devices.size, width)
     return cohort.run_group(
         problem.blocks,
-        totals,
+        started(problem, len(cohort_ids), devices) if sums is None else sums,
         problem.data,
-        cohort.make_group(np.array(ids), *problem.shards, weights, slots),
+        clients,
+        group,
         round_key(),
         jnp.float32(RATE),
         net=problem.net,
         plan=plan,
         training=problem.training,
         width=width,
+        devices=devices,
     )
 
 
@@ -55,16 +75,17 @@ def one_by_one(problem, plan, number):
 
 
 def test_totals_are_the_sum_over_clients_of_different_plans(problem):
-    totals, losses = server.zero_totals(problem.blocks), {}
-    for plan, ids in cohort.group_by_plan(list(ASSIGNED.values()), np.array([0, 1, 3])):
-        totals, reports = run(problem, plan, ids, totals=totals)
-        losses[int(ids[0])] = float(reports.loss[0])
+    sums, ids = None, np.array(sorted(ASSIGNED))
+    for plan, places in cohort.group_by_plan([ASSIGNED[i] for i in ids], ids):
+        sums = run(problem, plan, ids[places], cohort_ids=ids, sums=sums)
+    totals, losses, failed = cohort.total(sums)
     deltas = [jax.tree.map(np.zeros_like, block) for block in problem.blocks]
     weights = np.zeros(5)
-    for number, plan in ASSIGNED.items():
+    for place, number in enumerate(ids):
+        plan = ASSIGNED[int(number)]
         result = one_by_one(problem, plan, number)
         weight = float(problem.shards.counts[number])
-        np.testing.assert_allclose(losses[number], result.loss, rtol=1e-5)
+        np.testing.assert_allclose(losses[place], result.loss, rtol=1e-5)
         for i in range(plan.first, plan.last + 1):
             scaled = trees.scale(result.delta[i], weight)
             deltas[i] = jax.tree.map(np.add, deltas[i], scaled)
@@ -72,28 +93,28 @@ def test_totals_are_the_sum_over_clients_of_different_plans(problem):
     # Weights 10 for blocks 3 and 4, 3 for block 2, 5 for all.
     np.testing.assert_array_equal(weights, [5, 5, 8, 15, 15])
     np.testing.assert_array_equal(totals.weights, weights)
+    np.testing.assert_array_equal(failed, np.zeros(3))
     conftest.assert_close(totals.deltas, tuple(deltas), 1e-5)
 
 
-@pytest.mark.parametrize(("width", "slots"), [(1, 7), (2, 4), (4, 4), (16, 16)])
-def test_width_and_padding_do_not_matter(problem, width, slots):
-    ids = [0, 1, 4]
-    theirs, expected = run(problem, MIDDLE, ids)
-    ours, reports = run(problem, MIDDLE, ids, slots=slots, width=width)
+@pytest.mark.parametrize("width", [2, 4, 16])
+def test_width_and_padding_do_not_matter(problem, width):
+    theirs = cohort.total(run(problem, MIDDLE, [0, 1, 4]))
+    ours = cohort.total(run(problem, MIDDLE, [0, 1, 4], width=width))
     conftest.assert_close(ours, theirs, 1e-5)
-    np.testing.assert_allclose(reports.loss[:3], expected.loss[:3], rtol=1e-5)
-    np.testing.assert_array_equal(reports.loss[3:], np.zeros(slots - 3))
-    assert reports.loss.shape == reports.finite.shape == (slots,)
-    assert reports.finite.all()
+    assert ours.losses[2] == 0  # client 3 is in the cohort, not in the group
 
 
 def test_a_client_does_not_depend_on_its_slot_or_company(problem):
-    alone, of_one = run(problem, MIDDLE, [4])
-    _, reports = run(problem, MIDDLE, [1, 4, 0])
-    _, turned = run(problem, MIDDLE, [0, 1, 4])
-    assert reports.loss[1] == of_one.loss[0] == turned.loss[2]
+    alone = cohort.total(run(problem, MIDDLE, [4]))
+    losses = cohort.total(run(problem, MIDDLE, [1, 4, 0])).losses
+    turned = cohort.total(run(problem, MIDDLE, [4, 1], cohort_ids=(4, 1, 5))).losses
+    assert losses[3] == alone.losses[3] == turned[0]
+    assert losses[1] == turned[1]
     conftest.assert_close(
-        alone.deltas[2], trees.scale(one_by_one(problem, MIDDLE, 4).delta[2], 4.0), 1e-5
+        alone.totals.deltas[2],
+        trees.scale(one_by_one(problem, MIDDLE, 4).delta[2], 4.0),
+        1e-5,
     )
 
 
@@ -106,23 +127,26 @@ def test_a_rerun_is_the_same_to_the_bit(problem):
 def test_a_plan_compiles_once(problem):
     run(problem, MIDDLE, [0, 1, 4])
     programs = cohort.run_group._cache_size()
-    for ids in ([3], [0, 1, 3, 4], [2, 5]):
+    for ids in ([3], [0, 1, 3, 4], [3, 4]):
         run(problem, MIDDLE, ids)
     weights = np.full(6, 0.5, np.float32)
-    totals, _ = run(problem, MIDDLE, [5], weights)
+    sums = run(problem, MIDDLE, [3], weights)
     moved = jax.tree.map(lambda x: x + 0.01, problem.blocks)
-    run(problem, MIDDLE, [5], blocks=moved, totals=totals)
+    run(problem, MIDDLE, [0], blocks=moved, sums=sums)
+    clients = cohort.gather(np.array(COHORT), *problem.shards, weights)
     cohort.run_group(
         problem.blocks,
-        server.zero_totals(problem.blocks),
+        started(problem, 4),
         problem.data,
-        cohort.make_group(np.array([1]), *problem.shards, weights, 4),
+        clients,
+        cohort.spread([np.array([1])], clients.counts, 1, 1)[0],
         jax.random.key(77),
         jnp.float32(0.001),
         net=conftest.NET._replace(),  # equal, not the same object
         plan=plans.Plan(2, 2),
         training=problem.training._replace(),
         width=1,
+        devices=mesh.make(),
     )
     assert cohort.run_group._cache_size() == programs
 
@@ -134,24 +158,24 @@ def with_infinity(problem, number):
 
 
 @pytest.mark.parametrize("width", [1, 2])
-def test_a_client_that_is_not_finite_is_named_by_its_slot(problem, width):
+def test_a_client_that_is_not_finite_is_named_by_its_place(problem, width):
     bad = with_infinity(problem, 1)
-    totals, reports = run(problem, FULL, [0, 1, 4], width=width, data=bad)
-    np.testing.assert_array_equal(reports.finite, [True, False, True, True])
-    assert not trees.all_finite(totals.deltas)
+    sums = cohort.total(run(problem, FULL, [0, 1, 4], width=width, data=bad))
+    np.testing.assert_array_equal(sums.failed, [0, 1, 0, 0])
+    assert not trees.all_finite(sums.totals.deltas)
     # A weight of 0 drops the client from the sums, and from the complaints.
     weights = np.array([10, 0, 8, 5, 4, 10], np.float32)
-    totals, reports = run(problem, FULL, [0, 1, 4], weights, width=width, data=bad)
-    assert reports.finite.all()
-    theirs, _ = run(problem, FULL, [0, 4])
-    conftest.assert_close(totals, theirs, 1e-5)
+    sums = cohort.total(run(problem, FULL, [0, 1, 4], weights, width=width, data=bad))
+    assert not sums.failed.any()
+    theirs = cohort.total(run(problem, FULL, [0, 4]))
+    conftest.assert_close(sums.totals, theirs.totals, 1e-5)
 
 
 def test_codes_do_not_hide_what_is_not_finite(problem):
     # Rounded to codes, NaN is some integer: a frozen prefix must not make it finite.
     bad = with_infinity(problem, 1)
-    _, reports = run(problem, MIDDLE, [0, 1, 4], data=bad)
-    np.testing.assert_array_equal(reports.finite, [True, False, True, True])
+    sums = cohort.total(run(problem, MIDDLE, [0, 1, 4], data=bad))
+    np.testing.assert_array_equal(sums.failed, [0, 1, 0, 0])
 
 
 def test_sample_is_drawn_without_replacement_from_the_candidates():
@@ -173,8 +197,9 @@ def test_sample_is_uniform():
 def test_groups_are_in_order_of_plan_and_number():
     narrow = plans.Plan(2, 2, 4)
     assigned = [LATE, MIDDLE, LATE, FULL, narrow]
-    groups = cohort.group_by_plan(assigned, np.array([9, 4, 2, 7, 1]))
-    assert [(plan, ids.tolist()) for plan, ids in groups] == [
+    ids = np.array([9, 4, 2, 7, 1])
+    groups = cohort.group_by_plan(assigned, ids)
+    assert [(plan, ids[places].tolist()) for plan, places in groups] == [
         (FULL, [7]),
         (narrow, [1]),
         (MIDDLE, [4]),
@@ -182,13 +207,53 @@ def test_groups_are_in_order_of_plan_and_number():
     ]
 
 
-def test_group_is_padded_by_hand():
+def test_clients_are_gathered_by_hand():
     indices = np.arange(6).reshape(3, 2)
     counts, weights = np.array([2, 1, 2]), np.array([0.5, 1.0, 2.0])
-    group = cohort.make_group(np.array([2, 1]), indices, counts, weights, 4)
-    np.testing.assert_array_equal(group.ids, [2, 1, 0, 0])
-    np.testing.assert_array_equal(group.indices[:2], [[4, 5], [2, 3]])
-    np.testing.assert_array_equal(group.counts, [2, 1, 0, 0])
-    np.testing.assert_array_equal(group.weights, [2, 1, 0, 0])
-    assert group.size == 2
-    assert [x.dtype for x in (group.counts, group.weights)] == [np.int32, np.float32]
+    clients = cohort.gather(np.array([2, 1]), indices, counts, weights)
+    np.testing.assert_array_equal(clients.ids, [2, 1])
+    np.testing.assert_array_equal(clients.indices, [[4, 5], [2, 3]])
+    np.testing.assert_array_equal(clients.counts, [2, 1])
+    np.testing.assert_array_equal(clients.weights, [2, 1])
+    assert [x.dtype for x in (clients.counts, clients.weights)] == [
+        np.int32,
+        np.float32,
+    ]
+
+
+def test_chunks_are_dealt_out_by_hand():
+    # Work 5 and 4 to a device each, 3 to that of 4, then 2 to that of 5 (its 7 to 7).
+    groups = [np.array([0, 1, 2, 3]), np.array([4])]
+    work = np.array([3, 5, 2, 4, 1])
+    first, second = cohort.spread(groups, work, 2, 1)
+    np.testing.assert_array_equal(first.positions, [[1, 2, 5], [3, 0, 5]])
+    np.testing.assert_array_equal(first.sizes, [2, 2])
+    np.testing.assert_array_equal(second.positions, [[4, 5, 5], [5, 5, 5]])
+    np.testing.assert_array_equal(second.sizes, [1, 0])
+
+
+@given(
+    work=st.lists(st.integers(1, 50), min_size=1, max_size=60),
+    num_devices=st.integers(1, 9),
+    width=st.integers(1, 5),
+    num_groups=st.integers(1, 4),
+)
+def test_every_client_is_dealt_out_once(work, num_devices, width, num_groups):
+    work = np.array(work)
+    kinds = np.arange(len(work)) % num_groups
+    groups = [np.flatnonzero(kinds == kind) for kind in range(num_groups)]
+    dealt = cohort.spread(groups, work, num_devices, width)
+    assert len({group.positions.shape for group in dealt}) == 1
+    assert dealt[0].positions.shape[1] % width == 0
+    for members, group in zip(groups, dealt, strict=True):
+        rows = zip(group.positions, group.sizes, strict=True)
+        found = np.concatenate([row[:size] for row, size in rows])
+        np.testing.assert_array_equal(np.sort(found), members)
+        assert (np.sort(group.positions, axis=None)[len(members) :] == len(work)).all()
+
+
+def test_the_load_is_near_even():
+    work = np.random.default_rng(0).integers(1, 100, 400)
+    (group,) = cohort.spread([np.arange(400)], work, 8, 1)
+    loads = [work[row[row < 400]].sum() for row in group.positions]
+    assert max(loads) / np.mean(loads) < 1.02

@@ -20,6 +20,7 @@ FLOORS = (
         "norms",
         "quant",
         "signals",
+        "mesh",
         "data.prepared",
         "data.*",
         "data",

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fljax import checkpoints, cohort, plans, simulation, writers
+from fljax import checkpoints, plans, simulation, writers
 from fljax.algorithms import averaging
 
 FULL, BACK, FRONT = plans.Plan(0, 3), plans.Plan(2, 3), plans.Plan(0, 0)
@@ -21,7 +21,7 @@ def _never(index, client):
 def counting(log=None, plans_of=lambda index: [FULL, FULL, BACK], broken=_never):
     """Makes an algorithm without a network: its state counts the rounds.
 
-    Client i reports the loss i + round; what padding reports must leave no trace.
+    Client i reports the loss i + round.
     """
     log = [] if log is None else log
 
@@ -34,16 +34,11 @@ def counting(log=None, plans_of=lambda index: [FULL, FULL, BACK], broken=_never)
     def round(state, assignment):
         index = assignment.round
         log.append(f"round {index}")
-        groups = []
-        for plan, ids in cohort.group_by_plan(assignment.plans, assignment.ids):
-            padding = [np.nan] * (4 - len(ids))
-            loss = np.array([*(ids + index), *padding], np.float32)
-            finite = [not broken(index, i) for i in ids.tolist()]
-            finite += [False] * len(padding)
-            groups.append((plan, ids, cohort.Reports(loss, np.array(finite))))
+        losses = (assignment.ids + index).astype(np.float32)
+        failed = np.array([broken(index, i) for i in assignment.ids.tolist()])
         counted = {"rounds": state.server["rounds"] + 1}
         return averaging.State(counted, ()), averaging.Report(
-            assignment, groups, 10 + index, 30, 0.5
+            assignment, losses, failed, 10 + index, 30, 0.5
         )
 
     return averaging.Algorithm(init, assign, round)

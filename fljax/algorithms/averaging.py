@@ -14,11 +14,23 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
+from jax import lax
+from jax.sharding import Mesh, NamedSharding
 
-from fljax import client, cohort, costs, devices, plans, policies, server, trees, types
+from fljax import (
+    client,
+    cohort,
+    costs,
+    devices,
+    mesh,
+    plans,
+    policies,
+    server,
+    trees,
+    types,
+)
 from fljax.data import partition
 from fljax.models import network
 
@@ -43,6 +55,7 @@ class Federation(NamedTuple):
       weighting: "uniform" as in the paper, or "examples".
       width: clients that run side by side in a program.
       seed: of everything that is drawn.
+      devices: the mesh that rounds are spread over.
     """
 
     net: network.Network
@@ -59,6 +72,7 @@ class Federation(NamedTuple):
     weighting: str
     width: int
     seed: int
+    devices: Mesh
 
 
 class State(NamedTuple):
@@ -92,7 +106,8 @@ class Report(NamedTuple):
 
     Attributes:
       assignment: of the round.
-      groups: (plan, client numbers [k], reports of the slots) of every group.
+      losses: [K] mean training loss of each client, in the order of the assignment.
+      failed: [K] 1 where loss or update is not finite.
       upload_bytes: sent by all clients.
       download_bytes: sent to all clients.
       compute_share: mean time of the cohort, as a share of full training.
@@ -100,7 +115,8 @@ class Report(NamedTuple):
     """
 
     assignment: Assignment
-    groups: list[tuple[plans.Plan, np.ndarray, cohort.Reports]]
+    losses: types.ArrayLike
+    failed: types.ArrayLike
     upload_bytes: int
     download_bytes: int
     compute_share: float
@@ -140,10 +156,13 @@ def time_shares(
     return np.array([times[plan.first, plan.last] for plan in assigned])
 
 
-@functools.partial(jax.jit, static_argnames="optimiser_rate")
-def _server_step(state, totals, cohort_weight, *, optimiser_rate):
-    new = server.step(state, totals, cohort_weight, optax.sgd(optimiser_rate))
-    return new, trees.all_finite(new.blocks)
+@functools.partial(jax.jit, static_argnames=("optimiser_rate", "devices"))
+def _server_step(state, sums, cohort_weight, *, optimiser_rate, devices):
+    """Adds up the devices' sums and ends the round; every device gets the result."""
+    added = cohort.total(sums)
+    new = server.step(state, added.totals, cohort_weight, optax.sgd(optimiser_rate))
+    result = new, added.losses, added.failed, trees.all_finite(new.blocks)
+    return lax.with_sharding_constraint(result, NamedSharding(devices, mesh.SHARED))
 
 
 @functools.partial(jax.jit, static_argnames=("net", "spec"))
@@ -180,7 +199,6 @@ def averaging(
             f"clients_per_round: expected at most {len(everyone)}, the clients that "
             f"may take part, got {fed.clients_per_round}"
         )
-    slots = -(-fed.clients_per_round // fed.width) * fed.width
     counts = np.asarray(fed.shards.counts)
     indices = np.asarray(fed.shards.indices)
     weights = counts.astype(np.float32)
@@ -188,6 +206,8 @@ def averaging(
         weights = np.ones_like(weights)
     times = window_times(fed.table)
     full_bytes = plans.upload_bytes(plans.full(fed.net.num_blocks), fed.counts)
+
+    everywhere = functools.partial(mesh.replicate, fed.devices)
 
     def init() -> State:
         optimiser = optax.sgd(fed.server_learning_rate)
@@ -200,34 +220,48 @@ def averaging(
         return Assignment(index, ids, policy.assign(state.policy, key, ids, budgets))
 
     def round(state: State, assignment: Assignment) -> tuple[State, Report]:
-        key = round_key(fed.seed, assignment.round)
-        rate = jnp.float32(fed.learning_rate(assignment.round))
-        totals = server.zero_totals(state.server.blocks)
-        groups = []
-        for plan, ids in cohort.group_by_plan(assignment.plans, assignment.ids):
-            totals, reports = cohort.run_group(
-                state.server.blocks,
-                totals,
+        key = everywhere(round_key(fed.seed, assignment.round))
+        rate = everywhere(np.float32(fed.learning_rate(assignment.round)))
+        before = everywhere(state.server)
+        clients = cohort.gather(assignment.ids, indices, counts, weights)
+        work = clients.counts * time_shares(times, assignment.plans)
+        by_plan = cohort.group_by_plan(assignment.plans, assignment.ids)
+        groups = cohort.spread(
+            [positions for _, positions in by_plan], work, fed.devices.size, fed.width
+        )
+        sums = cohort.zero_sums(
+            before.blocks, size=len(assignment.ids), devices=fed.devices
+        )
+        clients = everywhere(clients)
+        for (plan, _), group in zip(by_plan, groups, strict=True):
+            sums = cohort.run_group(
+                before.blocks,
+                sums,
                 fed.data,
-                cohort.make_group(ids, indices, counts, weights, slots),
+                clients,
+                mesh.distribute(fed.devices, group),
                 key,
                 rate,
                 net=fed.net,
                 plan=plan,
                 training=fed.training,
                 width=fed.width,
+                devices=fed.devices,
             )
-            groups.append((plan, ids, reports))
-        cohort_weight = jnp.float32(weights[assignment.ids].sum())
-        new, finite = _server_step(
-            state.server, totals, cohort_weight, optimiser_rate=fed.server_learning_rate
+        new, losses, failed, finite = _server_step(
+            before,
+            sums,
+            everywhere(weights[assignment.ids].sum()),
+            optimiser_rate=fed.server_learning_rate,
+            devices=fed.devices,
         )
         policy_state = policy.observe(
             state.policy, assignment.ids, assignment.plans, None
         )
         report = Report(
             assignment,
-            groups,
+            losses,
+            failed,
             sum(plans.upload_bytes(plan, fed.counts) for plan in assignment.plans),
             full_bytes * len(assignment.ids),
             float(time_shares(times, assignment.plans).mean()),

@@ -1,0 +1,73 @@
+"""The devices that a round is spread over: a mesh with one axis, the clients.
+
+Everything that all clients share (network, data) is replicated; what belongs to one
+device (its share of the cohort, its sums) is a row of an array [D, ...]. Works alike
+on one device, on several, and on those of several hosts.
+
+Legend: D devices of the mesh.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from fljax import types
+
+CLIENTS = "clients"
+SHARED = PartitionSpec()
+PER_DEVICE = PartitionSpec(CLIENTS)
+
+
+def make(devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """Makes the mesh.
+
+    Args:
+      devices: which; None: all, those of other hosts included.
+
+    Returns:
+      A mesh of shape [D].
+    """
+    return Mesh(np.array(jax.devices() if devices is None else devices), (CLIENTS,))
+
+
+def replicate(mesh: Mesh, tree: types.Tree) -> types.Tree:
+    """Puts a tree onto every device; leaves that lie there already stay as they are.
+
+    Args:
+      mesh: the devices.
+      tree: arrays on the host or anywhere; every host must have the same.
+
+    Returns:
+      The tree in the memory of the devices.
+    """
+    return _place(tree, NamedSharding(mesh, SHARED))
+
+
+def distribute(mesh: Mesh, tree: types.Tree) -> types.Tree:
+    """Puts row d of every leaf [D, ...] onto device d."""
+    return _place(tree, NamedSharding(mesh, PER_DEVICE))
+
+
+def _place(tree: types.Tree, sharding: NamedSharding) -> types.Tree:
+    def place(leaf):
+        if isinstance(leaf, jax.Array):
+            if leaf.sharding == sharding:
+                return leaf
+            if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+                data = place(jax.random.key_data(leaf))
+                return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
+            if sharding.is_fully_addressable:
+                return jax.device_put(leaf, sharding)
+        values = np.asarray(leaf)
+        kind = jax.dtypes.canonicalize_dtype(values.dtype)
+        values = values.astype(kind, copy=False)
+        # Each host fills its own devices; device_put would first compare the hosts'.
+        return jax.make_array_from_callback(
+            values.shape, sharding, lambda index: np.asarray(values[index])
+        )
+
+    return jax.tree.map(place, tree)
