@@ -16,8 +16,8 @@ Legend: D devices, S slots of a device, K clients of the cohort, W of a chunk.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Hashable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +25,7 @@ import numpy as np
 from jax import lax
 from jax.sharding import Mesh
 
-from fljax import client, mesh, plans, server, trees, types
+from fljax import client, mesh, plans, programs, server, trees, types
 from fljax.models import network
 
 # Keys of a round by use, away from client ids (see devices.BUDGET_TAG).
@@ -229,11 +229,6 @@ def _train_chunk(net, plan, training, blocks, frozen, data, chunk, key, learning
     return jax.vmap(one)(*arguments)
 
 
-def _finite(result: client.Result) -> types.Array:
-    """Tells for each client of a chunk whether its result is finite, [W]."""
-    return jax.vmap(lambda r: trees.all_finite((r.delta, r.loss)))(result)
-
-
 def _chunk(clients: Clients, positions: types.Array) -> Clients:
     """Takes the clients at positions [W]; padding trains on nothing and weighs 0."""
     real = positions < clients.ids.shape[0]
@@ -266,6 +261,8 @@ def _run_on_device(
         rounding = jax.random.fold_in(round_key, ROUNDING_TAG)
     frozen = network.freeze(net, blocks, roles, spec, rounding)
     inside = slice(plan.first, plan.last + 1)
+    start = trees.size(blocks[: plan.first])
+    totals = sums.totals
 
     def chunk_step(i, carry):
         deltas, weight, losses, failed = carry
@@ -274,26 +271,24 @@ def _run_on_device(
         result = _train_chunk(
             net, plan, training, blocks, frozen, data, chunk, round_key, learning_rate
         )
-        summed = trees.weighted_sum(result.delta[inside], chunk.weights)
-        bad = ~_finite(result) & (chunk.weights != 0)
+        sent = jax.vmap(trees.ravel)(result.delta[inside])
+        finite = jnp.all(jnp.isfinite(sent), axis=1) & jnp.isfinite(result.loss)
+        bad = ~finite & (chunk.weights != 0)
         return (
-            trees.add(deltas, summed),
+            deltas + trees.weighted_sum(sent, chunk.weights),
             weight + jnp.sum(chunk.weights),
             losses.at[positions].set(result.loss, mode="drop"),
             failed.at[positions].set(bad.astype(jnp.float32), mode="drop"),
         )
 
-    totals = sums.totals
-    carry = (totals.deltas[inside], jnp.zeros(()), sums.losses, sums.failed)
-    deltas, weight, losses, failed = lax.fori_loop(
+    window = lax.slice_in_dim(totals.deltas, start, start + trees.size(blocks[inside]))
+    carry = (window, jnp.zeros(()), sums.losses, sums.failed)
+    window, weight, losses, failed = lax.fori_loop(
         0, -(-group.sizes // width), chunk_step, carry
     )
     new = server.Totals(
-        (*totals.deltas[: plan.first], *deltas, *totals.deltas[plan.last + 1 :]),
-        tuple(
-            w + weight if plan.first <= i <= plan.last else w
-            for i, w in enumerate(totals.weights)
-        ),
+        lax.dynamic_update_slice_in_dim(totals.deltas, window, start, 0),
+        totals.weights.at[inside].add(weight),
     )
     return jax.tree.map(lambda x: x[None], Sums(new, losses, failed))
 
@@ -350,9 +345,48 @@ def run_group(
     )(blocks, sums, data, clients, group, round_key, learning_rate)
 
 
+# Programs of this process, by plan and all that is static beside it.
+_programs: dict[Hashable, jax.stages.Compiled] = {}
+
+
+def compile_groups(
+    wanted: Sequence[plans.Plan], *arguments: Any, **static: Any
+) -> dict[plans.Plan, jax.stages.Compiled]:
+    """Compiles `run_group` for plans, those that are new side by side.
+
+    Args:
+      wanted: the plans.
+      *arguments: of `run_group`, on the devices; a group of any of the plans.
+      **static: its static arguments, without the plan.
+
+    Returns:
+      For every plan what is called as `run_group`, with the positional arguments.
+    """
+    _, sums, data, clients, group, *_ = arguments
+    shapes = [(x.shape, x.dtype) for x in jax.tree.leaves((data, clients, group))]
+    keys = {plan: (plan, *static.values(), *shapes) for plan in wanted}
+    missing = [plan for plan in wanted if keys[plan] not in _programs]
+    net, training = static["net"], static["training"]
+    ours = all(type(block).__module__.startswith("fljax.") for block in net.blocks)
+    made = programs.compile_all(
+        [
+            programs.Request(
+                run_group,
+                arguments,
+                static | {"plan": plan},
+                sums,
+                keep=ours and training.optimiser is None,
+            )
+            for plan in missing
+        ]
+    )
+    _programs.update(zip((keys[plan] for plan in missing), made, strict=True))
+    return {plan: _programs[keys[plan]] for plan in wanted}
+
+
 def num_programs() -> int:
     """Counts the programs of groups that this process has compiled or loaded."""
-    return run_group._cache_size()  # type: ignore[attr-defined]
+    return len(_programs)
 
 
 def default_width() -> int:

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fljax import types
+from fljax import trees, types
 
 # Averaged over those who trained the block, not weighted by their share.
 PLAIN = ("ranges", "backward")
@@ -37,19 +37,19 @@ class Totals(NamedTuple):
     """Sums over the clients of a round.
 
     Attributes:
-      deltas: a tuple over the blocks of weight * (theirs - old), summed.
-      weights: a tuple over the blocks of the weight of those who trained it, [].
+      deltas: [P] weight * (theirs - old), summed; the blocks' leaves strung together
+        (`trees.ravel`), since one long vector compiles and adds up faster than hundreds
+        of short ones.
+      weights: [blocks] weight of those who trained the block.
     """
 
-    deltas: tuple[dict, ...]
-    weights: tuple[types.Array, ...]
+    deltas: types.Array
+    weights: types.Array
 
 
 def zero_totals(blocks: tuple[dict, ...]) -> Totals:
     """Makes the totals of no client."""
-    return Totals(
-        jax.tree.map(jnp.zeros_like, blocks), tuple(jnp.zeros(()) for _ in blocks)
-    )
+    return Totals(jnp.zeros(trees.size(blocks)), jnp.zeros(len(blocks)))
 
 
 def init(
@@ -84,9 +84,9 @@ def step(
     Returns:
       The state of the next round.
     """
+    deltas = trees.unravel(totals.deltas, state.blocks)
     pseudo_gradients = tuple(
-        jax.tree.map(lambda d: -d / cohort_weight, delta["params"])
-        for delta in totals.deltas
+        jax.tree.map(lambda d: -d / cohort_weight, delta["params"]) for delta in deltas
     )
     params = tuple(block["params"] for block in state.blocks)
     updates, optimiser_state = optimiser.update(
@@ -95,7 +95,7 @@ def step(
     params = optax.apply_updates(params, updates)
     blocks = []
     for block, new, delta, weight in zip(
-        state.blocks, params, totals.deltas, totals.weights, strict=True
+        state.blocks, params, deltas, totals.weights, strict=True
     ):
         divisors = dict.fromkeys(block, cohort_weight)
         divisors.update({name: jnp.maximum(weight, 1e-9) for name in PLAIN})

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import jax
+import jax.flatten_util
 import jax.numpy as jnp
 
 from fljax import types
@@ -68,6 +69,16 @@ def weighted_sum(tree: types.Tree, weights: types.Array) -> types.Tree:
         return jnp.sum(jnp.where(w == 0, 0.0, x * w), axis=0)
 
     return jax.tree.map(leaf, tree)
+
+
+def ravel(tree: types.Tree) -> types.Array:
+    """Strings all leaves together to one vector, in the order of `jax.tree.leaves`."""
+    return jax.flatten_util.ravel_pytree(tree)[0]
+
+
+def unravel(vector: types.Array, like: types.Tree) -> types.Tree:
+    """Undoes `ravel` for a tree of the shapes of `like`."""
+    return jax.flatten_util.ravel_pytree(like)[1](vector)
 
 
 def all_finite(tree: types.Tree) -> types.Array:

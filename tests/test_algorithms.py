@@ -168,13 +168,13 @@ def test_later_rounds_compile_nothing(fed, start):
     everyone = [FULL, MIDDLE, LATE, MIDDLE]
     assignment = averaging.Assignment(0, np.arange(4), everyone)
     state, _ = algorithm.round(start, assignment)
-    programs = cohort.run_group._cache_size(), averaging._server_step._cache_size()
+    programs = cohort.num_programs(), averaging._server_step._cache_size()
     # Other group sizes, clients and, from round 1 on, another learning rate.
     state, reports = play(algorithm, state, 5, first=1)
     used = {tuple(map(str, sorted(r.assignment.plans))) for r in reports}
     assert len(used) > 1
     assert programs == (
-        cohort.run_group._cache_size(),
+        cohort.num_programs(),
         averaging._server_step._cache_size(),
     )
 

@@ -21,6 +21,7 @@ FLOORS = (
         "quant",
         "signals",
         "mesh",
+        "programs",
         "data.prepared",
         "data.*",
         "data",

@@ -105,3 +105,12 @@ def test_a_tree_without_floats_is_finite():
 
 def test_size_counts_values():
     assert trees.size({"a": jnp.ones((2, 3)), "b": (jnp.float32(1), None)}) == 7
+
+
+def test_ravel_keeps_the_order_of_the_leaves():
+    tree = ({"b": jnp.array([[3.0, 4.0]]), "a": jnp.float32(2)}, None, jnp.ones(1))
+    vector = trees.ravel(tree)
+    np.testing.assert_array_equal(vector, [2, 3, 4, 1])
+    back = trees.unravel(vector * 2, tree)
+    np.testing.assert_array_equal(back[0]["b"], [[6, 8]])
+    assert back[1] is None

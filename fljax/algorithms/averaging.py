@@ -208,6 +208,7 @@ def averaging(
     full_bytes = plans.upload_bytes(plans.full(fed.net.num_blocks), fed.counts)
 
     everywhere = functools.partial(mesh.replicate, fed.devices)
+    fed = fed._replace(data=everywhere(fed.data))
 
     def init() -> State:
         optimiser = optax.sgd(fed.server_learning_rate)
@@ -232,22 +233,18 @@ def averaging(
         sums = cohort.zero_sums(
             before.blocks, size=len(assignment.ids), devices=fed.devices
         )
-        clients = everywhere(clients)
-        for (plan, _), group in zip(by_plan, groups, strict=True):
-            sums = cohort.run_group(
-                before.blocks,
-                sums,
-                fed.data,
-                clients,
-                mesh.distribute(fed.devices, group),
-                key,
-                rate,
-                net=fed.net,
-                plan=plan,
-                training=fed.training,
-                width=fed.width,
-                devices=fed.devices,
-            )
+        placed = [mesh.distribute(fed.devices, group) for group in groups]
+        shared = fed.data, everywhere(clients)
+        compiled = cohort.compile_groups(
+            [plan for plan, _ in by_plan],
+            *(before.blocks, sums, *shared, placed[0], key, rate),
+            net=fed.net,
+            training=fed.training,
+            width=fed.width,
+            devices=fed.devices,
+        )
+        for (plan, _), group in zip(by_plan, placed, strict=True):
+            sums = compiled[plan](before.blocks, sums, *shared, group, key, rate)
         new, losses, failed, finite = _server_step(
             before,
             sums,

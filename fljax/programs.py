@@ -1,0 +1,158 @@
+"""Compiled programs: made side by side, kept on disk beside JAX's own cache.
+
+JAX's persistent cache saves XLA's part of a compilation; tracing and lowering a
+network still take seconds a plan. Whole programs are therefore kept here as well,
+under a name that covers all they depend on: the library's own source, the versions,
+the device and its features, flags, static arguments, shapes.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import functools
+import hashlib
+import os
+import pathlib
+import platform
+import tempfile
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import flax
+import jax
+import jaxlib
+import optax
+from jax.experimental import serialize_executable
+
+# Tracing holds Python's lock, XLA does not: one program is traced while two compile.
+WORKERS = 2
+
+# Settings of JAX that change what is traced or compiled.
+_SETTINGS = (
+    "jax_enable_x64",
+    "jax_default_matmul_precision",
+    "jax_default_prng_impl",
+    "jax_threefry_partitionable",
+    "jax_numpy_dtype_promotion",
+    "jax_debug_nans",
+    "jax_debug_infs",
+)
+
+
+class Request(NamedTuple):
+    """A program that is wanted.
+
+    Attributes:
+      function: jitted.
+      arguments: positional, as it will be called.
+      static: keyword arguments that are static.
+      result: what it returns, or anything of the same tree structure.
+      keep: whether `static` says all about what is traced, by its repr: false if a
+        function or a class of the user's is in it.
+    """
+
+    function: Any
+    arguments: tuple
+    static: dict[str, Any]
+    result: Any
+    keep: bool
+
+
+def compile_all(requests: Sequence[Request]) -> list[jax.stages.Compiled]:
+    """Makes programs, from disk where they have been made before.
+
+    Args:
+      requests: the programs.
+
+    Returns:
+      What can be called with the positional arguments, in the order of the requests.
+    """
+    paths = [_path(request) for request in requests]
+    with concurrent.futures.ThreadPoolExecutor(WORKERS) as pool:
+        made = list(pool.map(_load, paths, requests))
+        compiling = {}
+        for i, (request, path) in enumerate(zip(requests, paths, strict=True)):
+            if made[i] is None:
+                lowered = request.function.lower(*request.arguments, **request.static)
+                compiling[i] = pool.submit(_compile, lowered, path)
+        return [
+            compiling[i].result() if program is None else program
+            for i, program in enumerate(made)
+        ]
+
+
+def _compile(lowered, path: pathlib.Path | None) -> jax.stages.Compiled:
+    compiled = lowered.compile()
+    if path is not None:
+        _store(path, serialize_executable.serialize(compiled)[0])
+    return compiled
+
+
+def _store(path: pathlib.Path, payload: bytes) -> None:
+    """Writes a whole file or none; a full or read-only disk costs only the cache."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+            file.write(hashlib.sha256(payload).digest() + payload)
+        os.replace(file.name, path)
+    except OSError:
+        return
+
+
+def _load(path: pathlib.Path | None, request: Request) -> jax.stages.Compiled | None:
+    """Reads a program; None if there is none, or none that is whole."""
+    if path is None:
+        return None
+    try:
+        content = path.read_bytes()
+    except OSError:
+        return None
+    digest, payload = content[:32], content[32:]
+    if hashlib.sha256(payload).digest() != digest:
+        return None
+    return serialize_executable.deserialize_and_load(
+        payload,
+        jax.tree.structure((request.arguments, {})),
+        jax.tree.structure(request.result),
+    )
+
+
+def _path(request: Request) -> pathlib.Path | None:
+    """Names the file of a program; None where it cannot be kept."""
+    folder = jax.config.values["jax_compilation_cache_dir"]
+    if not folder or not request.keep or jax.process_count() > 1:
+        return None
+    leaves, structure = jax.tree.flatten(request.arguments)
+    parts = [
+        _surroundings(),
+        os.environ.get("XLA_FLAGS", ""),
+        repr([jax.config.values[name] for name in _SETTINGS]),
+        request.function.__qualname__,
+        repr(sorted(request.static.items(), key=lambda item: item[0])),
+        str(structure),
+        *(f"{jax.typeof(x)}{getattr(x, 'sharding', None)}" for x in leaves),
+    ]
+    name = hashlib.sha256("\0".join(parts).encode()).hexdigest()
+    return pathlib.Path(folder) / "programs" / name
+
+
+@functools.cache
+def _surroundings() -> str:
+    """Describes what a program depends on beside its arguments."""
+    sources = hashlib.sha256()
+    for path in sorted(pathlib.Path(__file__).parent.rglob("*.py")):
+        sources.update(path.read_bytes())
+    versions = [m.__version__ for m in (jax, jaxlib, flax, optax)]
+    devices = [(d.id, d.device_kind) for d in jax.devices()]
+    client = jax.devices()[0].client
+    return repr((sources.hexdigest(), versions, devices, client.platform_version,
+                 platform.machine(), _processor()))  # fmt: skip
+
+
+def _processor() -> str:
+    """Names the processor's features: a program may use any of them."""
+    try:
+        lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line for line in lines if line.startswith(("flags", "Features"))), "")

@@ -1,0 +1,112 @@
+"""Programs on disk: loaded, not traced; made anew when anything they depend on moved."""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from fljax import programs
+
+
+class Pair(NamedTuple):
+    """A tree that must survive."""
+
+    a: jax.Array
+    b: jax.Array
+
+
+TRACED = []
+
+
+@functools.partial(jax.jit, static_argnames="factor", donate_argnums=(1,))
+def scaled(x, pair, *, factor):
+    """Counts how often it is traced."""
+    TRACED.append(factor)
+    return Pair(pair.a + factor * x, pair.b)
+
+
+def request(factor=3, shape=(2,), keep=True):
+    x = jnp.arange(shape[0], dtype=jnp.float32)
+    pair = Pair(jnp.ones(shape), jnp.zeros(()))
+    return programs.Request(scaled, (x, pair), {"factor": factor}, pair, keep)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Gives the folder of programs, of this test alone."""
+    old = jax.config.values["jax_compilation_cache_dir"]
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path))
+    TRACED.clear()
+    yield tmp_path / "programs"
+    jax.config.update("jax_compilation_cache_dir", old)
+
+
+def run(wanted):
+    """Makes one program and calls it."""
+    scaled.clear_cache()
+    (program,) = programs.compile_all([wanted])
+    result = program(*wanted.arguments)
+    assert isinstance(result, Pair)
+    return result.a.tolist()
+
+
+def test_a_program_is_traced_once_for_all_processes(folder):
+    assert run(request()) == [1, 4]
+    assert run(request()) == [1, 4]
+    assert TRACED == [3]
+    assert len(list(folder.iterdir())) == 1
+
+
+def test_what_differs_is_another_program(folder):
+    run(request())
+    assert run(request(factor=2)) == [1, 3]
+    assert run(request(shape=(3,))) == [1, 4, 7]
+    assert TRACED == [3, 2, 3]
+    assert len(list(folder.iterdir())) == 3
+
+
+def test_a_damaged_file_is_made_anew(folder):
+    run(request())
+    (file,) = folder.iterdir()
+    file.write_bytes(file.read_bytes()[:-1])
+    assert run(request()) == [1, 4]
+    assert run(request()) == [1, 4]
+    assert TRACED == [3, 3]
+
+
+def test_other_sources_are_other_programs(folder, monkeypatch):
+    run(request())
+    monkeypatch.setattr(programs, "_surroundings", lambda: "changed")
+    run(request())
+    assert TRACED == [3, 3]
+
+
+def test_what_a_repr_does_not_describe_is_not_kept(folder):
+    run(request(keep=False))
+    run(request(keep=False))
+    assert TRACED == [3, 3]
+    assert not folder.exists()
+
+
+def test_without_a_folder_nothing_is_kept(folder, monkeypatch):
+    jax.config.update("jax_compilation_cache_dir", None)
+    assert run(request()) == [1, 4]
+    assert not folder.exists()
+
+
+def test_a_folder_that_cannot_be_written_costs_only_the_cache(folder):
+    folder.write_text("a file is in the way")
+    assert run(request()) == [1, 4]
+
+
+def test_many_come_back_in_order(folder):
+    wanted = [request(factor) for factor in (5, 1, 4)]
+    for _ in range(2):
+        made = programs.compile_all(wanted)
+        results = [
+            p(*request(r.static["factor"]).arguments)
+            for p, r in zip(made, wanted, strict=True)
+        ]
+        assert [r.a.tolist()[1] for r in results] == [6, 2, 5]
