@@ -156,6 +156,8 @@ def _main() -> None:
             label = f"{name} seed {seed}"
             records = experiment.run(settings[name], ready, str(folder), label=label)
             runs[name].append(records)
+    if not main.is_first():
+        return
     summary = summarise(runs)
     for figures in summary.values():
         figures["seeds"] = seeds

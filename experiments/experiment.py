@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import io
+import sys
 from typing import Any, NamedTuple
 
 import jax
@@ -143,6 +145,8 @@ def _mesh(devices: str) -> Mesh:
     there = jax.devices()
     if devices == "all":
         return mesh.make(there)
+    if jax.process_count() > 1:
+        raise ValueError(f"--devices: expected all on several hosts, got {devices!r}")
     if not devices.isdecimal() or not 1 <= int(devices) <= len(there):
         raise ValueError(
             f"--devices: expected all or a number from 1 to {len(there)}, the devices "
@@ -269,7 +273,9 @@ def run(
 ) -> list[simulation.Record]:
     """Runs one configuration with a progress bar; returns its records."""
     made = algorithm(config, ready)
-    with progress.Progress(config.rounds, label=label or config.algorithm) as bar:
+    label = label or config.algorithm
+    shown = sys.stderr if jax.process_index() == 0 else io.StringIO()
+    with progress.Progress(config.rounds, label=label, stream=shown) as bar:
         hooks = simulation.Hooks(bar.start, bar.update, bar.message)
         if workdir is None:
             return simulation.run(made, config.rounds, ready.evaluator, hooks)[1]

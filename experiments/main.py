@@ -19,6 +19,18 @@ _CACHE = flags.DEFINE_string(
     "Folder that keeps compiled programs from run to run; empty: none.",
 )
 
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator",
+    "",
+    "HOST:PORT of process 0, for a run on several hosts, or auto where SLURM, MPI, "
+    "Kubernetes or a TPU tells; empty: one process.",
+)
+_PROCESS_ID = flags.DEFINE_integer("process_id", -1, "Which process this is, from 0.")
+_NUM_PROCESSES = flags.DEFINE_integer("num_processes", 0, "How many there are.")
+
+_START_SECONDS = 120  # that processes wait for each other at the start
+_HEARTBEAT_SECONDS = 30  # without a sign of life after which a process is lost
+
 WORKDIR = flags.DEFINE_string(
     "workdir", "", "Folder that everything goes to; empty: nothing is kept."
 )
@@ -37,6 +49,64 @@ def _parse(arguments: list[str]) -> list[str]:
         sys.exit(_complain(error))
 
 
+def _join() -> None:
+    """Joins the other processes of a run on several hosts."""
+    where = _COORDINATOR.value
+    number, count = _PROCESS_ID.value, _NUM_PROCESSES.value
+    numbered = number >= 0 or count > 0
+    if where in ("", "auto") and numbered:
+        raise ValueError(
+            "--process_id and --num_processes: expected with --coordinator=HOST:PORT, "
+            f"got --coordinator={where!r}"
+        )
+    if where == "auto":
+        jax.distributed.initialize()
+    elif where:
+        if not 0 <= number < count:
+            raise ValueError(
+                f"--process_id: expected 0 to --num_processes - 1, got {number} of "
+                f"{count}"
+            )
+        host, colon, port = where.rpartition(":")
+        if not (host and colon and port.isdecimal()):
+            raise ValueError(
+                f"--coordinator: expected HOST:PORT or auto, got {where!r}"
+            )
+        try:
+            jax.distributed.initialize(
+                where,
+                count,
+                number,
+                initialization_timeout=_START_SECONDS,
+                heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
+                shutdown_timeout_seconds=_HEARTBEAT_SECONDS,
+            )
+        except jax.errors.JaxRuntimeError as error:
+            raise ValueError(
+                f"--coordinator: expected {count} processes at {where} within "
+                f"{_START_SECONDS} s, got: {error}"
+            ) from error
+
+
+def is_first() -> bool:
+    """Tells whether this is the process that prints and writes."""
+    return jax.process_index() == 0
+
+
+def _lost(error: BaseException) -> None:
+    """Ends this process, since another one of the run is gone."""
+    kept = "start all of them again and the run goes on from its last checkpoint"
+    lost = "start all of them again; without --workdir nothing was kept"
+    print(
+        f"error: process {jax.process_index()} of {jax.process_count()} lost contact "
+        f"with another process of the run; {kept if WORKDIR.value else lost} "
+        f"({' '.join(str(error).split())[:200]})",
+        file=sys.stderr,
+        flush=True,
+    )
+    os._exit(3)  # the orderly way out would wait for who is gone
+
+
 def _complain(error: BaseException) -> int:
     print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
     return 2
@@ -46,7 +116,7 @@ def run(main: Callable[[], None]) -> None:
     """Runs a command line's main.
 
     Bad input (ValueError, or OSError of a path) is one line and exit code 2, a
-    diverged run likewise with 1, Ctrl-C with 130.
+    diverged run likewise with 1, Ctrl-C with 130, another host that is gone 3.
     """
 
     def guarded(_: list[str]) -> int:
@@ -57,7 +127,12 @@ def run(main: Callable[[], None]) -> None:
             jax.config.update("jax_compilation_cache_dir", _CACHE.value)
             jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
         try:
+            _join()
             main()
+        except jax.errors.JaxRuntimeError as error:
+            if not _COORDINATOR.value or "RESOURCE_EXHAUSTED" in str(error):
+                raise
+            _lost(error)
         except (ValueError, OSError) as error:
             if os.environ.get("FLJAX_TRACEBACK"):
                 raise

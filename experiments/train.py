@@ -28,6 +28,8 @@ def _main() -> None:
         _TENSORBOARD.value,
         _CHECKPOINT_EVERY.value,
     )
+    if not main.is_first():
+        return
     last = [r for r in records if "test_accuracy" in r][-1]
     tiers = ", ".join(f"{k} {v:.4f}" for k, v in last["tier_accuracy"].items())
     print(

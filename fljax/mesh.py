@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from fljax import types
@@ -71,3 +72,28 @@ def _place(tree: types.Tree, sharding: NamedSharding) -> types.Tree:
         )
 
     return jax.tree.map(place, tree)
+
+
+def local(tree: types.Tree) -> types.Tree:
+    """Gives this host's copy of leaves that are replicated over several hosts."""
+
+    def copy(leaf):
+        shared = isinstance(leaf, jax.Array) and not leaf.is_fully_addressable
+        return leaf.addressable_data(0) if shared else leaf
+
+    return jax.tree.map(copy, tree)
+
+
+def from_first_host(tree: types.Tree) -> types.Tree:
+    """Gives every host what the first one has.
+
+    Args:
+      tree: of the same structure, shapes and dtypes on all hosts; the values of the
+        others do not matter.
+
+    Returns:
+      The first host's tree, in host memory if there are several hosts.
+    """
+    if jax.process_count() == 1:
+        return tree
+    return multihost_utils.broadcast_one_to_all(tree)

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from fljax import checkpoints, evaluate, writers
+from fljax import checkpoints, evaluate, mesh, writers
 from fljax.algorithms import averaging
 
 Record = dict[str, Any]
@@ -196,6 +196,8 @@ def run_in_folder(
 ) -> tuple[averaging.State, list[Record]]:
     """Runs an algorithm in a run folder, from where an earlier call stopped.
 
+    Of several hosts the first one reads and writes, the others follow it.
+
     Args:
       algorithm: what to run.
       rounds: how many the whole run has.
@@ -209,17 +211,21 @@ def run_in_folder(
       hooks: what to tell the user.
 
     Returns:
-      The final state, and the records of all rounds, those before a resume included.
+      The final state, and the records of all rounds, those before a resume included
+      (a host that follows has only those it saw).
 
     Raises:
       ValueError: the folder is another run's, in use, or its checkpoints are damaged.
       NonFiniteError: training diverged; the last good state is saved.
     """
     hooks = hooks or Hooks()
+    if jax.process_index() > 0:
+        return _follow(algorithm, rounds, evaluator)
     if rounds >= len(writers.read_metrics(workdir)):  # fewer: another run's
         may_change = ("rounds", *may_change)
     with writers.open_run(workdir, config, may_change) as folder:
         first, state, notes = _restore(algorithm, folder.path)
+        first, state = _agreed(first, state)
         for note in (*folder.notes, *notes):
             hooks.message(note)
         hooks.start(first)
@@ -235,6 +241,22 @@ def run_in_folder(
             )
             kept = _keep(outcomes, metrics, folder.path, checkpoint_every, hooks)
         return kept or state, writers.read_metrics(folder.path)
+
+
+def _agreed(first: int, state: averaging.State) -> tuple[int, averaging.State]:
+    """Gives every host the round and the state to start from."""
+    round, state = mesh.from_first_host((np.int32(first), state))
+    return int(round), state
+
+
+def _follow(algorithm, rounds: int, evaluator) -> tuple[averaging.State, list[Record]]:
+    """Takes part in the rounds of the first host's run."""
+    first, state = _agreed(0, algorithm.init())
+    records = []
+    for new, record in iterate(algorithm, state, first, rounds, evaluator):
+        state = new
+        records.append(record)
+    return state, records
 
 
 def _restore(algorithm: averaging.Algorithm, path: pathlib.Path):
@@ -253,9 +275,9 @@ def _keep(outcomes, metrics, path, every: int, hooks: Hooks) -> averaging.State 
                 last, done = state, record["round"] + 1
                 unsaved = done % every != 0
                 if not unsaved:
-                    checkpointer.save(done, state)
+                    checkpointer.save(done, mesh.local(state))
                 hooks.record(record)
         finally:  # at the end, diverged, or stopped by Ctrl-C: keep what is good
             if unsaved:
-                checkpointer.save(done, last)
+                checkpointer.save(done, mesh.local(last))
     return last

@@ -1,9 +1,12 @@
 """Several devices and several hosts give what one device gives."""
 
+import json
 import os
 import pathlib
+import socket
 import subprocess
 import sys
+import time
 
 import jax
 import jax.numpy as jnp
@@ -82,3 +85,112 @@ def test_rows_go_to_their_devices(over):
     assert [int(shard.data[0, 0]) for shard in rows.addressable_shards] == list(
         range(over.size)
     )
+
+
+ARGUMENTS = (
+    "--network=logistic",
+    "--algorithm=fedavg",
+    "--num_clients=12",
+    "--clients_per_round=5",
+    "--tensorboard=false",
+    "--compilation_cache=",
+)
+
+
+def start(*arguments):
+    """Starts a training process."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "experiments.train", *ARGUMENTS, *arguments],
+        cwd=ROOT,
+        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def start_two(folder, rounds):
+    """Starts two processes of one run on a free port."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = (
+        f"--workdir={folder}",
+        f"--rounds={rounds}",
+        f"--coordinator=127.0.0.1:{port}",
+        "--num_processes=2",
+    )
+    return [start(*shared, f"--process_id={number}") for number in (0, 1)]
+
+
+def metrics(folder):
+    """Reads the records of a run, without the clock."""
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [
+        {k: v for k, v in json.loads(line).items() if k != "wall_seconds"}
+        for line in lines
+    ]
+
+
+def assert_alike(ours, theirs):
+    """Compares records; numbers within 1e-5."""
+    assert len(ours) == len(theirs)
+    for a, b in zip(ours, theirs, strict=True):
+        assert a["plans"] == b["plans"]
+        for name in ("train_loss", "test_loss", "test_accuracy", "upload_bytes"):
+            assert a[name] == pytest.approx(b[name], abs=1e-5)
+
+
+def test_two_processes_give_what_one_gives_and_one_goes_on(tmp_path):
+    both = start_two(tmp_path / "two", 3)
+    outputs = [process.communicate(timeout=200) for process in both]
+    assert [process.returncode for process in both] == [0, 0], outputs
+    assert "round 2: test accuracy" in outputs[0][0]
+    assert "round" not in "".join(outputs[1])  # process 0 alone writes and prints
+    for folder in ("one", "two"):
+        single = start(f"--workdir={tmp_path / folder}", "--rounds=5")
+        assert single.wait(200) == 0, single.communicate()
+    ours, theirs = (metrics(tmp_path / name) for name in ("two", "one"))
+    assert [record["round"] for record in ours] == [0, 1, 2, 3, 4]
+    assert_alike(ours, theirs)
+
+
+def test_a_lost_process_ends_the_others_with_a_message(tmp_path):
+    first, second = start_two(tmp_path / "run", 10**6)
+    path = tmp_path / "run" / "metrics.jsonl"
+    try:
+        deadline = time.monotonic() + 120
+        while not path.exists() or len(path.read_text().splitlines()) < 3:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        second.kill()
+        _, error = first.communicate(timeout=120)
+    finally:
+        for process in (first, second):
+            process.kill()
+            process.communicate()
+    assert first.returncode == 3, error
+    last = [line for line in error.splitlines() if line.startswith("error: process 0")]
+    assert "lost contact with another process" in last[0]
+    assert "goes on from its last checkpoint" in last[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["--coordinator=here"], "--process_id: expected 0 to --num_processes - 1"),
+        (
+            ["--coordinator=here", "--process_id=0", "--num_processes=1"],
+            "--coordinator: expected HOST:PORT or auto, got 'here'",
+        ),
+        (["--process_id=1"], "expected with --coordinator=HOST:PORT"),
+        (["--devices=9999"], "--devices: expected all or a number from 1 to"),
+        (["--devices=none"], "--devices: expected all or a number from 1 to"),
+    ],
+)
+def test_what_cannot_be_joined(arguments, complaint):
+    process = start("--rounds=1", *arguments)
+    _, error = process.communicate(timeout=100)
+    assert process.returncode == 2
+    assert complaint in error
+    assert len(error.splitlines()) == 1

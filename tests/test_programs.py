@@ -1,4 +1,4 @@
-"""Programs on disk: loaded, not traced; made anew when anything they depend on moved."""
+"""Programs on disk: loaded, not traced, unless something they depend on has moved."""
 
 import functools
 from typing import NamedTuple
