@@ -149,7 +149,8 @@ def test_two_processes_give_what_one_gives_and_one_goes_on(tmp_path):
     assert "round" not in "".join(outputs[1])  # process 0 alone writes and prints
     for folder in ("one", "two"):
         single = start(f"--workdir={tmp_path / folder}", "--rounds=5")
-        assert single.wait(200) == 0, single.communicate()
+        _, error = single.communicate(timeout=200)
+        assert single.returncode == 0, error
     ours, theirs = (metrics(tmp_path / name) for name in ("two", "one"))
     assert [record["round"] for record in ours] == [0, 1, 2, 3, 4]
     assert_alike(ours, theirs)
