@@ -234,7 +234,10 @@ def _evaluator(config, fed, test_data, mixes, running) -> simulation.Evaluator:
         )
 
     return simulation.Evaluator(
-        scores, lambda sums: evaluate.summary(sums, mixes, names), config.eval_every
+        scores,
+        lambda sums: evaluate.summary(sums, mixes, names),
+        config.eval_every,
+        size,
     )
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from absl import flags
 
 from experiments import config as configs
-from experiments import experiment, main
+from experiments import dry_run, experiment, main
 
 configs.define_flags()
 _TENSORBOARD = flags.DEFINE_bool("tensorboard", True, "Write TensorBoard events.")
@@ -18,12 +18,20 @@ _CHECKPOINT_EVERY = flags.DEFINE_integer(
     "checkpoint_every", 1, "Rounds between checkpoints.", lower_bound=1
 )
 
+_DRY_RUN = flags.DEFINE_bool(
+    "dry_run", False, "Only say what the run will cost: programs, memory, time, upload."
+)
+
 
 def _main() -> None:
     config = configs.from_flags(flags.FLAGS)
+    ready = experiment.build(config)
+    if _DRY_RUN.value:
+        print(dry_run.show(dry_run.estimate(config, ready)))
+        return
     records = experiment.run(
         config,
-        experiment.build(config),
+        ready,
         main.WORKDIR.value or None,
         _TENSORBOARD.value,
         _CHECKPOINT_EVERY.value,

@@ -36,11 +36,13 @@ class Evaluator(NamedTuple):
       scores: (state) -> sums over the test set; may still be computing.
       fields: (sums) -> evaluation fields of the record.
       every: evaluate after every so many rounds, and after the last.
+      examples: of the test set, for estimates of its cost.
     """
 
     scores: Callable[[averaging.State], evaluate.Scores]
     fields: Callable[[evaluate.Scores], Record]
     every: int = 1
+    examples: int = 0
 
     def due(self, index: int, rounds: int) -> bool:
         """Tells whether the state after round `index` is evaluated."""

@@ -1,0 +1,175 @@
+"""What a run will cost before it starts: programs, memory, time, upload.
+
+One step of the full network is compiled and timed; the rest follows from the plans
+that the rounds will assign and from the cost table.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from typing import NamedTuple
+
+import jax
+import numpy as np
+
+from experiments import config as configs
+from experiments import experiment
+from fljax import client, cohort, mesh, plans
+from fljax.algorithms import averaging, centralized
+
+_LOOKED_AT = 1000  # rounds whose plans are drawn; a longer run goes on like them
+_TIMED = 3
+# An evaluated example costs a forward pass, a trained one about three of them.
+_EVALUATION = 1 / 3
+
+
+class Estimate(NamedTuple):
+    """What a run will cost.
+
+    Attributes:
+      rounds: of the run.
+      programs: distinct plans, each one program.
+      compile_seconds: for the full network's program, measured.
+      step_seconds: of the full network, one client, measured.
+      round_seconds: mean over the rounds, evaluation included.
+      total_seconds: of all rounds, compilation included.
+      device_bytes: most that a device holds while it trains the full network; None
+        where the backend does not tell.
+      upload_bytes: of all clients in all rounds.
+    """
+
+    rounds: int
+    programs: int
+    compile_seconds: float
+    step_seconds: float
+    round_seconds: float
+    total_seconds: float
+    device_bytes: int | None
+    upload_bytes: int
+
+
+def estimate(config: configs.Config, ready: experiment.Experiment) -> Estimate:
+    """Works out what a run will cost.
+
+    Args:
+      config: of the run.
+      ready: built from it.
+
+    Returns:
+      The estimate.
+
+    Raises:
+      ValueError: the algorithm's devices cannot run it.
+    """
+    algorithm = experiment.algorithm(config, ready)
+    pooled = config.algorithm == "centralized"
+    fed = centralized.pooled(ready.federation) if pooled else ready.federation
+    state = algorithm.init()
+    looked_at = min(config.rounds, _LOOKED_AT)
+    steps, seen, upload = [], set(), 0
+    times = averaging.window_times(fed.table)
+    for index in range(looked_at):
+        assigned = algorithm.assign(state, index)
+        seen |= set(assigned.plans)
+        counts = fed.shards.counts[assigned.ids]
+        work = client.steps_of(counts, fed.training)
+        steps.append(float(work @ averaging.time_shares(times, assigned.plans)))
+        upload += sum(plans.upload_bytes(plan, fed.counts) for plan in assigned.plans)
+    compile_seconds, step_seconds, size = _measure(fed, state)
+    training = float(np.mean(steps)) * step_seconds / fed.devices.size
+    batches = ready.evaluator.examples / config.batch_size
+    evaluation = _EVALUATION * batches * step_seconds / config.eval_every
+    round_seconds = training + evaluation / fed.devices.size
+    return Estimate(
+        rounds=config.rounds,
+        programs=len(seen),
+        compile_seconds=compile_seconds,
+        step_seconds=step_seconds,
+        round_seconds=round_seconds,
+        total_seconds=config.rounds * round_seconds + len(seen) * compile_seconds,
+        device_bytes=size,
+        upload_bytes=0 if pooled else upload * config.rounds // looked_at,
+    )
+
+
+def _measure(fed: averaging.Federation, state: averaging.State):
+    """Compiles the full network's program and times a client of the mean size.
+
+    Returns:
+      Seconds to compile, seconds a step, bytes on a device or None.
+    """
+    counts = np.asarray(fed.shards.counts)
+    number = int(np.argmin(np.abs(counts - counts.mean())))
+    ids = np.full(fed.clients_per_round, number)
+    clients = cohort.gather(ids, fed.shards.indices, counts, np.ones(len(counts)))
+    work = np.ones(len(ids))
+    (group,) = cohort.spread([np.arange(1)], work, fed.devices.size, fed.width)
+    everywhere = [
+        mesh.replicate(fed.devices, x)
+        for x in (state.server.blocks, fed.data, clients, jax.random.key(0))
+    ]
+    blocks, data, clients, key = everywhere
+    rate = mesh.replicate(fed.devices, np.float32(fed.learning_rate(0)))
+    group = mesh.distribute(fed.devices, group)
+    sums = cohort.zero_sums(blocks, size=len(ids), devices=fed.devices)
+    plan = plans.full(fed.net.num_blocks)
+    start = time.perf_counter()
+    program = cohort.compile_groups(
+        [plan],
+        *(blocks, sums, data, clients, group, key, rate),
+        net=fed.net,
+        training=fed.training,
+        width=fed.width,
+        devices=fed.devices,
+    )[plan]
+    compiling, seconds = time.perf_counter() - start, []
+    for _ in range(_TIMED + 1):
+        start = time.perf_counter()
+        sums = program(blocks, sums, data, clients, group, key, rate)
+        jax.block_until_ready(sums)
+        seconds.append(time.perf_counter() - start)
+    step = statistics.median(seconds[1:]) / client.steps_of(
+        counts[number], fed.training
+    )
+    return compiling, float(step), _size(program)
+
+
+def _size(program: jax.stages.Compiled) -> int | None:
+    """Gives the bytes that a program needs; None where the backend does not tell."""
+    usage = program.memory_analysis()
+    if usage is None:
+        return None
+    kinds = ("argument", "output", "temp")
+    return sum(getattr(usage, f"{kind}_size_in_bytes") for kind in kinds)
+
+
+def show(cost: Estimate) -> str:
+    """Lays an estimate out as text."""
+    known = cost.device_bytes is not None
+    memory = _bytes(cost.device_bytes or 0) if known else "an unknown amount"
+    return "\n".join(
+        (
+            f"{cost.programs} programs to compile, {cost.compile_seconds:.1f} s each",
+            f"{memory} on each device",
+            f"{_duration(cost.round_seconds)} a round ("
+            f"{cost.step_seconds * 1e3:.3g} ms a step of the full network)",
+            f"{_duration(cost.total_seconds)} for {cost.rounds} rounds",
+            f"{_bytes(cost.upload_bytes)} sent by clients",
+        )
+    )
+
+
+def _bytes(size: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:.4g} TB"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.3g} s"
+    minutes = seconds / 60
+    return f"{minutes:.3g} min" if minutes < 120 else f"{minutes / 60:.3g} h"
