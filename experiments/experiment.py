@@ -75,7 +75,7 @@ def _data(config: configs.Config, data: types.Dataset, devices: Mesh):
     )
 
 
-def split(config: configs.Config, data: types.Dataset) -> list[np.ndarray]:
+def split(config: configs.Config, data: types.Dataset) -> partition.Split:
     """Deals the training examples out to the clients.
 
     Raises:

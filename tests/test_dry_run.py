@@ -1,4 +1,4 @@
-"""The dry run's estimate: counted by hand where it counts, near a run where it times."""
+"""The dry run: what is counted equals what a run reports, what is timed is near it."""
 
 import pytest
 

@@ -6,18 +6,49 @@ and Computation-Aware Federated Learning via Partial NN Freezing and Quantizatio
 TMLR 2023), so equal seeds give equal splits, index for index. The Dirichlet split is
 that of Hsu et al. (arXiv 1909.06335), with shards of equal size.
 
-A split is a list of N int arrays, one a client; `index_table` turns it into the
+A split is a sequence of N int arrays, one a client; `index_table` turns it into the
 rectangular arrays that a device can gather from.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 NAMED = 10  # how many empty clients an error names
+
+
+@dataclasses.dataclass(frozen=True)
+class Split(Sequence):
+    """A split as a sequence of N index arrays, which are made when asked for.
+
+    A million clients are two arrays, not a million.
+
+    Attributes:
+      order: [examples] int64, the shards one after the other.
+      sizes: [N] int64, of the shards.
+    """
+
+    order: np.ndarray
+    sizes: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.sizes)
+
+    def __getitem__(self, client):
+        if isinstance(client, slice):
+            return [self[i] for i in range(*client.indices(len(self)))]
+        end = self.ends[client]
+        return self.order[end - self.sizes[client] : end]
+
+    @functools.cached_property
+    def ends(self) -> np.ndarray:
+        """Where each shard ends in `order`, [N]."""
+        return np.cumsum(self.sizes)
 
 
 class Shards(NamedTuple):
@@ -27,7 +58,7 @@ class Shards(NamedTuple):
     counts: np.ndarray  # [N] int32, all positive
 
 
-def iid(labels: np.ndarray, num_clients: int, seed: int) -> list[np.ndarray]:
+def iid(labels: np.ndarray, num_clients: int, seed: int) -> Split:
     """Deal the examples out at random, in shards that differ by one at most.
 
     Args:
@@ -49,12 +80,10 @@ def iid(labels: np.ndarray, num_clients: int, seed: int) -> list[np.ndarray]:
     size, longer = divmod(len(labels), num_clients)
     sizes = np.full(num_clients, size)
     sizes[:longer] += 1
-    return _cut(np.random.default_rng(seed).permutation(len(labels)), sizes)
+    return Split(np.random.default_rng(seed).permutation(len(labels)), sizes)
 
 
-def dirichlet(
-    labels: np.ndarray, num_clients: int, alpha: float, seed: int
-) -> list[np.ndarray]:
+def dirichlet(labels: np.ndarray, num_clients: int, alpha: float, seed: int) -> Split:
     """Skew the classes over clients by one Dirichlet draw a class.
 
     Client by client, class by class, the drawn number of examples is appended to one
@@ -88,7 +117,7 @@ def dirichlet(
 
 def resource_correlated(
     labels: np.ndarray, num_clients: int, alpha: float, seed: int, num_groups: int = 3
-) -> list[np.ndarray]:
+) -> Split:
     """Skew the classes over groups of neighbouring clients, not within a group.
 
     With devices in order of their resources, what a client's data look like then goes
@@ -117,12 +146,12 @@ def resource_correlated(
     rng = np.random.default_rng(seed)
     shares = _class_shares(np.bincount(labels), num_groups, alpha, rng)
     order = _by_owner(labels, shares)
-    for group in _cut(order, shares.sum(0)):
+    for group in Split(order, shares.sum(0)):
         rng.shuffle(group)  # a view: this shuffles that stretch of `order`
     return _equal_shards(order, num_clients)
 
 
-def natural(users: np.ndarray | None) -> list[np.ndarray]:
+def natural(users: np.ndarray | None) -> Split:
     """Give every user's examples to a client of its own.
 
     Args:
@@ -143,7 +172,7 @@ def natural(users: np.ndarray | None) -> list[np.ndarray]:
             "none; store them as `users` in the npz or take another split"
         )
     _, counts = np.unique(users, return_counts=True)
-    return _cut(np.argsort(users, kind="stable"), counts)
+    return Split(np.argsort(users, kind="stable"), counts)
 
 
 def index_table(parts: Sequence[np.ndarray]) -> Shards:
@@ -161,7 +190,8 @@ def index_table(parts: Sequence[np.ndarray]) -> Shards:
     >>> index_table([np.array([4, 2]), np.array([1])]).indices.tolist()
     [[4, 2], [1, 0]]
     """
-    counts = _sizes(parts)
+    parts = _flat(parts)
+    counts = parts.sizes
     if not len(counts):
         raise ValueError("index_table expects at least one client, got none")
     empty = np.flatnonzero(counts == 0)
@@ -173,7 +203,7 @@ def index_table(parts: Sequence[np.ndarray]) -> Shards:
             "clients or a larger alpha"
         )
     indices = np.zeros((len(parts), counts.max()), np.int32)
-    indices[np.arange(counts.max()) < counts[:, None]] = np.concatenate(parts)
+    indices[np.arange(counts.max()) < counts[:, None]] = parts.order
     return Shards(indices, counts.astype(np.int32))
 
 
@@ -201,9 +231,9 @@ def class_counts(
         raise ValueError(
             f"labels must lie below num_classes = {num_classes}, got {labels.max()}"
         )
-    client = np.repeat(np.arange(len(parts)), _sizes(parts))
-    held = np.concatenate([np.empty(0, np.int64), *parts]).astype(np.int64)
-    cell = client * num_classes + labels[held]
+    parts = _flat(parts)
+    client = np.repeat(np.arange(len(parts)), parts.sizes)
+    cell = client * num_classes + labels[parts.order.astype(np.int64)]
     counts = np.bincount(cell, minlength=len(parts) * num_classes)
     return counts.reshape(len(parts), num_classes)
 
@@ -226,20 +256,17 @@ def _by_owner(labels: np.ndarray, shares: np.ndarray) -> np.ndarray:
     return by_class[np.argsort(owner, kind="stable")]
 
 
-def _equal_shards(order: np.ndarray, num_clients: int) -> list[np.ndarray]:
+def _equal_shards(order: np.ndarray, num_clients: int) -> Split:
     size = len(order) // num_clients
-    return list(order[: size * num_clients].reshape(num_clients, size))
+    return Split(order[: size * num_clients], np.full(num_clients, size))
 
 
-def _cut(order: np.ndarray, sizes: np.ndarray) -> list[np.ndarray]:
-    """Cuts into views of the given sizes; np.split takes three times as long."""
-    ends = np.cumsum(sizes)
-    starts = (ends - sizes).tolist()
-    return [order[start:end] for start, end in zip(starts, ends.tolist(), strict=True)]
-
-
-def _sizes(parts: Sequence[np.ndarray]) -> np.ndarray:
-    return np.fromiter(map(len, parts), np.int64, len(parts))
+def _flat(parts: Sequence[np.ndarray]) -> Split:
+    """Strings the shards together, if they are not so already."""
+    if isinstance(parts, Split):
+        return parts
+    sizes = np.fromiter(map(len, parts), np.int64, len(parts))
+    return Split(np.concatenate([np.empty(0, np.int64), *parts]), sizes)
 
 
 def _check_clients(num_clients: int, examples: int) -> None:
