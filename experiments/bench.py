@@ -3,21 +3,22 @@
     python -m experiments.bench --workload=small_cnn,logistic [--repeats=10]
         [--json=PATH]
 
-A round that compiles counts as compilation; the others are timed one by one. Ceilings
-(a large matrix product, a large copy) are taken in the same run, since machines differ
-and are noisy: compare ratios and medians, never single times.
+Rounds run in the loop of `experiments.train`. Ceilings (a large matrix product, a large
+copy) are taken in the same run, since machines differ and are noisy: compare ratios and
+medians, never single times.
 """
 
 from __future__ import annotations
 
 import functools
 import json
+import os
 import pathlib
 import resource
 import statistics
 import time
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,9 +26,9 @@ import numpy as np
 from absl import flags
 
 from experiments import config as configs
-from experiments import experiment, main
-from fljax import client, cohort, plans, types
-from fljax.algorithms import averaging
+from experiments import experiment, main, workloads
+from fljax import client, cohort, plans, quant, simulation, types
+from fljax.algorithms import averaging, fedavg
 from fljax.models import network
 
 _WORKLOAD = flags.DEFINE_list("workload", ["small_cnn", "logistic"], "Which to time.")
@@ -40,58 +41,17 @@ _CLIENT_WIDTH = flags.DEFINE_integer(
     "client_width", 0, "Clients that run side by side; 0: the backend's default."
 )
 
-
-class Workload(NamedTuple):
-    """A federation on random data.
-
-    Attributes:
-      shape: of an example.
-      classes: number of classes.
-      examples: of every client.
-      fields: of the configuration.
-    """
-
-    shape: tuple[int, ...]
-    classes: int
-    examples: int
-    fields: dict[str, Any]
-
-
-def _fields(network: str, clients: int, cohort_size: int, batch: int, **more):
-    return {
-        "network": network,
-        "num_clients": clients,
-        "clients_per_round": cohort_size,
-        "batch_size": batch,
-        "weight_decay": 0.0,
-        "algorithm": "fedavg",
-        **more,
-    }
-
-
-WORKLOADS = {
-    "small_cnn": Workload((32, 32, 3), 10, 500, _fields("cnn", 100, 10, 32)),
-    "logistic": Workload((28, 28, 1), 10, 50, _fields("logistic", 1000, 50, 10)),
-    "mobilenetv2": Workload((32, 32, 3), 10, 500, _fields("mobilenetv2", 100, 10, 32)),
-    "mobilenetv2_cocofl": Workload(
-        (32, 32, 3), 10, 500, _fields("mobilenetv2", 100, 10, 32, algorithm="cocofl")
-    ),
-    "pfl_cifar10": Workload((32, 32, 3), 10, 50, _fields("cnn_dropout", 1000, 50, 10)),
-    "femnist_cnn": Workload((28, 28, 1), 62, 200, _fields("cnn_dropout", 3400, 10, 20)),
-}
 # Windows of MobileNetV2 whose step times are compared; the full network comes first.
 WINDOWS = ((0, 19), (4, 11), (5, 19), (10, 16), (12, 19), (19, 19), (0, 0))
+FROZEN = {"int8": quant.DEFAULT, "float": quant.FLOAT}
 
+COHORTS = (1, 10, 100, 1000, 10_000)
+POPULATIONS = (1000, 10_000, 100_000, 1_000_000)
+_LONGEST = 20.0  # seconds a round: a cohort that would take longer is not tried
+# Rounds of a population whose memory is compared.
+EARLY, LATE = 10, 200
 
-def _random_data(load: Workload, clients: int) -> types.Dataset:
-    generator = np.random.default_rng(0)
-
-    def draw(size):
-        x = generator.integers(0, 256, (size, *load.shape), np.uint8)
-        return x, (np.arange(size) % load.classes).astype(np.int32)
-
-    train, test = draw(clients * load.examples), draw(1000)
-    return types.Dataset(train[0], train[1], test[0], test[1], load.classes)
+Figures = dict[str, Any]
 
 
 def _seconds(run: Callable[[], Any]) -> float:
@@ -100,7 +60,7 @@ def _seconds(run: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
-def ceilings() -> dict[str, float]:
+def ceilings() -> Figures:
     """Measures what this machine can do: float32 products and copies."""
     size = 2048
     a = jnp.ones((size, size))
@@ -128,7 +88,19 @@ def _operations(plan: plans.Plan, counts: tuple[types.BlockCounts, ...]) -> int:
     return 2 * total
 
 
-def _spread(times: list[float]) -> dict[str, float]:
+def _traffic() -> dict[plans.Plan, float]:
+    """Gives the bytes that a step reads and writes, by plan, as XLA counts them.
+
+    It counts the body of a loop once, which is a step of a chunk of clients; what is
+    around the steps counts in, too, and is little.
+    """
+    return {
+        plan: (program.cost_analysis() or {}).get("bytes accessed", float("nan"))
+        for plan, program in cohort.compiled_programs()
+    }
+
+
+def _spread(times: list[float]) -> Figures:
     return {
         "median_seconds": statistics.median(times),
         "min_seconds": min(times),
@@ -136,55 +108,87 @@ def _spread(times: list[float]) -> dict[str, float]:
     }
 
 
-def measure(load: Workload, repeats: int) -> dict[str, Any]:
+def _resident() -> float:
+    """Gives the memory of this process in MB: now, or the most so far."""
+    try:
+        pages = int(pathlib.Path("/proc/self/statm").read_text().split()[1])
+    except OSError:
+        return _peak()
+    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
+def _peak() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+
+
+def _device_peak() -> Figures:
+    """Gives the most memory that the first device held, where it tells."""
+    usage = jax.devices()[0].memory_stats() or {}
+    peak = usage.get("peak_bytes_in_use")
+    return {} if peak is None else {"device_peak_mb": peak / 1e6}
+
+
+def _warm(algorithm: averaging.Algorithm, state, rounds: int) -> float:
+    """Runs those of the rounds that compile; returns the seconds they took."""
+    seconds = 0.0
+    seen: set[plans.Plan] = set()
+    for index in range(rounds):
+        assignment = algorithm.assign(state, index)
+        if not set(assignment.plans) <= seen:
+            start = time.perf_counter()
+            jax.block_until_ready(algorithm.round(state, assignment)[0])
+            seconds += time.perf_counter() - start
+            seen |= set(assignment.plans)
+    return seconds
+
+
+def measure(load: workloads.Workload, repeats: int, **fields: Any) -> Figures:
     """Times rounds of a workload.
 
     Args:
       load: what to run.
-      repeats: rounds to time, those that compile not counted.
+      repeats: rounds to time.
+      **fields: of the configuration, over those of the workload.
 
     Returns:
       Figures by name.
     """
-    width = _CLIENT_WIDTH.value
-    config = configs.Config(**load.fields, client_width=width)
-    ready = experiment.build(config, _random_data(load, config.num_clients))
-    algorithm = experiment.algorithm(config, ready)
-    fed = ready.federation
-    compiling, index = 0.0, 0
-    times: list[float] = []
-    operations: list[float] = []
-    programs = cohort.num_programs()
-    start = time.perf_counter()
-    state = jax.block_until_ready(algorithm.init())
-    compiling += time.perf_counter() - start
-    while len(times) < repeats:
-        before = cohort.num_programs()
-        start = time.perf_counter()
-        assignment = algorithm.assign(state, index)
-        state = jax.block_until_ready(algorithm.round(state, assignment)[0])
-        seconds = time.perf_counter() - start
-        if cohort.num_programs() > before:
-            compiling += seconds
-        elif index > 0:
-            times.append(seconds)
-            counts = np.asarray(fed.shards.counts)[assignment.ids]
-            work = [_operations(plan, fed.counts) for plan in assignment.plans]
-            operations.append(float(np.dot(work, counts)))
-        index += 1
-    images = config.clients_per_round * load.examples
-    spread = _spread(times)
+    settings = workloads.config(load, client_width=_CLIENT_WIDTH.value, **fields)
+    ready = workloads.build(load, settings)
+    algorithm = experiment.algorithm(settings, ready)
+    fed, programs = ready.federation, cohort.num_programs()
+    state = algorithm.init()
+    compiling = _seconds(lambda: state) + _warm(algorithm, state, repeats + 1)
+    evaluator = ready.evaluator if load.eval_every else None
+    if evaluator is not None:
+        compiling += _seconds(lambda: evaluator.scores(state))
+    rounds = simulation.iterate(algorithm, state, 0, repeats + 1, evaluator)
+    records = [record for _, record in rounds][1:]
+    spread = _spread([record["wall_seconds"] for record in records])
+    traffic, operations, moved = _traffic(), [], []
+    for record in records:
+        assigned = algorithm.assign(state, record["round"])
+        counts = np.asarray(fed.shards.counts)[assigned.ids]
+        steps = client.steps_of(counts, fed.training) / fed.width
+        work = [_operations(plan, fed.counts) for plan in assigned.plans]
+        operations.append(float(np.dot(work, counts)))
+        moved.append(float(np.dot([traffic[plan] for plan in assigned.plans], steps)))
+    images = settings.clients_per_round * load.examples
+    median = spread["median_seconds"]
     return {
         "compile_seconds": compiling,
         "programs": cohort.num_programs() - programs,
         **spread,
-        "images_per_second": images / spread["median_seconds"],
-        "gflops": float(np.mean(operations)) / spread["median_seconds"] / 1e9,
-        "peak_memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3,
+        "total_seconds": sum(record["wall_seconds"] for record in records),
+        "images_per_second": images / median,
+        "gflops": float(np.mean(operations)) / median / 1e9,
+        "gb_per_s": float(np.mean(moved)) / median / 1e9,
+        "peak_memory_mb": _peak(),
+        **_device_peak(),
     }
 
 
-def measure_windows(repeats: int, steps: int = 4) -> dict[str, Any]:
+def measure_windows(repeats: int, steps: int = 4) -> Figures:
     """Times a step of one client of MobileNetV2 under several windows.
 
     Args:
@@ -192,45 +196,102 @@ def measure_windows(repeats: int, steps: int = 4) -> dict[str, Any]:
       steps: local steps of one timed call.
 
     Returns:
-      Milliseconds a step and the ratio to the full step, by window.
+      By window and kind of frozen blocks: milliseconds a step and the ratio to the full
+      step.
     """
-    load = WORKLOADS["mobilenetv2"]
-    config = configs.Config(**load.fields | {"num_clients": 2, "clients_per_round": 1})
-    fed = experiment.build(config, _random_data(load, 2)).federation
+    load = workloads.BY_NAME["mobilenetv2"]
+    settings = workloads.config(load, num_clients=2, clients_per_round=1)
+    fed = workloads.build(load, settings).federation
     blocks = averaging.initial_blocks(fed)
-    indices = jnp.arange(steps * config.batch_size, dtype=jnp.int32)
+    indices = jnp.arange(steps * settings.batch_size, dtype=jnp.int32)
 
-    def step(blocks, data, indices, plan_key, rate, plan):
+    def step(blocks, data, indices, plan_key, rate, plan, training):
         roles = plans.roles(plan, fed.net.num_blocks)
-        spec = client.plan_spec(plan, fed.training)
+        spec = client.plan_spec(plan, training)
         frozen = network.freeze(fed.net, blocks, roles, spec)
         count = jnp.int32(indices.shape[0])
         return client.train(
-            fed.net, plan, fed.training, blocks, frozen, data, indices, count, plan_key,
+            fed.net, plan, training, blocks, frozen, data, indices, count, plan_key,
             rate,
         )  # fmt: skip
 
-    timed = jax.jit(step, static_argnames="plan")
+    timed = jax.jit(step, static_argnames=("plan", "training"))
     calls = {}
     for window in WINDOWS:
         plan = plans.Plan(*window)
-        calls[str(plan)] = lambda plan=plan: timed(
-            blocks, fed.data, indices, jax.random.key(0), jnp.float32(0.1), plan=plan
-        )
+        for kind, spec in FROZEN.items():
+            full = window == WINDOWS[0]
+            if full and kind != "int8":  # nothing is frozen
+                continue
+            calls[f"{plan}" if full else f"{plan} {kind}"] = functools.partial(
+                timed,
+                *(blocks, fed.data, indices, jax.random.key(0), jnp.float32(0.1)),
+                plan=plan,
+                training=fed.training._replace(spec=spec),
+            )
     compiling = sum(_seconds(call) for call in calls.values())
     times: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(repeats):
         for name, call in calls.items():
             times[name].append(_seconds(call) / steps * 1e3)
-    full = statistics.median(next(iter(times.values())))
+    full_step = statistics.median(next(iter(times.values())))
     return {"compile_seconds": compiling} | {
         name: {
             "milliseconds": statistics.median(t),
             "min_milliseconds": min(t),
-            "ratio": statistics.median(t) / full,
+            "ratio": statistics.median(t) / full_step,
         }
         for name, t in times.items()
     }
+
+
+def measure_cohorts(name: str, repeats: int) -> Iterator[tuple[str, Figures]]:
+    """Times rounds of growing cohorts; yields a line for each size."""
+    load = workloads.BY_NAME[name]
+    for size in COHORTS:
+        settings = workloads.config(
+            load, num_clients=size, clients_per_round=size, client_width=_width()
+        )
+        fed = workloads.build_population(load, settings, 10_000)
+        median, *_ = _rounds(fed, repeats)
+        yield (
+            f"{name} cohort {size}",
+            {"seconds": median, "ms_per_client": median / size * 1e3},
+        )
+        if median * COHORTS[1] / COHORTS[0] > _LONGEST:
+            return
+
+
+def measure_populations(name: str) -> Iterator[tuple[str, Figures]]:
+    """Times rounds out of growing populations; yields a line for each."""
+    load = workloads.BY_NAME[name]
+    for population in POPULATIONS:
+        settings = workloads.config(load, num_clients=population, client_width=_width())
+        fed = workloads.build_population(load, settings, 10_000)
+        median, early, late = _rounds(fed, LATE)
+        yield (
+            f"{name} population {population}",
+            {
+                "seconds": median,
+                f"mb_at_round_{EARLY}": early,
+                f"mb_at_round_{LATE}": late,
+                "growth": late / early - 1,
+            },
+        )
+
+
+def _width() -> int:
+    return _CLIENT_WIDTH.value
+
+
+def _rounds(fed: averaging.Federation, repeats: int) -> tuple[float, float, float]:
+    """Runs FedAvg; returns median seconds a round, MB at an early and the last one."""
+    algorithm = fedavg.fedavg(fed)
+    times, memory = [], []
+    for _, record in simulation.iterate(algorithm, algorithm.init(), 0, repeats + 2):
+        times.append(record["wall_seconds"])
+        memory.append(_resident())
+    return statistics.median(times[2:]), memory[min(EARLY, repeats)], memory[-1]
 
 
 def _shown(value: Any) -> str:
@@ -239,24 +300,32 @@ def _shown(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
+def _figures(name: str) -> Iterator[tuple[str, Any]]:
+    """Yields the figures of a workload as they come."""
+    repeats = _REPEATS.value
+    if name == "windows":
+        yield from measure_windows(repeats).items()
+    elif name == "cohort":
+        for load in ("logistic", "small_cnn"):
+            yield from measure_cohorts(load, repeats)
+        yield from measure_populations("logistic")
+    else:
+        table = {"cost_table": _COST_TABLE.value} if name.endswith("cocofl") else {}
+        yield from measure(workloads.BY_NAME[name], repeats, **table).items()
+
+
 def _main() -> None:
-    names = _WORKLOAD.value
-    known = (*WORKLOADS, "windows")
-    for name in names:
+    known = (*workloads.BY_NAME, "windows", "cohort")
+    for name in _WORKLOAD.value:
         if name not in known:
             raise configs.unknown("workload", name, known)
     device = f"{len(jax.devices())} x {jax.devices()[0].device_kind}"
-    figures: dict[str, Any] = {"device": device, "ceilings": ceilings()}
+    figures: Figures = {"device": device, "ceilings": ceilings()}
     print(f"{device}: {_shown(figures['ceilings'])}", flush=True)
-    for name in names:
-        if name == "windows":
-            figures[name] = measure_windows(_REPEATS.value)
-        else:
-            load = WORKLOADS[name]
-            if name == "mobilenetv2_cocofl":
-                load.fields["cost_table"] = _COST_TABLE.value
-            figures[name] = measure(load, _REPEATS.value)
-        for key, value in figures[name].items():
+    for name in _WORKLOAD.value:
+        figures[name] = {}
+        for key, value in _figures(name):
+            figures[name][key] = value
             print(f"{name:20s} {key:20s} {_shown(value)}", flush=True)
     if _JSON.value:
         pathlib.Path(_JSON.value).write_text(json.dumps(figures, indent=2) + "\n")

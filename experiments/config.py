@@ -55,7 +55,8 @@ class Config:
     cost_table: str = _field("", "A JSON file with measured costs of the windows; "
                                  "empty: a model from operation counts.")  # fmt: skip
     fixed_point: str = _field("default", "Fixed point of frozen blocks: default (the "
-                                         "best measured) or reference (the paper's)."
+                                         "best measured), reference (the paper's) or "
+                                         "none (float32)."
                               )  # fmt: skip
     bits: int = _field(8, "Width of the codes of frozen blocks, 2 to 8.")
     rounding: str = _field("nearest", "Rounding to codes: nearest or stochastic.")
@@ -75,7 +76,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "network": tuple(models.BY_NAME),
     "partition": PARTITIONS,
     "weighting": ("uniform", "examples"),
-    "fixed_point": ("default", "reference"),
+    "fixed_point": ("default", "reference", "none"),
     "rounding": ("nearest", "stochastic"),
     "norm_statistics": ("batch", "running"),
 }

@@ -130,7 +130,11 @@ def _table(config: configs.Config, net, counts) -> costs.CostTable:
 
 
 def _spec(config: configs.Config) -> quant.Spec:
-    base = {"default": quant.DEFAULT, "reference": quant.REFERENCE}[config.fixed_point]
+    base = {
+        "default": quant.DEFAULT,
+        "reference": quant.REFERENCE,
+        "none": quant.FLOAT,
+    }[config.fixed_point]
     rounding: Any = config.rounding  # one of the names that config.check lets through
     return dataclasses.replace(base, bits=config.bits, rounding=rounding)
 

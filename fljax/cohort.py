@@ -16,7 +16,7 @@ Legend: D devices, S slots of a device, K clients of the cohort, W of a chunk.
 from __future__ import annotations
 
 import functools
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -346,7 +346,7 @@ def run_group(
 
 
 # Programs of this process, by plan and all that is static beside it.
-_programs: dict[Hashable, jax.stages.Compiled] = {}
+_programs: dict[tuple, jax.stages.Compiled] = {}
 
 
 def compile_groups(
@@ -382,6 +382,11 @@ def compile_groups(
     )
     _programs.update(zip((keys[plan] for plan in missing), made, strict=True))
     return {plan: _programs[keys[plan]] for plan in wanted}
+
+
+def compiled_programs() -> list[tuple[plans.Plan, jax.stages.Compiled]]:
+    """Lists the programs of groups that this process has compiled or loaded."""
+    return [(key[0], program) for key, program in _programs.items()]
 
 
 def num_programs() -> int:

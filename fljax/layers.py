@@ -155,11 +155,14 @@ class Product(nn.Module):
         if not self.quantised:
             y = self._frozen_float(signals.to_float(x), call)
             return signals.Ranged(y, None, self.relu)
-        if call.role is types.Role.FROZEN_BEFORE:
+        if not call.spec.codes:
+            after = self._folded_float(signals.to_ranged(x), call)
+        elif call.role is types.Role.FROZEN_BEFORE:
             return self._before(
                 signals.to_codes(x, call.spec, _rounding_key(self, call)), call
             )
-        after = self._frozen_after(signals.to_ranged(x), call)
+        else:
+            after = self._frozen_after(signals.to_ranged(x), call)
         value = jax.nn.relu(after.value) if self.relu else after.value
         return signals.Ranged(value, after.largest, self.relu)
 
@@ -388,7 +391,7 @@ class Add(nn.Module):
         if call.role is types.Role.TRAINED:
             return self._trained(signals.to_float(a) + signals.to_float(b), call)
         observed = _frozen_range(self)
-        if call.role is types.Role.FROZEN_BEFORE:
+        if call.role is types.Role.FROZEN_BEFORE and call.spec.codes:
             a, b = (
                 signals.to_codes(x, call.spec, _rounding_key(self, call))
                 for x in (a, b)

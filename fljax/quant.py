@@ -60,6 +60,8 @@ class Spec:
       requantise_after: after the window, results pass through codes of the observed
         output range, else they go from int32 straight to float32.
       depthwise_after: after the window, depthwise layers compute in codes too.
+      codes: frozen blocks run in codes; if not, in float32 with their norms folded,
+        which tells what quantisation itself costs and saves.
       gradient_place: where trained layers observe the range of the gradient: at the
         layer's "input" or "output", at the "product" before its norm (the
         reference's slip: it is used as range of the input's), or "nowhere".
@@ -76,6 +78,7 @@ class Spec:
     requantise_after: bool = False
     depthwise_after: bool = False
     gradient_place: Literal["input", "product", "output", "nowhere"] = "nowhere"
+    codes: bool = True
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
@@ -130,6 +133,7 @@ class Spec:
 
 
 DEFAULT = Spec()
+FLOAT = Spec(codes=False)
 REFERENCE = Spec(
     reduced_range=True,
     zero_point="quarter",

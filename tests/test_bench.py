@@ -1,11 +1,12 @@
 """The bench: operations by hand, and the smallest workload through the real engine."""
 
+import dataclasses
 import json
 
 import pytest
 from absl import flags
 
-from experiments import bench
+from experiments import bench, workloads
 from fljax import plans, types
 
 
@@ -30,9 +31,10 @@ def test_operations_of_a_step_by_hand(window, expected):
 
 def test_a_workload_runs_and_compiles_one_program(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(bench, "ceilings", lambda: {"matmul_gflops": 1.0})
-    small = bench.WORKLOADS["logistic"]
+    small = workloads.BY_NAME["logistic"]
     fields = small.fields | {"num_clients": 4, "clients_per_round": 2}
-    monkeypatch.setitem(bench.WORKLOADS, "logistic", small._replace(fields=fields))
+    small = dataclasses.replace(small, fields=fields, eval_every=2)
+    monkeypatch.setitem(workloads.BY_NAME, "logistic", small)
     path = tmp_path / "figures.json"
     flags.FLAGS(["bench", "--workload=logistic", "--repeats=2", f"--json={path}"])
     bench._main()
@@ -42,4 +44,29 @@ def test_a_workload_runs_and_compiles_one_program(tmp_path, capsys, monkeypatch)
     assert figures["images_per_second"] == pytest.approx(
         2 * 50 / figures["median_seconds"]
     )
+    assert 0 < figures["gb_per_s"] < 1000
+    assert figures["total_seconds"] >= 2 * figures["min_seconds"]
     assert "images_per_second" in capsys.readouterr().out
+
+
+def test_cohorts_and_populations(monkeypatch):
+    monkeypatch.setattr(bench, "COHORTS", (1, 3))
+    monkeypatch.setattr(bench, "POPULATIONS", (100, 2000))
+    monkeypatch.setattr(bench, "LATE", 12)
+    flags.FLAGS(["bench"])
+    cohorts = dict(bench.measure_cohorts("logistic", 2))
+    assert list(cohorts) == ["logistic cohort 1", "logistic cohort 3"]
+    three = cohorts["logistic cohort 3"]
+    assert three["ms_per_client"] == pytest.approx(three["seconds"] / 3 * 1e3)
+    populations = dict(bench.measure_populations("logistic"))
+    assert list(populations) == [f"logistic population {n}" for n in (100, 2000)]
+    assert all(abs(figures["growth"]) < 0.5 for figures in populations.values())
+
+
+def test_a_population_shares_few_examples():
+    load = workloads.BY_NAME["logistic"]
+    settings = workloads.config(load, num_clients=100_000)
+    fed = workloads.build_population(load, settings, 3000)
+    assert fed.shards.indices.shape == (100_000, 50)
+    assert fed.shards.indices.max() < len(fed.data.x) == 3000
+    assert len(fed.tier_index) == 100_000

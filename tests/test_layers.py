@@ -494,3 +494,18 @@ def test_untracked_norms_keep_no_statistics():
     layer = layers.conv(3, 1, quantised=False, tracked=False)
     variables = layer.init(jax.random.key(0), jnp.zeros((1, 2, 2, 2)), layers.Call())
     assert not set(variables) & {"norms", "ranges", "backward"}
+
+
+@pytest.mark.parametrize("role", [BEFORE, AFTER])
+def test_without_codes_a_frozen_block_is_the_float_block_by_running_statistics(role):
+    block = mobilenetv2.InvertedResidual(2, 4, 1)
+    x = jax.random.normal(jax.random.key(0), (3, 4, 4, 4))
+    variables = block.init(jax.random.key(1), x, layers.Call())
+    _, updates = block.apply(variables, x, layers.Call(), mutable=["norms", "ranges"])
+    variables |= updates
+    expected = block.apply(variables, x, layers.Call(running=True))
+    call = layers.Call(role, quant.FLOAT)
+    _, frozen = block.apply(variables, x, call, mutable=["frozen"])
+    y = block.apply(frozen, x, call)
+    assert not isinstance(y, quant.QArray)
+    np.testing.assert_allclose(to_float(y), expected, 1e-4, 1e-4)

@@ -1,0 +1,119 @@
+"""The workloads of the bench: federations on random data, by name."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from experiments import config as configs
+from experiments import experiment
+from fljax import types
+from fljax.data import partition
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Workload:
+    """A federation on random data.
+
+    Attributes:
+      shape: of an example.
+      classes: number of classes.
+      examples: of every client.
+      test_examples: of the test set.
+      eval_every: rounds between evaluations; 0: none.
+      fields: of the configuration.
+    """
+
+    shape: tuple[int, ...]
+    classes: int = 10
+    examples: int
+    test_examples: int = 1000
+    eval_every: int = 0
+    fields: dict[str, Any]
+
+
+def _fields(network: str, clients: int, cohort_size: int, batch: int, **more):
+    return {
+        "network": network,
+        "num_clients": clients,
+        "clients_per_round": cohort_size,
+        "batch_size": batch,
+        "weight_decay": 0.0,
+        "algorithm": "fedavg",
+        **more,
+    }
+
+
+_MOBILENET = _fields("mobilenetv2", 100, 10, 32)
+BY_NAME = {
+    "small_cnn": Workload(
+        shape=(32, 32, 3), examples=500, fields=_fields("cnn", 100, 10, 32)
+    ),
+    "logistic": Workload(
+        shape=(28, 28, 1), examples=50, fields=_fields("logistic", 1000, 50, 10)
+    ),
+    "mobilenetv2": Workload(shape=(32, 32, 3), examples=500, fields=_MOBILENET),
+    "mobilenetv2_cocofl": Workload(
+        shape=(32, 32, 3), examples=500, fields=_MOBILENET | {"algorithm": "cocofl"}
+    ),
+    "pfl_cifar10": Workload(
+        shape=(32, 32, 3),
+        examples=50,
+        test_examples=10_000,
+        eval_every=10,
+        fields=_fields("cnn_dropout", 1000, 50, 10),
+    ),
+    "femnist_cnn": Workload(
+        shape=(28, 28, 1),
+        classes=62,
+        examples=200,
+        fields=_fields("cnn_dropout", 3400, 10, 20),
+    ),
+}
+
+
+def config(load: Workload, **fields: Any) -> configs.Config:
+    """Makes the configuration of a workload, some fields given here."""
+    return configs.Config(**load.fields | {"eval_every": load.eval_every or 1} | fields)
+
+
+def random_data(load: Workload, examples: int) -> types.Dataset:
+    """Draws a data set of the workload's shape, classes in turn."""
+    generator = np.random.default_rng(0)
+
+    def draw(size):
+        x = generator.integers(0, 256, (size, *load.shape), np.uint8)
+        return x, (np.arange(size) % load.classes).astype(np.int32)
+
+    return types.Dataset(*draw(examples), *draw(load.test_examples), load.classes)
+
+
+def build(load: Workload, settings: configs.Config) -> experiment.Experiment:
+    """Makes the experiment: as many examples as the clients hold."""
+    examples = settings.num_clients * load.examples
+    return experiment.build(settings, random_data(load, examples))
+
+
+def build_population(load: Workload, settings: configs.Config, examples: int):
+    """Makes a federation whose many clients share few examples.
+
+    Args:
+      load: the workload.
+      settings: its `num_clients` is the population.
+      examples: of the data set; every client holds some of them, drawn at random.
+
+    Returns:
+      The federation.
+    """
+    population = settings.num_clients
+    few = dataclasses.replace(settings, num_clients=settings.clients_per_round)
+    fed = experiment.build(few, random_data(load, examples)).federation
+    generator = np.random.default_rng(1)
+    size = (population, load.examples)
+    shards = partition.Shards(
+        generator.integers(0, examples, size, np.int32),
+        np.full(population, load.examples, np.int32),
+    )
+    return fed._replace(shards=shards, tier_index=np.zeros(population, np.int32))
