@@ -243,3 +243,17 @@ def max_pool(x: types.Array, window: int = 2) -> types.Array:
     x = x[:, : rows * window, : columns * window]
     tiles = x.reshape(x.shape[0], rows, window, columns, window, x.shape[3])
     return jnp.max(tiles, axis=(2, 4))
+
+
+def mean_pool(x: types.Array, window: int = 2) -> types.Array:
+    """Averages every window x window tile, stride = window; codes stay codes.
+
+    Averages of codes are rounded half to even, as the reference rounds them.
+    """
+    rows, columns = x.shape[1] // window, x.shape[2] // window
+    x = x[:, : rows * window, : columns * window]
+    tiles = x.reshape(x.shape[0], rows, window, columns, window, x.shape[3])
+    if not jnp.issubdtype(x.dtype, jnp.integer):
+        return jnp.mean(tiles, axis=(2, 4))
+    sums = jnp.sum(tiles, axis=(2, 4), dtype=jnp.int32)
+    return jnp.round(sums / window**2).astype(x.dtype)
