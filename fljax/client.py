@@ -159,12 +159,25 @@ def _window(plan: plans.Plan, num_blocks: int) -> tuple[bool, ...]:
 
 
 def _gradient_step(
-    net, plan, spec, frozen, trained, x, labels, mask, key, observe=None
+    net,
+    plan,
+    spec,
+    frozen,
+    trained,
+    x,
+    labels,
+    mask,
+    key,
+    observe=None,
+    fresh=False,
 ):
     """Computes loss, gradients of the window, and its blocks' new norms and ranges."""
     roles = plans.roles(plan, net.num_blocks)
-    calls = [layers.Call(role, spec, mask, observe=observe) for role in roles]
     first, last = plan.first, plan.last
+    calls = [
+        layers.Call(role, spec, mask, observe=observe, first=i == first, fresh=fresh)
+        for i, role in enumerate(roles)
+    ]
     x, _ = network.run(net, frozen[:first], x, calls[:first], key=key)
     x = lax.stop_gradient(x)  # the border of the frozen prefix
 
@@ -301,8 +314,9 @@ def calibrate(
     input_key, label_key = jax.random.split(key)
     x = jax.random.normal(input_key, (32, *net.input_shape))
     labels = jax.random.randint(label_key, (32,), 0, net.num_classes)
+    nothing, valid = (None,) * net.num_blocks, jnp.ones(32)
     _, (_, backward), updates = _gradient_step(
-        net, plan, spec, (None,) * net.num_blocks, state, x, labels, jnp.ones(32), None
+        net, plan, spec, nothing, state, x, labels, valid, None, fresh=True
     )
     params = tuple(block["params"] for block in state)
     return _next(state, params, backward, updates, 0, spec.gradient_place != "nowhere")

@@ -1,4 +1,4 @@
-"""Batch norm, for batches with padding rows, and group norm, in few passes over memory."""
+"""Batch norm (padding rows left out) and group norm, in few passes over memory."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ channel_norm.defvjp(_channel_forward, _channel_backward)
 
 
 def folded(mean, variance, scale, bias) -> tuple[types.Array, types.Array]:
-    """Gives factor and offset [C] of a norm by given statistics: x * factor + offset."""
+    """Gives factor and offset [C] of x * factor + offset, a norm by statistics."""
     factor = scale * lax.rsqrt(variance + EPSILON)
     return factor, bias - mean * factor
 

@@ -1,10 +1,11 @@
 """MobileNetV2 (Sandler et al., CVPR 2018), as CoCoFL's reference has it.
 
-Strides fit 32 x 32 images (`mobilenetv2_large`: 221 x 221), ReLU instead of ReLU6, a residual sum on every stride 1
-block (through a 1 x 1 convolution where the width changes), no ReLU after the sum.
-20 blocks: stem, 17 inverted residuals, 1 x 1 convolution, classifier. Stem, last
-convolution and classifier stay in float32 when frozen. `mobilenetv2_gn` has group norms
-with as many groups as channels instead of batch norms.
+Strides fit 32 x 32 images (221 x 221: `mobilenetv2_large`), ReLU instead of ReLU6, a
+residual sum on every stride 1 block (through a 1 x 1 convolution where the width
+changes), no ReLU after the sum. 20 blocks: stem, 17 inverted residuals, 1 x 1
+convolution, classifier. Stem, last convolution and classifier stay in float32 when
+frozen. `mobilenetv2_gn` has group norms, with as many groups as channels, instead of
+batch norms.
 """
 
 from __future__ import annotations
