@@ -128,7 +128,12 @@ def _table(config: configs.Config, net, counts) -> costs.CostTable:
 def _spec(config: configs.Config) -> quant.Spec:
     base = {"default": quant.DEFAULT, "reference": quant.REFERENCE}[config.fixed_point]
     rounding: Any = config.rounding  # one of the names that config.check lets through
-    return dataclasses.replace(base, bits=config.bits, rounding=rounding)
+    quirks = config.reference_quirks
+    if base.gradient_place == "product" and not quirks:
+        base = dataclasses.replace(base, gradient_place="input")
+    return dataclasses.replace(
+        base, bits=config.bits, rounding=rounding, reference_quirks=quirks
+    )
 
 
 def _learning_rate(config: configs.Config):
@@ -169,7 +174,7 @@ def build(config: configs.Config, data: types.Dataset | None = None) -> Experime
         spec=_spec(config),
     )
     train_data, test_data = _data(config, data)
-    counts = network.counts(net)
+    counts = network.counts(net, config.reference_quirks)
     federation = averaging.Federation(
         net=net,
         data=train_data,

@@ -292,6 +292,10 @@ def plan_spec(plan: plans.Plan, training: Training) -> quant.Spec:
     return dataclasses.replace(training.spec, bits=plan.bits)
 
 
+# What the reference starts every range at: op_scale 0.1, of 63.5 codes.
+UNCALIBRATED = 0.1 * 63.5
+
+
 def calibrate(
     net: network.Network, state: tuple[dict, ...], spec: quant.Spec, key: types.Key
 ) -> tuple[dict, ...]:
@@ -299,7 +303,8 @@ def calibrate(
 
     The server has no data, so one training step's forward and backward pass runs on
     standard normal inputs and random labels. (The reference starts every range at
-    0.1 * 63.5, which rounds the gradients of the first rounds to zero.)
+    0.1 * 63.5, which rounds the gradients of the first rounds to zero; so it is done
+    here under `spec.reference_quirks`.)
 
     Args:
       net: the network.
@@ -310,6 +315,13 @@ def calibrate(
     Returns:
       The state with norms, ranges and backward ranges set, parameters unchanged.
     """
+    if spec.reference_quirks:
+        ranges = ("ranges", "backward")
+        start = jax.tree.map(
+            lambda x: jnp.full_like(x, UNCALIBRATED),
+            tuple({name: block[name] for name in ranges} for block in state),
+        )
+        return tuple(old | new for old, new in zip(state, start, strict=True))
     plan = plans.full(net.num_blocks)
     input_key, label_key = jax.random.split(key)
     x = jax.random.normal(input_key, (32, *net.input_shape))

@@ -131,11 +131,12 @@ class BatchNorm(nn.Module):
         x = _probed(self, x, call) if self.quantised else x
         running = self._running(x.shape[-1]) if self.tracked else None
         if running is not None and call.running:
-            factor, offset = norms.folded(*(v.value for v in running), scale, bias)
+            mean, var = running
+            factor, offset = norms.folded(mean.value, var.value, scale, bias)
             return jax.nn.relu(x * factor + offset)
-        y, mean, var, count = norms.batch_norm(x, scale, bias, call.mask)
+        y, *statistics = norms.batch_norm(x, scale, bias, call.mask)
         if not call.first:
-            self._record(x, call, (mean, var, count), running, scale, bias)
+            self._record(x, call, statistics, running, scale, bias)
         return jax.nn.relu(y)
 
     def _record(self, x, call: layers.Call, statistics, running, scale, bias) -> None:

@@ -63,6 +63,7 @@ class Spec:
       gradient_place: where trained layers observe the range of the gradient: at the
         layer's "input" or "output", at the "product" before its norm (the
         reference's slip: it is used as range of the input's), or "nowhere".
+      reference_quirks: reproduce the reference's other slips (docs/design.md).
     """
 
     bits: int = 8
@@ -76,6 +77,7 @@ class Spec:
     requantise_after: bool = False
     depthwise_after: bool = False
     gradient_place: Literal["input", "product", "output", "nowhere"] = "nowhere"
+    reference_quirks: bool = False
 
     def __post_init__(self):
         for field in dataclasses.fields(self):

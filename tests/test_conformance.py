@@ -16,9 +16,21 @@ def check(lines):
     return len(lines)
 
 
-@pytest.mark.parametrize("block", ["s1_identity", "s1_shortcut", "s2"])
+BLOCKS = (
+    "mobilenet_s1_identity",
+    "mobilenet_s1_shortcut",
+    "mobilenet_s2",
+    "mobilenet_gn_s1",
+    "resnet_basic_s1",
+    "resnet_basic_s2",
+    "densenet_bottleneck",
+    "densenet_transition",
+)
+
+
+@pytest.mark.parametrize("block", BLOCKS)
 def test_block(shared, block):
-    path = shared / f"conformance/block_mobilenet_{block}.npz"
+    path = shared / f"conformance/block_{block}.npz"
     assert check(conformance.replay_block(path.stem, np.load(path))) == 8
 
 
