@@ -29,7 +29,9 @@ class Config:
 
     algorithm: str = _field("cocofl", "cocofl, fedavg, fedavg_drop or centralized.")
     network: str = _field(
-        "small_convnet", "mobilenetv2, small_convnet, cnn, cnn_dropout or logistic."
+        "small_convnet",
+        "mobilenetv2, mobilenetv2_gn, mobilenetv2_large, resnet18, resnet50, "
+        "densenet40, small_convnet, cnn, cnn_dropout or logistic.",
     )
     dataset: str = _field("digits", "digits, npz:PATH or tfds:NAME.")
     mean: str = _field("", "Means that inputs are normalised by, one a channel, comma "
@@ -60,6 +62,8 @@ class Config:
                               )  # fmt: skip
     bits: int = _field(8, "Width of the codes of frozen blocks, 2 to 8.")
     rounding: str = _field("nearest", "Rounding to codes: nearest or stochastic.")
+    reference_quirks: bool = _field(False, "Reproduce the slips of the paper's code: "
+                                           "see docs/design.md.")  # fmt: skip
     norm_statistics: str = _field("batch", "Norms in evaluation use the test batch's "
                                            "statistics or running ones.")  # fmt: skip
     eval_every: int = _field(1, "Rounds between evaluations; the last always is.")
@@ -104,6 +108,7 @@ def define_flags(skip: Iterable[str] = ()) -> None:
         "int": flags.DEFINE_integer,
         "float": flags.DEFINE_float,
         "str": flags.DEFINE_string,
+        "bool": flags.DEFINE_bool,
     }
     for field in dataclasses.fields(Config):
         if field.name not in skip:

@@ -136,7 +136,12 @@ def _spec(config: configs.Config) -> quant.Spec:
         "none": quant.FLOAT,
     }[config.fixed_point]
     rounding: Any = config.rounding  # one of the names that config.check lets through
-    return dataclasses.replace(base, bits=config.bits, rounding=rounding)
+    quirks = config.reference_quirks
+    if base.gradient_place == "product" and not quirks:
+        base = dataclasses.replace(base, gradient_place="input")
+    return dataclasses.replace(
+        base, bits=config.bits, rounding=rounding, reference_quirks=quirks
+    )
 
 
 def _learning_rate(config: configs.Config):
@@ -193,7 +198,7 @@ def build(config: configs.Config, data: types.Dataset | None = None) -> Experime
     )
     over = _mesh(config.devices)
     train_data, test_data = _data(config, data, over)
-    counts = network.counts(net)
+    counts = network.counts(net, config.reference_quirks)
     federation = averaging.Federation(
         net=net,
         data=train_data,

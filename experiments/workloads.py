@@ -87,7 +87,8 @@ def random_data(load: Workload, examples: int) -> types.Dataset:
         x = generator.integers(0, 256, (size, *load.shape), np.uint8)
         return x, (np.arange(size) % load.classes).astype(np.int32)
 
-    return types.Dataset(*draw(examples), *draw(load.test_examples), load.classes)
+    (x_train, y_train), (x_test, y_test) = draw(examples), draw(load.test_examples)
+    return types.Dataset(x_train, y_train, x_test, y_test, load.classes)
 
 
 def build(load: Workload, settings: configs.Config) -> experiment.Experiment:

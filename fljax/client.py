@@ -161,12 +161,25 @@ def _window(plan: plans.Plan, num_blocks: int) -> tuple[bool, ...]:
 
 
 def _gradient_step(
-    net, plan, spec, frozen, trained, x, labels, mask, key, observe=None
+    net,
+    plan,
+    spec,
+    frozen,
+    trained,
+    x,
+    labels,
+    mask,
+    key,
+    observe=None,
+    fresh=False,
 ):
     """Computes loss, gradients of the window, and its blocks' new norms and ranges."""
     roles = plans.roles(plan, net.num_blocks)
-    calls = [layers.Call(role, spec, mask, observe=observe) for role in roles]
     first, last = plan.first, plan.last
+    calls = [
+        layers.Call(role, spec, mask, observe=observe, first=i == first, fresh=fresh)
+        for i, role in enumerate(roles)
+    ]
     x, _ = network.run(net, frozen[:first], x, calls[:first], key=key)
     x = lax.stop_gradient(x)  # the border of the frozen prefix
 
@@ -281,6 +294,10 @@ def plan_spec(plan: plans.Plan, training: Training) -> quant.Spec:
     return dataclasses.replace(training.spec, bits=plan.bits)
 
 
+# What the reference starts every range at: op_scale 0.1, of 63.5 codes.
+UNCALIBRATED = 0.1 * 63.5
+
+
 def calibrate(
     net: network.Network, state: tuple[dict, ...], spec: quant.Spec, key: types.Key
 ) -> tuple[dict, ...]:
@@ -288,7 +305,8 @@ def calibrate(
 
     The server has no data, so one training step's forward and backward pass runs on
     standard normal inputs and random labels. (The reference starts every range at
-    0.1 * 63.5, which rounds the gradients of the first rounds to zero.)
+    0.1 * 63.5, which rounds the gradients of the first rounds to zero; so it is done
+    here under `spec.reference_quirks`.)
 
     Args:
       net: the network.
@@ -299,12 +317,20 @@ def calibrate(
     Returns:
       The state with norms, ranges and backward ranges set, parameters unchanged.
     """
+    if spec.reference_quirks:
+        ranges = ("ranges", "backward")
+        start = jax.tree.map(
+            lambda x: jnp.full_like(x, UNCALIBRATED),
+            tuple({name: block[name] for name in ranges} for block in state),
+        )
+        return tuple(old | new for old, new in zip(state, start, strict=True))
     plan = plans.full(net.num_blocks)
     input_key, label_key = jax.random.split(key)
     x = jax.random.normal(input_key, (32, *net.input_shape))
     labels = jax.random.randint(label_key, (32,), 0, net.num_classes)
+    nothing, valid = (None,) * net.num_blocks, jnp.ones(32)
     _, (_, backward), updates = _gradient_step(
-        net, plan, spec, (None,) * net.num_blocks, state, x, labels, jnp.ones(32), None
+        net, plan, spec, nothing, state, x, labels, valid, None, fresh=True
     )
     params = tuple(block["params"] for block in state)
     return _next(state, params, backward, updates, 0, spec.gradient_place != "nowhere")

@@ -305,3 +305,17 @@ def _max_pool_backward(window: int, residuals, g):
 
 
 max_pool.defvjp(_max_pool_forward, _max_pool_backward)
+
+
+def mean_pool(x: types.Array, window: int = 2) -> types.Array:
+    """Averages every window x window tile, stride = window; codes stay codes.
+
+    Averages of codes are rounded half to even, as the reference rounds them.
+    """
+    rows, columns = x.shape[1] // window, x.shape[2] // window
+    x = x[:, : rows * window, : columns * window]
+    tiles = x.reshape(x.shape[0], rows, window, columns, window, x.shape[3])
+    if not jnp.issubdtype(x.dtype, jnp.integer):
+        return jnp.mean(tiles, axis=(2, 4))
+    sums = jnp.sum(tiles, axis=(2, 4), dtype=jnp.int32)
+    return jnp.round(sums / window**2).astype(x.dtype)

@@ -10,7 +10,7 @@ Variables of a layer, by collection:
   norms     mean, var: running statistics, used to fold norms into frozen weights
   ranges    range []: max|output| of the last training batch
   backward  range []: max|gradient|, which comes back as the "gradient" of this very
-            variable (see `_probe`)
+            variable (see `probe`)
   frozen    what the frozen roles read, and all they read: folded and quantised from
             the other collections by running a block once with `frozen` mutable
 
@@ -40,6 +40,8 @@ class Call(NamedTuple):
       mask: [B] 1 for real rows of the batch, 0 for padding; None: all are real.
       running: normalise by running statistics instead of the batch's.
       observe: [] bool, whether ranges are recorded in this step; None: they are.
+      first: the block is the first of the window: see `lone_norms.BatchNorm`.
+      fresh: running statistics become the batch's whatever the momentum: calibration.
     """
 
     role: types.Role = types.Role.TRAINED
@@ -47,19 +49,21 @@ class Call(NamedTuple):
     mask: types.Array | None = None
     running: bool = False
     observe: types.Array | None = None
+    first: bool = False
+    fresh: bool = False
 
 
 @jax.custom_vjp
-def _probe(x: types.Array, dummy: types.Array) -> types.Array:
+def probe(x: types.Array, dummy: types.Array) -> types.Array:
     """Returns x; the gradient of `dummy` is max|gradient of x|."""
     del dummy
     return x
 
 
-_probe.defvjp(lambda x, dummy: (x, None), lambda _, g: (g, quant.amax(g)))
+probe.defvjp(lambda x, dummy: (x, None), lambda _, g: (g, quant.amax(g)))
 
 
-def _record_range(module: nn.Module, call: Call, measure) -> None:
+def record_range(module: nn.Module, call: Call, measure) -> None:
     """Stores what `measure` gives in the module's `ranges`, where they may change.
 
     Only a client's last step counts, so the pass over memory is left out of the others.
@@ -73,7 +77,7 @@ def _record_range(module: nn.Module, call: Call, measure) -> None:
     module.put_variable("ranges", "range", lax.cond(call.observe, measure, lambda: old))
 
 
-def _largest_affine(x, factor, offset, relu: bool) -> types.Array:
+def largest_affine(x, factor, offset, relu: bool) -> types.Array:
     """Computes max|x * factor + offset| over x [B, ..., C], after a ReLU if asked.
 
     From the extremes of each channel of x: the affine values need not be written.
@@ -89,13 +93,13 @@ def _largest_affine(x, factor, offset, relu: bool) -> types.Array:
     )
 
 
-def _rounding_key(module: nn.Module, call: Call) -> types.Key | None:
+def rounding_key(module: nn.Module, call: Call) -> types.Key | None:
     """Draws a new key of the module where rounding is stochastic."""
     stochastic = call.spec.rounding == "stochastic"
     return module.make_rng("rounding") if stochastic else None
 
 
-def _frozen_range(module: nn.Module) -> types.Array:
+def frozen_range(module: nn.Module) -> types.Array:
     """Reads the module's observed range from what was frozen."""
 
     def read() -> types.Array:
@@ -130,6 +134,7 @@ class Product(nn.Module):
       operation: dense, conv or depthwise.
       kernel_size: of convolutions.
       norm: a batch norm follows; else a bias.
+      bias: without a norm, a bias follows.
       relu: a ReLU follows.
       quantised: the frozen roles run in fixed point; else in float32, always with
         batch statistics (the paper keeps the first and last blocks so).
@@ -142,6 +147,7 @@ class Product(nn.Module):
     operation: operations.Operation
     kernel_size: int = 1
     norm: bool = True
+    bias: bool = True
     relu: bool = False
     quantised: bool = True
     tracked: bool = True
@@ -159,7 +165,7 @@ class Product(nn.Module):
             after = self._folded_float(signals.to_ranged(x), call)
         elif call.role is types.Role.FROZEN_BEFORE:
             return self._before(
-                signals.to_codes(x, call.spec, _rounding_key(self, call)), call
+                signals.to_codes(x, call.spec, rounding_key(self, call)), call
             )
         else:
             after = self._frozen_after(signals.to_ranged(x), call)
@@ -167,7 +173,7 @@ class Product(nn.Module):
         return signals.Ranged(value, after.largest, self.relu)
 
     def _parameters(self, channels: int):
-        """Declares the parameters: kernel, and scale and bias, or bias alone."""
+        """Declares the parameters: kernel, and scale and bias, or bias, or no more."""
         k = self.kernel_size
         kind = self.operation.kind
         axes: dict[str, Any] = {}
@@ -183,6 +189,8 @@ class Product(nn.Module):
         initial = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform", **axes)
         kernel = self.param("kernel", initial, shape)
         outputs = (shape[-1],)
+        if not (self.norm or self.bias):
+            return kernel, None, None
         if not self.norm:
             return kernel, None, self.param("bias", _bias_uniform(fan_in), outputs)
         return (
@@ -211,7 +219,7 @@ class Product(nn.Module):
         y, batch_mean, batch_var, count = norms.batch_norm(x, scale, bias, call.mask)
         changes = self.is_mutable_collection("norms") and not self.is_initializing()
         if self.tracked and changes:
-            m = self.momentum
+            m = 1.0 if call.fresh else self.momentum
             unbiased = batch_var * count / jnp.maximum(count - 1, 1)
             mean.value = (1 - m) * mean.value + m * batch_mean
             var.value = (1 - m) * var.value + m * unbiased
@@ -220,21 +228,22 @@ class Product(nn.Module):
 
     def _trained(self, x: types.Array, call: Call) -> types.Array:
         kernel, scale, bias = self._parameters(x.shape[-1])
-        probe = self._probing(call.spec)
-        x = probe(x, "input")
+        probed = self._probing(call.spec)
+        x = probed(x, "input")
         product = self.operation.floats(x, kernel)
         _count(self, self.operation, x, product, kernel)
-        y = probe(product, "product")
+        y = probed(product, "product")
         if self.norm:
             y, factor, offset = self._normalise(y, scale, bias, call)
         else:
-            y, factor, offset = y + bias, jnp.float32(1), bias
+            factor, offset = jnp.float32(1), jnp.float32(0) if bias is None else bias
+            y = y if bias is None else y + bias
         if self.quantised:
             relu = self.relu and call.spec.observes_after_relu
-            _record_range(
-                self, call, lambda: _largest_affine(product, factor, offset, relu)
+            record_range(
+                self, call, lambda: largest_affine(product, factor, offset, relu)
             )
-        y = probe(y, "output")
+        y = probed(y, "output")
         return jax.nn.relu(y) if self.relu else y
 
     def _probing(self, spec: quant.Spec):
@@ -244,7 +253,11 @@ class Product(nn.Module):
         if not self.quantised or not self.has_variable("backward", "range"):
             return lambda x, place: x
         dummy: types.Array = self.get_variable("backward", "range")
-        return lambda x, place: _probe(x, dummy) if place == spec.gradient_place else x
+        # The slip of "product" is one of norms: the reference observes the gradient at
+        # the input of what it wraps, which without a norm is the product itself.
+        slips = spec.gradient_place == "product" and not self.norm
+        observed = "input" if slips else spec.gradient_place
+        return lambda x, place: probe(x, dummy) if place == observed else x
 
     def _frozen_float(self, x: types.Array, call: Call) -> types.Array:
         frozen = self.variable(
@@ -252,7 +265,10 @@ class Product(nn.Module):
         ).value
         kernel, scale, bias = frozen
         y = self.operation.floats(x, kernel)
-        y = norms.batch_norm(y, scale, bias, call.mask)[0] if self.norm else y + bias
+        if self.norm:
+            y = norms.batch_norm(y, scale, bias, call.mask)[0]
+        elif bias is not None:
+            y = y + bias
         return jax.nn.relu(y) if self.relu else y
 
     def _folded(self, channels: int):
@@ -266,7 +282,7 @@ class Product(nn.Module):
 
     def _freeze(self, channels: int, call: Call) -> operations.Frozen:
         kernel, bias = self._folded(channels)
-        weights = quant.quantise_weights(kernel, call.spec, _rounding_key(self, call))
+        weights = quant.quantise_weights(kernel, call.spec, rounding_key(self, call))
         observed: types.Array = self.get_variable("ranges", "range")
         return operations.Frozen(
             weights, bias, observed, self.get_variable("backward", "range")
@@ -280,7 +296,7 @@ class Product(nn.Module):
             quant.scale_of(call.spec, frozen.output, self.relu),
             call.spec,
             self.relu,
-            _rounding_key(self, call),
+            rounding_key(self, call),
         )
 
     def _frozen_after(self, x: signals.Ranged, call: Call) -> signals.Ranged:
@@ -288,7 +304,7 @@ class Product(nn.Module):
             return self._folded_float(x, call)
         frozen = self.variable("frozen", "layer", self._freeze, x.shape[-1], call).value
         y = operations.after(
-            self.operation, call.spec, self.relu, x, frozen, _rounding_key(self, call)
+            self.operation, call.spec, self.relu, x, frozen, rounding_key(self, call)
         )
         return signals.Ranged(y, frozen.output)
 
@@ -296,8 +312,8 @@ class Product(nn.Module):
         kernel, bias = self.variable(
             "frozen", "folded", self._folded, x.shape[-1]
         ).value
-        output = _frozen_range(self)
-        return signals.Ranged(self.operation.floats(x.value, kernel) + bias, output)
+        y = self.operation.floats(x.value, kernel)
+        return signals.Ranged(y if bias is None else y + bias, frozen_range(self))
 
 
 def conv(features: int, kernel_size: int, stride: int = 1, **fields) -> Product:
@@ -322,7 +338,7 @@ def dense(features: int, **fields) -> Product:
     )
 
 
-def _on_values(function, x: signals.Signal) -> signals.Signal:
+def on_values(function, x: signals.Signal) -> signals.Signal:
     """Applies what only moves or selects values to whatever flows between layers."""
     if isinstance(x, quant.QArray):
         return dataclasses.replace(x, codes=function(x.codes))
@@ -335,12 +351,12 @@ def _on_values(function, x: signals.Signal) -> signals.Signal:
 
 def max_pool(x: signals.Signal, window: int = 2) -> signals.Signal:
     """Takes the largest value of every window x window tile; scales stay."""
-    return _on_values(lambda values: convs.max_pool(values, window), x)
+    return on_values(lambda values: convs.max_pool(values, window), x)
 
 
 def flatten(x: signals.Signal) -> signals.Signal:
     """Maps [B, ...] to [B, features]."""
-    return _on_values(lambda values: values.reshape(values.shape[0], -1), x)
+    return on_values(lambda values: values.reshape(values.shape[0], -1), x)
 
 
 class Dropout(nn.Module):
@@ -368,7 +384,7 @@ class Dropout(nn.Module):
             )
             return jnp.where(kept, values / (1 - self.rate), 0.0)
 
-        y = _on_values(drop, x)
+        y = on_values(drop, x)
         if isinstance(y, signals.Ranged) and y.largest is not None:
             return dataclasses.replace(y, largest=y.largest / (1 - self.rate))
         return y
@@ -376,6 +392,8 @@ class Dropout(nn.Module):
 
 class Add(nn.Module):
     """The sum of two branches.
+
+    Its range is observed where those of products are: before the ReLU or after it.
 
     Attributes:
       relu: a ReLU follows.
@@ -390,18 +408,19 @@ class Add(nn.Module):
         """Adds a and b, both [B, ..., C]; float, QArray or Ranged by role."""
         if call.role is types.Role.TRAINED:
             return self._trained(signals.to_float(a) + signals.to_float(b), call)
-        observed = _frozen_range(self)
+        observed = frozen_range(self)
         if call.role is types.Role.FROZEN_BEFORE and call.spec.codes:
             a, b = (
-                signals.to_codes(x, call.spec, _rounding_key(self, call))
-                for x in (a, b)
+                signals.to_codes(x, call.spec, rounding_key(self, call)) for x in (a, b)
             )
             scale = quant.scale_of(call.spec, observed, self.relu)
-            key = _rounding_key(self, call)
+            key = rounding_key(self, call)
             return quant.add(a, b, scale, call.spec, self.relu, key)
         y = signals.to_float(a) + signals.to_float(b)
         return signals.Ranged(jax.nn.relu(y) if self.relu else y, observed, self.relu)
 
     def _trained(self, y: types.Array, call: Call) -> types.Array:
-        _record_range(self, call, lambda: quant.amax(lax.stop_gradient(y)))
-        return jax.nn.relu(y) if self.relu else y
+        activated = jax.nn.relu(y) if self.relu else y
+        seen = lax.stop_gradient(activated if call.spec.observes_after_relu else y)
+        record_range(self, call, lambda: quant.amax(seen))
+        return activated

@@ -1,4 +1,4 @@
-"""Batch norm with few passes over memory, for batches with padding rows."""
+"""Batch norm (padding rows left out) and group norm, in few passes over memory."""
 
 from __future__ import annotations
 
@@ -76,3 +76,58 @@ def _backward(residuals, cotangents):
 
 
 batch_norm.defvjp(_forward, _backward)
+
+
+@jax.custom_vjp
+def channel_norm(x: types.Array, scale: types.Array, bias: types.Array) -> types.Array:
+    """Normalises every channel of every image by its own mean and variance.
+
+    Group norm (Wu and He, ECCV 2018) with as many groups as channels. Images do not
+    meet, so rows that pad the batch need no mask.
+
+    Args:
+      x: [B, height, width, C].
+      scale: [C].
+      bias: [C].
+
+    Returns:
+      The normalised x, of its shape.
+    """
+    return _channel_forward(x, scale, bias)[0]
+
+
+def _channel_forward(x, scale, bias):
+    mean = jnp.mean(x, axis=(1, 2), keepdims=True)
+    # One pass, as in `_statistics`: here too the input comes out of a product.
+    square = jnp.mean(x * x, axis=(1, 2), keepdims=True)
+    inverse = lax.rsqrt(jnp.maximum(square - mean * mean, 0.0) + EPSILON)
+    y = (x - mean) * (inverse * scale) + bias
+    return y, (x, scale, mean, inverse)
+
+
+def _channel_backward(residuals, g):
+    # The formula of `_backward` for one image; the parameters add the images up.
+    x, scale, mean, inverse = residuals
+    g = lax.optimization_barrier(g)
+    count = x.shape[1] * x.shape[2]
+    bias_gradient = jnp.sum(g, axis=(1, 2), keepdims=True)
+    products = jnp.sum(g * x, axis=(1, 2), keepdims=True)
+    scale_gradient = inverse * (products - mean * bias_gradient)
+    slope = inverse * scale_gradient / count
+    shared = (bias_gradient / count - mean * slope) + x * slope
+    dx = (inverse * scale) * (g - shared)
+    return dx, jnp.sum(scale_gradient, (0, 1, 2)), jnp.sum(bias_gradient, (0, 1, 2))
+
+
+channel_norm.defvjp(_channel_forward, _channel_backward)
+
+
+def folded(mean, variance, scale, bias) -> tuple[types.Array, types.Array]:
+    """Gives factor and offset [C] of x * factor + offset, a norm by statistics."""
+    factor = scale * lax.rsqrt(variance + EPSILON)
+    return factor, bias - mean * factor
+
+
+def unbiased(variance: types.Array, count: types.Array) -> types.Array:
+    """Corrects the variance of `count` values, as running statistics keep it."""
+    return variance * count / jnp.maximum(count - 1, 1)

@@ -56,7 +56,7 @@ class Frozen(NamedTuple):
     """What a frozen quantised layer reads: arrays of the `frozen` collection."""
 
     weights: quant.QArray
-    bias: types.Array
+    bias: types.Array | None
     output: types.Array  # observed max|output|
     gradient: types.Array  # observed max|gradient|
 
@@ -74,7 +74,8 @@ def after(operation, spec, relu, x, frozen, key):
     weights = frozen.weights
     if not spec.requantise_after:
         sums, unit = operation.codes(codes, weights)
-        return sums.astype(jnp.float32) * unit + frozen.bias
+        y = sums.astype(jnp.float32) * unit
+        return y if frozen.bias is None else y + frozen.bias
     sums = operation.codes(codes, weights, frozen.bias)
     out_scale = quant.scale_of(spec, frozen.output, relu)
     return quant.requantise(sums, out_scale, spec, relu, output_key).dequantise()

@@ -65,6 +65,7 @@ class Spec:
       gradient_place: where trained layers observe the range of the gradient: at the
         layer's "input" or "output", at the "product" before its norm (the
         reference's slip: it is used as range of the input's), or "nowhere".
+      reference_quirks: reproduce the reference's other slips (docs/design.md).
     """
 
     bits: int = 8
@@ -79,6 +80,7 @@ class Spec:
     depthwise_after: bool = False
     gradient_place: Literal["input", "product", "output", "nowhere"] = "nowhere"
     codes: bool = True
+    reference_quirks: bool = False
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
@@ -453,6 +455,61 @@ def add(
     half = (total >> 1) + (noise >> 1)
     out_scale = _keep_nonfinite(out_scale, a.scale, b.scale)
     return QArray(_clip(half >> (shift - 1), zero, spec, relu), out_scale, zero)
+
+
+def requantise_values(
+    value: types.Array,
+    unit: types.Array,
+    out_scale: types.Array,
+    spec: Spec,
+    relu: bool = False,
+    key: types.Key | None = None,
+) -> QArray:
+    """Quantises what an operation made of dequantised codes in floats.
+
+    For what has no integer form: norms by statistics of the values themselves.
+
+    Args:
+      value: float32.
+      unit: scale of the codes that it was made of, [].
+      out_scale: scale of the result, [].
+      spec: widths and zero points.
+      relu: cut negative values off.
+      key: for stochastic rounding.
+
+    Returns:
+      A QArray of the shape of value.
+    """
+    value = jax.nn.relu(value) if relu else value
+    q = quantise(value, out_scale, spec, relu, key)
+    return QArray(q.codes, _keep_nonfinite(out_scale, unit), q.zero_point)
+
+
+def concat(
+    a: QArray, b: QArray, out_scale: types.Array, spec: Spec, key=None
+) -> QArray:
+    """Concatenates two quantised arrays of any scales along the last axis.
+
+    Args:
+      a: codes of any zero point, scale [].
+      b: likewise; the other axes as of a.
+      out_scale: scale of the result.
+      spec: widths and zero points of the result.
+      key: for stochastic rounding.
+
+    Returns:
+      A QArray [..., channels of a and b].
+    """
+    keys = (None, None) if key is None else jax.random.split(key)
+    zero = spec.zero_point_of(False)
+
+    def rescaled(x, key):
+        codes = x.codes.astype(jnp.int32) - x.zero_point
+        return _clip(rescale(codes, x.scale / out_scale, key), zero, spec, False)
+
+    codes = [rescaled(x, key) for x, key in zip((a, b), keys, strict=True)]
+    out_scale = _keep_nonfinite(out_scale, a.scale, b.scale)
+    return QArray(jnp.concatenate(codes, axis=-1), out_scale, zero)
 
 
 def apply_oracle(operation, x: QArray, w: QArray, bias=None) -> types.Array:

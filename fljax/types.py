@@ -47,6 +47,8 @@ class BlockCounts(NamedTuple):
     outputs: int  # values of the block's output
     params: int  # trainable parameters
     upload_bytes: int  # bytes a client sends when it trained the block
+    entry_bytes: int = 0  # of these, not sent where the block is the window's first
+    before_bytes: int = 0  # bytes that are sent though the block is before the window
 
 
 class Budgets(NamedTuple):

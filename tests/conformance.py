@@ -2,9 +2,10 @@
 
     python -m tests.conformance DIR [--tables=DIR]
 
-DIR may hold block_mobilenet*.npz, net_mobilenetv2.npz, splits_*.npz and
-maximal_windows.json (which needs the cost tables). Exits with 1 if a case falls
-short of its limit, 2 if there was nothing to replay.
+DIR may hold block_*.npz (of mobilenet, resnet and densenet), net_*.npz (of the networks
+of `reference_names.NETWORKS`), splits_*.npz and maximal_windows.json (which needs the
+cost tables). Exits with 1 if a case falls short of its limit, 2 if there was nothing to
+replay.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ import numpy as np
 
 from fljax import costs, layers, plans, quant, signals, types
 from fljax.data import partition
-from fljax.models import mobilenetv2, network
+from fljax.models import network
+from tests import reference_names
 
 SPEC = quant.REFERENCE
 HALF = SPEC.levels(nonnegative=False)  # op_scale * 63.5 = max|x|
@@ -71,54 +73,32 @@ def _to_reference(w: np.ndarray) -> np.ndarray:
     return np.transpose(w, (3, 2, 0, 1)) if w.ndim == 4 else w
 
 
-# (reference convolution, reference norm) by our layer of an inverted residual.
-LAYERS = {
-    "expand": ("conv1", "bn1"),
-    "filter": ("conv2", "bn2"),
-    "project": ("conv3", "bn3"),
-    "shortcut": ("shortcut.0", "shortcut.1"),
-}
-
-
-def _block_names(prefix: str, with_shortcut: bool, outer: bool) -> dict:
-    """Gives our (layer, parameter) -> the reference's parameter name."""
-    names = {"conv": ("conv1", "bn1")} if outer else dict(LAYERS)
-    if not outer and not with_shortcut:
-        del names["shortcut"]
-    result = {}
-    for ours, (conv, norm) in names.items():
-        result[ours, "kernel"] = f"{prefix}{conv}.weight"
-        result[ours, "scale"] = f"{prefix}{norm}.weight"
-        result[ours, "bias"] = f"{prefix}{norm}.bias"
-    return result
-
-
-def _params(names: dict, values) -> dict:
+def _params(names: reference_names.Names, values) -> dict:
     params: dict = {}
-    for (layer, field), name in names.items():
+    for (layer, field), name in names.parameters.items():
         value = _kernel(values[name]) if field == "kernel" else values[name]
         params.setdefault(layer, {})[field] = jnp.asarray(value)
     return params
 
 
-def _buffers(state, prefix: str, with_shortcut: bool, with_add: bool) -> dict:
+def _buffers(names: reference_names.Names, values, at: str) -> dict:
     """Reads a block's norms and ranges from the reference's buffers."""
-    norms: dict = {}
-    ranges: dict = {}
-    backward: dict = {}
-    for ours, (_, norm) in LAYERS.items():
-        if ours == "shortcut" and not with_shortcut:
-            continue
-        at = f"{prefix}{norm}."
-        norms[ours] = {
-            "mean": jnp.asarray(state[at + "running_mean"]),
-            "var": jnp.asarray(state[at + "running_var"]),
-        }
-        ranges[ours] = {"range": jnp.asarray(state[at + "op_scale"][0] * HALF)}
-        backward[ours] = {"range": jnp.asarray(state[at + "op_scale_bw"][0] * HALF)}
-    if with_add:
-        ranges["add"] = {"range": jnp.asarray(state[f"{prefix}add.op_scale"][0] * HALF)}
-    return {"norms": norms, "ranges": ranges, "backward": backward}
+    state: dict = {collection: {} for collection in COLLECTIONS[1:]}
+    for (collection, layer, field), name in names.buffers.items():
+        value = values[at + name]
+        value = value[0] * HALF if field == "range" else value
+        state[collection].setdefault(layer, {})[field] = jnp.asarray(value)
+    return state
+
+
+def _initial(shapes: dict) -> dict:
+    """Gives the collections beside the parameters as PyTorch starts them."""
+
+    def leaf(path, shape):
+        return (jnp.ones if path[-1].key == "var" else jnp.zeros)(shape.shape)
+
+    of_block = {name: shapes.get(name, {}) for name in COLLECTIONS[1:]}
+    return jax.tree_util.tree_map_with_path(leaf, of_block)
 
 
 def relative(ours, theirs) -> float:
@@ -148,19 +128,20 @@ def _codes_line(case, ours: np.ndarray, theirs: np.ndarray) -> Line:
 
 
 def replay_block(case: str, data) -> Iterator[Line]:
-    """Replays one inverted residual in its three roles."""
-    names = _block_names("state/", "state/shortcut.0.weight" in data, outer=False)
-    inside, channels = data["state/conv1.weight"].shape[:2]
-    stride = data["cal_x"].shape[2] // data["cal_y"].shape[2]
-    features = data["cal_y"].shape[1]
-    block = mobilenetv2.InvertedResidual(inside // channels, features, stride)
-    params = _params(names, data)
-    shortcut, with_add = "state/shortcut.0.weight" in data, stride == 1
-    observed = _buffers(data, "state/", shortcut, with_add)
-    zeros = jax.tree.map(jnp.zeros_like, observed)
+    """Replays one block in its three roles."""
+    block = reference_names.block_of(case, data)
+    cal = jax.ShapeDtypeStruct(_nhwc(data["cal_x"]).shape, jnp.float32)
+    shapes = jax.eval_shape(
+        lambda x: block.init(jax.random.key(0), x, layers.Call()), cal
+    )
+    names = reference_names.names_of(block, shapes)
+    state = {name[6:]: data[name] for name in data.files if name[:6] == "state/"}
+    params = _params(names, state)
+    observed = _buffers(names, data, "state/")
+    initial = _initial(shapes)
 
     def trained(params, backward, x):
-        variables = {"params": params, **zeros, "backward": backward}
+        variables = {"params": params, **initial, "backward": backward}
         call = layers.Call(ROLE.TRAINED, SPEC)
         return block.apply(variables, x, call, mutable=["norms", "ranges"])
 
@@ -171,16 +152,16 @@ def replay_block(case: str, data) -> Iterator[Line]:
         y, pull, updates = jax.vjp(trained, params, backward, x, has_aux=True)
         return y, updates, pull(g)
 
-    y, updates, (gradients, backward, dx) = pulled(params, zeros["backward"], x, g)
+    y, updates, (gradients, backward, dx) = pulled(params, initial["backward"], x, g)
     yield _float_line(case, "trained: output", _nchw(y), data["cal_y"])
     yield _float_line(case, "trained: input gradient", _nchw(dx), data["cal_dx"])
     errors = [
-        relative(_to_reference(gradients[layer][field]), data[f"cal_dw/{name[6:]}"])
-        for (layer, field), name in names.items()
+        relative(_to_reference(gradients[layer][field]), data[f"cal_dw/{name}"])
+        for (layer, field), name in names.parameters.items()
     ]
     figures = f"largest relative difference {max(errors):.2e} of {len(errors)}"
     yield Line(case, "trained: parameter gradients", figures, max(errors) <= 1e-4)
-    ours = {**updates, "backward": backward}
+    ours = {"norms": {}, **updates, "backward": backward}
     errors = jax.tree.leaves(jax.tree.map(relative, ours, observed))
     figures = f"largest relative difference {max(errors):.2e} of {len(errors)}"
     yield Line(case, "trained: norms and ranges", figures, max(errors) <= 1e-4)
@@ -209,27 +190,12 @@ def replay_block(case: str, data) -> Iterator[Line]:
         return y, *pull(g)
 
     y, dx = pulled_after(x, _nhwc(data["bw_g"]))
-    last = "add" if with_add else "bn3"
-    step = float(data[f"state/{last}.op_scale"][0])
+    step = float(data[f"state/{names.last}.op_scale"][0])
     steps = float(np.abs(_nchw(y) - data["bw_y"]).max()) / step
     yield Line(case, "frozen after: output", f"largest {steps:.3f} steps", steps <= 2)
     similarity = cosine(_nchw(dx), data["bw_dx"])
     figures = f"cosine {similarity:.5f}"
     yield Line(case, "frozen after: input gradient", figures, similarity >= 0.998)
-
-
-def _network_names(net: network.Network) -> list[dict]:
-    """Gives for each block our (layer, parameter) -> the reference's name."""
-    names = [_block_names("layer_in.", False, outer=True)]
-    channels = 32
-    for i, block in enumerate(net.blocks[1:18]):
-        assert isinstance(block, mobilenetv2.InvertedResidual)
-        shortcut = block.stride == 1 and block.features != channels
-        names.append(_block_names(f"layers.{i}.", shortcut, outer=False))
-        channels = block.features
-    names.append(_block_names("layer_out.", False, outer=True))
-    dense = {"kernel": "linear.weight", "bias": "linear.bias"}
-    return [*names, {("dense", field): name for field, name in dense.items()}]
 
 
 def _draw(tag: str, name: str, shape) -> np.ndarray:
@@ -243,20 +209,16 @@ def _draw(tag: str, name: str, shape) -> np.ndarray:
     )
 
 
-def _drawn_state(net: network.Network, names: list[dict], tag: str) -> list[dict]:
-    shapes = jax.eval_shape(lambda: network.init(net, jax.random.key(0)))
+def _drawn_state(shapes, names: list[reference_names.Names], tag: str) -> list[dict]:
     state = []
-    for block_names, block in zip(names, shapes, strict=True):
+    for of_block, block in zip(names, shapes, strict=True):
         params: dict = {}
-        for (layer, field), name in block_names.items():
+        for (layer, field), name in of_block.parameters.items():
             shape = _to_reference(np.empty(block["params"][layer][field].shape)).shape
             value = _draw(tag, name, shape).astype(np.float32)
             value = _kernel(value) if field == "kernel" else value
             params.setdefault(layer, {})[field] = jnp.asarray(value)
-        zeros = jax.tree.map(
-            lambda x: jnp.zeros(x.shape), {k: block[k] for k in COLLECTIONS[1:]}
-        )
-        state.append({"params": params, **zeros})
+        state.append({"params": params, **_initial(block)})
     return state
 
 
@@ -286,38 +248,46 @@ def _window_step(net, roles, state, x, labels):
 
 
 def replay_network(case: str, data) -> Iterator[Line]:
-    """Replays MobileNetV2: calibration, then every stored window."""
-    net = mobilenetv2.mobilenetv2()
-    names, tag = _network_names(net), "mobilenetv2"
-    state = _drawn_state(net, names, tag)
+    """Replays a network: calibration, then every stored window."""
+    tag = case.removeprefix("net_")
+    shape = data["x"].shape[1:]
+    windows = sorted({key.split("/")[0] for key in data.files if key[0] == "w"})
+    classes = data[f"{windows[0]}/logits"].shape[-1]
+    net = reference_names.network_of(tag)((*shape[1:], shape[0]), classes)
+    shapes = jax.eval_shape(lambda: network.init(net, jax.random.key(0)))
+    names = reference_names.names_of_network(net, shapes, data)
+    state = _drawn_state(shapes, names, tag)
     step = jax.jit(_window_step, static_argnums=(0, 1))
     r = np.random.default_rng([7, zlib.crc32((tag + "cal").encode())])
-    x = r.standard_normal((8, 3, 32, 32)).astype(np.float32)
-    labels = r.integers(0, 10, 8)
+    x = r.standard_normal((8, *shape)).astype(np.float32)
+    labels = r.integers(0, classes, 8)
     roles = (ROLE.TRAINED,) * net.num_blocks
     loss, _, gradients, updates = step(net, roles, state, _nhwc(x), labels)
     yield _float_line(case, "calibration: loss", loss, data["cal_loss"])
     errors = []
-    for i in range(1, 18):
-        block = net.blocks[i]
-        shortcut = ("shortcut", "kernel") in names[i]
-        prefix = f"buffer/layers.{i - 1}."
-        theirs = _buffers(data, prefix, shortcut, block.stride == 1)
-        ours = {**updates[i], "backward": gradients[i][1]}
+    for i, of_block in enumerate(names):
+        theirs = _buffers(of_block, data, "buffer/")
+        ours = {"norms": {}, "ranges": {}, **updates[i], "backward": gradients[i][1]}
         errors += jax.tree.leaves(jax.tree.map(relative, ours, theirs))
         state[i] = {"params": state[i]["params"], **theirs}
     figures = f"largest relative difference {max(errors):.2e} of {len(errors)}"
     yield Line(case, "calibration: buffers", figures, max(errors) <= 1e-4)
 
     x, labels = _nhwc(data["x"]), data["y"]
-    windows = sorted({key.split("/")[0] for key in data.files if key[0] == "w"})
     for window in windows:
         first, last = map(int, window[1:].split("-"))
         roles = plans.roles(plans.Plan(first, last), net.num_blocks)
         loss, logits, gradients, _ = step(net, roles, state, x, labels)
         lines = list(
             _window_lines(
-                case, window, data, names, loss, logits, gradients, last == 19
+                case,
+                window,
+                data,
+                names,
+                loss,
+                logits,
+                gradients,
+                last == net.num_blocks - 1,
             )
         )
         yield from lines
@@ -335,8 +305,9 @@ def _cosines(data, window, names, gradients):
     """Gives name -> cosine of the first 64 values, and the names that are noise."""
     cosines, noise = {}, []
     for i, (params, _) in gradients.items():
-        sizes = {n: float(data[f"{window}/gradnorm/{n}"]) for n in names[i].values()}
-        for (layer, field), name in names[i].items():
+        ours = names[i].parameters
+        sizes = {n: float(data[f"{window}/gradnorm/{n}"]) for n in ours.values()}
+        for (layer, field), name in ours.items():
             value = _to_reference(params[layer][field])
             if sizes[name] < NOISE * max(sizes.values()):
                 noise.append(name)
@@ -428,11 +399,12 @@ def replay_windows(case: str, expected: dict, tables: pathlib.Path) -> Iterator[
 
 def replay(folder: pathlib.Path, tables: pathlib.Path | None) -> Iterator[Line]:
     """Replays all that the folder holds."""
-    for path in sorted(folder.glob("block_mobilenet*.npz")):
-        if "_gn_" not in path.name:  # group norms: not built yet
+    for path in sorted(folder.glob("block_*.npz")):
+        if path.stem.split("_")[1] in reference_names.FAMILIES:
             yield from replay_block(path.stem, np.load(path))
-    for path in sorted(folder.glob("net_mobilenetv2.npz")):
-        yield from replay_network(path.stem, np.load(path))
+    for path in sorted(folder.glob("net_*.npz")):
+        if path.stem.removeprefix("net_") in reference_names.NETWORKS:
+            yield from replay_network(path.stem, np.load(path))
     for path in sorted(folder.glob("splits_*.npz")):
         yield from replay_splits(path.stem, np.load(path))
     for path in sorted(folder.glob("maximal_windows.json")):

@@ -2,10 +2,13 @@
 
 import json
 
+import jax
 import numpy as np
 import pytest
 
-from tests import conformance
+from fljax import models
+from fljax.models import network
+from tests import conformance, reference_names
 
 
 def check(lines):
@@ -16,9 +19,21 @@ def check(lines):
     return len(lines)
 
 
-@pytest.mark.parametrize("block", ["s1_identity", "s1_shortcut", "s2"])
+BLOCKS = (
+    "mobilenet_s1_identity",
+    "mobilenet_s1_shortcut",
+    "mobilenet_s2",
+    "mobilenet_gn_s1",
+    "resnet_basic_s1",
+    "resnet_basic_s2",
+    "densenet_bottleneck",
+    "densenet_transition",
+)
+
+
+@pytest.mark.parametrize("block", BLOCKS)
 def test_block(shared, block):
-    path = shared / f"conformance/block_mobilenet_{block}.npz"
+    path = shared / f"conformance/block_{block}.npz"
     assert check(conformance.replay_block(path.stem, np.load(path))) == 8
 
 
@@ -69,3 +84,66 @@ def test_a_difference_falls_short(shared):
     wrong = {name: {budget: [*by_budget[budget], [0, 1]]}}
     (line,) = conformance.replay_windows("case", wrong, shared / "reference/tables")
     assert not line.passed
+
+
+class Stored:
+    """Stands for an npz file that holds a gradient of every given parameter."""
+
+    def __init__(self, names):
+        self.files = [f"w0-9/gradnorm/{name}" for name in names]
+
+
+def norm(name):
+    return [f"{name}.weight", f"{name}.bias"]
+
+
+def resnet18(stem, inside, head):
+    """Lists the reference's parameters of ResNet18 under one spelling."""
+    names = [f"{stem[0]}.weight", *norm(stem[1]), *norm(head)]
+    for i in range(8):
+        at = inside(i)
+        for j in (1, 2):
+            names += [f"{at}.conv{j}.weight", *norm(f"{at}.bn{j}")]
+        if i in (2, 4, 6):
+            names += [f"{at}.shortcut.0.weight", *norm(f"{at}.shortcut.1")]
+    return names
+
+
+def densenet40(head_norm, head):
+    names = ["conv1.weight", *norm(head_norm), *norm(head)]
+    for group in (1, 2, 3):
+        for i in range(6):
+            at = f"dense{group}.{i}"
+            names += [*norm(f"{at}.bn1"), f"{at}.conv1.weight", *norm(f"{at}.bn2")]
+            names.append(f"{at}.conv2.weight")
+        if group < 3:
+            names += [*norm(f"trans{group}.bn1"), f"trans{group}.conv1.weight"]
+    return names
+
+
+SPELLINGS = {
+    "resnet18": [
+        resnet18(
+            ("input_layer.conv1", "input_layer.bn1"), "layers.{}".format, "linear"
+        ),
+        resnet18(
+            ("input_layer.0", "input_layer.1"),
+            lambda i: f"layer{i // 2 + 1}.{i % 2}",
+            "linear",
+        ),
+        resnet18(("conv1", "bn1"), lambda i: f"layers.{i // 2}.{i % 2}", "fc"),
+    ],
+    "densenet40": [densenet40("bn", "fc"), densenet40("bn1", "linear")],
+}
+
+
+@pytest.mark.parametrize("name", SPELLINGS)
+def test_names_of_networks(name):
+    net = models.BY_NAME[name]()
+    shapes = jax.eval_shape(lambda: network.init(net, jax.random.key(0)))
+    for spelling in SPELLINGS[name]:
+        names = reference_names.names_of_network(net, shapes, Stored(spelling))
+        found = [n for block in names for n in block.parameters.values()]
+        assert sorted(found) == sorted(spelling)
+    with pytest.raises(ValueError, match="expected parameters such as"):
+        reference_names.names_of_network(net, shapes, Stored(["nothing"]))

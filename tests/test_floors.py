@@ -31,6 +31,8 @@ FLOORS = (
     (
         "operations",
         "layers",
+        "lone_norms",
+        "joins",
         "models.network",
         "models.logistic",
         "models.mobilenetv2",

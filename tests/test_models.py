@@ -61,13 +61,63 @@ def test_mobilenetv2_operations(mobilenet_counts):
     assert (last.macs, last.outputs, last.kept) == (1280 * 10, 10, 1280 + 10)
 
 
-def test_upload_of_every_window_is_the_published_one(mobilenet_counts, shared):
-    table = json.loads((shared / "reference/tables/MobileNet.json").read_text())
-    full = plans.upload_bytes(plans.full(20), mobilenet_counts)
-    assert len(table["windows"]) == 210
+# Facts sheet, 1.2 and 1.7: name -> blocks, parameters, bytes of all. The large
+# network has no published total.
+SIZES = {
+    "mobilenetv2": (20, 2_296_922, 9_318_260),
+    "mobilenetv2_gn": (20, 2_296_922, 9_188_624),
+    "resnet18": (10, 11_173_962, 44_733_996),
+    "resnet50": (18, 23_520_842, 94_296_024),
+    "densenet40": (22, 176_122, 724_472),
+}
+TABLES = {
+    "mobilenetv2": ("MobileNet", 210),
+    "mobilenetv2_gn": ("MobileNetGroupNorm", 210),
+    "mobilenetv2_large": ("MobileNetLarge", 210),
+    "resnet18": ("ResNet18", 55),
+    "resnet50": ("ResNet50", 171),
+    "densenet40": ("DenseNet40", 253),
+}
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_networks_are_as_large_as_the_reference(name):
+    counts = network.counts(models.BY_NAME[name]())
+    blocks, params, upload = SIZES[name]
+    assert len(counts) == blocks
+    assert sum(block.params for block in counts) == params
+    assert plans.upload_bytes(plans.full(blocks), counts) == upload
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_upload_of_every_window_is_the_published_one(name, shared):
+    file, size = TABLES[name]
+    table = json.loads((shared / f"reference/tables/{file}.json").read_text())
+    counts = network.counts(models.BY_NAME[name](), reference_quirks=True)
+    full = plans.upload_bytes(plans.full(len(counts)), counts)
+    assert len(table["windows"]) == size
     for first, last, _, data, _ in table["windows"]:
-        upload = plans.upload_bytes(plans.Plan(first, last), mobilenet_counts)
+        upload = plans.upload_bytes(plans.Plan(first, last), counts)
         assert abs(upload / full - data) <= 0.5e-5 + 1e-9, (first, last)
+
+
+def test_the_stem_of_the_large_network_is_sent_by_quirk_alone():
+    net = models.BY_NAME["mobilenetv2_large"]((16, 16, 3))
+    plain, quirk = (network.counts(net, quirks) for quirks in (False, True))
+    late = plans.Plan(19, 19)
+    assert plans.upload_bytes(late, plain) == 51_240
+    assert plans.upload_bytes(late, quirk) == 51_240 + 3_712
+    assert plans.upload_bytes(plans.full(20), quirk) == sum(
+        block.upload_bytes for block in plain
+    )
+
+
+def test_the_entry_norm_of_the_first_block_is_not_sent():
+    counts = network.counts(models.BY_NAME["densenet40"]((8, 8, 3)))
+    # Of 24 channels: mean, variance, batch counter and two ranges.
+    assert counts[1].entry_bytes == 4 * (2 * 24 + 1 + 2)
+    alone, both = (plans.upload_bytes(plans.Plan(a, 1), counts) for a in (1, 0))
+    assert both - alone == counts[0].upload_bytes + counts[1].entry_bytes
 
 
 def test_small_convnet_by_hand():

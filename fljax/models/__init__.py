@@ -1,9 +1,21 @@
 """The networks; `BY_NAME` maps each name to its factory."""
 
-from fljax.models import logistic, mobilenetv2, plain_cnn, small_convnet
+from fljax.models import (
+    densenet,
+    logistic,
+    mobilenetv2,
+    plain_cnn,
+    resnet,
+    small_convnet,
+)
 
 BY_NAME = {
     "mobilenetv2": mobilenetv2.mobilenetv2,
+    "mobilenetv2_gn": mobilenetv2.mobilenetv2_gn,
+    "mobilenetv2_large": mobilenetv2.mobilenetv2_large,
+    "resnet18": resnet.resnet18,
+    "resnet50": resnet.resnet50,
+    "densenet40": densenet.densenet40,
     "small_convnet": small_convnet.small_convnet,
     "cnn": plain_cnn.cnn,
     "cnn_dropout": plain_cnn.cnn_dropout,

@@ -1,9 +1,11 @@
-"""MobileNetV2 for CIFAR (Sandler et al., CVPR 2018), as CoCoFL's reference has it.
+"""MobileNetV2 (Sandler et al., CVPR 2018), as CoCoFL's reference has it.
 
-Strides fit 32 x 32 images, ReLU instead of ReLU6, a residual sum on every stride 1
-block (through a 1 x 1 convolution where the width changes), no ReLU after the sum.
-20 blocks: stem, 17 inverted residuals, 1 x 1 convolution, classifier. Stem, last
-convolution and classifier stay in float32 when frozen.
+Strides fit 32 x 32 images (221 x 221: `mobilenetv2_large`), ReLU instead of ReLU6, a
+residual sum on every stride 1 block (through a 1 x 1 convolution where the width
+changes), no ReLU after the sum. 20 blocks: stem, 17 inverted residuals, 1 x 1
+convolution, classifier. Stem, last convolution and classifier stay in float32 when
+frozen. `mobilenetv2_gn` has group norms, with as many groups as channels, instead of
+batch norms.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 from flax import linen as nn
 
-from fljax import layers, signals
+from fljax import layers, lone_norms, signals
 from fljax.models import network
 
 # (expansion, width, blocks, stride of the first)
@@ -26,6 +28,32 @@ GROUPS = (
 )
 
 
+def normed(make, *arguments, name: str, group_norm: bool, relu: bool = False, **fields):
+    """Makes a product with its norm, batch or group, and ReLU.
+
+    Args:
+      make: `layers.conv` or `layers.depthwise`, called with `arguments` and `fields`.
+      arguments: of the product.
+      name: of the product; a group norm is named NAME_norm.
+      group_norm: of as many groups as channels; else a batch norm.
+      relu: a ReLU follows.
+      fields: of the product.
+
+    Returns:
+      (signal, call) -> signal; to be called inside a block.
+    """
+    if not group_norm:
+        return make(*arguments, relu=relu, name=name, **fields)
+
+    def run(x: signals.Signal, call: layers.Call) -> signals.Signal:
+        product = make(*arguments, norm=False, bias=False, name=name, **fields)
+        quantised = fields.get("quantised", True)
+        norm = lone_norms.GroupNorm(relu, quantised, name=f"{name}_norm")
+        return norm(product(x, call), call)
+
+    return run
+
+
 class Outer(nn.Module):
     """A convolution block that stays in float32 in every role.
 
@@ -33,21 +61,28 @@ class Outer(nn.Module):
       features: output channels.
       kernel_size: 3 for the stem, 1 for the last convolution.
       tracked: keep running statistics.
+      stride: of the convolution.
+      group_norm: instead of a batch norm.
     """
 
     features: int
     kernel_size: int
     tracked: bool = False
+    stride: int = 1
+    group_norm: bool = False
 
     @nn.compact
     def __call__(self, x: signals.Signal, call: layers.Call) -> signals.Signal:
-        """Maps [B, H, W, in] to [B, H, W, features]."""
-        return layers.conv(
+        """Maps [B, H, W, in] to [B, H / stride, W / stride, features]."""
+        return normed(
+            layers.conv,
             self.features,
             self.kernel_size,
+            self.stride,
             relu=True,
             quantised=False,
             tracked=self.tracked,
+            group_norm=self.group_norm,
             name="conv",
         )(x, call)
 
@@ -59,24 +94,31 @@ class InvertedResidual(nn.Module):
       expansion: width inside, as a multiple of the input's.
       features: output channels.
       stride: of the depthwise convolution.
+      group_norm: instead of batch norms.
     """
 
     expansion: int
     features: int
     stride: int
+    group_norm: bool = False
 
     @nn.compact
     def __call__(self, x: signals.Signal, call: layers.Call) -> signals.Signal:
         """Maps [B, H, W, in] to [B, H / stride, W / stride, features]."""
         channels = x.shape[-1]
         inside = self.expansion * channels
-        h = layers.conv(inside, 1, relu=True, name="expand")(x, call)
-        h = layers.depthwise(3, self.stride, relu=True, name="filter")(h, call)
-        h = layers.conv(self.features, 1, name="project")(h, call)
+
+        def layer(name, make, *arguments, relu=False):
+            norm = self.group_norm
+            return normed(make, *arguments, name=name, group_norm=norm, relu=relu)
+
+        h = layer("expand", layers.conv, inside, 1, relu=True)(x, call)
+        h = layer("filter", layers.depthwise, 3, self.stride, relu=True)(h, call)
+        h = layer("project", layers.conv, self.features, 1)(h, call)
         if self.stride != 1:
             return h
         if channels != self.features:
-            x = layers.conv(self.features, 1, name="shortcut")(x, call)
+            x = layer("shortcut", layers.conv, self.features, 1)(x, call)
         return layers.Add(name="add")(h, x, call)
 
 
@@ -116,12 +158,46 @@ def mobilenetv2(
     Raises:
       ValueError: the input is no image of 8 x 8 or more.
     """
-    network.check_image("mobilenetv2", input_shape, 8)
-    blocks: list[nn.Module] = [Outer(32, 3, tracked)]
-    for expansion, features, repeats, stride in GROUPS:
+    return _make("mobilenetv2", input_shape, num_classes, tracked)
+
+
+def mobilenetv2_gn(
+    input_shape: tuple[int, ...] = (32, 32, 3),
+    num_classes: int = 10,
+    tracked: bool = False,
+) -> network.Network:
+    """Makes the network with group norms (which keep no statistics to track).
+
+    Arguments as of `mobilenetv2`.
+    """
+    return _make("mobilenetv2_gn", input_shape, num_classes, tracked, group_norm=True)
+
+
+def mobilenetv2_large(
+    input_shape: tuple[int, ...] = (221, 221, 3),
+    num_classes: int = 10,
+    tracked: bool = False,
+) -> network.Network:
+    """Makes the network for images of 221 x 221: stride 2 in stem and second group.
+
+    The reference's clients send its stem whatever they train. Arguments as of
+    `mobilenetv2`.
+    """
+    net = _make("mobilenetv2_large", input_shape, num_classes, tracked, large=True)
+    return net._replace(always_sent=(0,))
+
+
+def _make(name, input_shape, num_classes, tracked, large=False, group_norm=False):
+    """Makes a variant; arguments as of the public functions."""
+    network.check_image(name, input_shape, 8)
+    stem = Outer(32, 3, tracked, 2 if large else 1, group_norm)
+    blocks: list[nn.Module] = [stem]
+    for index, (expansion, features, repeats, first) in enumerate(GROUPS):
         for repeat in range(repeats):
-            blocks.append(
-                InvertedResidual(expansion, features, stride if repeat == 0 else 1)
-            )
-    blocks += [Outer(1280, 1, tracked), Classifier(num_classes)]
-    return network.Network("mobilenetv2", tuple(blocks), input_shape, num_classes)
+            stride = first if repeat == 0 else 1
+            if large and (index, repeat) == (1, 0):
+                stride = 2
+            blocks.append(InvertedResidual(expansion, features, stride, group_norm))
+    last = Outer(1280, 1, tracked, group_norm=group_norm)
+    blocks += [last, Classifier(num_classes)]
+    return network.Network(name, tuple(blocks), input_shape, num_classes)

@@ -27,12 +27,15 @@ class Network(NamedTuple):
       blocks: linen modules with `__call__(x, call)`, index 0 first.
       input_shape: of one example, without the batch axis.
       num_classes: width of the logits.
+      always_sent: blocks that the reference's clients send even where they are frozen
+        before the window, by a slip that `counts` reproduces if asked.
     """
 
     name: str
     blocks: tuple[nn.Module, ...]
     input_shape: tuple[int, ...]
     num_classes: int
+    always_sent: tuple[int, ...] = ()
 
     @property
     def num_blocks(self) -> int:
@@ -133,7 +136,9 @@ def freeze(
     )
 
 
-def counts(network: Network) -> tuple[types.BlockCounts, ...]:
+def counts(
+    network: Network, reference_quirks: bool = False
+) -> tuple[types.BlockCounts, ...]:
     """Counts what each block computes, keeps and uploads, for one example.
 
     The upload is the reference's: 4 bytes for every parameter, running statistic and
@@ -141,6 +146,7 @@ def counts(network: Network) -> tuple[types.BlockCounts, ...]:
 
     Args:
       network: the network; it is traced, not run.
+      reference_quirks: count `network.always_sent` as the reference sends it.
 
     Returns:
       A tuple over the blocks.
@@ -149,7 +155,7 @@ def counts(network: Network) -> tuple[types.BlockCounts, ...]:
     x = jax.ShapeDtypeStruct((1, *network.input_shape), jnp.float32)
     result = []
     for index, variables in enumerate(state):
-        work: dict[str, int] = {"macs": 0, "depthwise_macs": 0, "kept": 0}
+        work = dict.fromkeys(("macs", "depthwise_macs", "kept", "entry"), 0)
 
         def trace(variables, x, index=index, work=work):
             y, updates = run(
@@ -162,13 +168,18 @@ def counts(network: Network) -> tuple[types.BlockCounts, ...]:
 
         x = jax.eval_shape(trace, variables, x)
         norms = len(jax.tree.leaves(variables["norms"])) // 2
-        values = trees.size([variables[name] for name in STATE]) + norms
+        upload = 4 * (trees.size([variables[name] for name in STATE]) + norms)
+        sent_before = reference_quirks and index in network.always_sent
         result.append(
             types.BlockCounts(
-                **work,
+                macs=work["macs"],
+                depthwise_macs=work["depthwise_macs"],
+                kept=work["kept"],
                 outputs=x.size,
                 params=trees.size(variables["params"]),
-                upload_bytes=4 * values,
+                upload_bytes=upload,
+                entry_bytes=4 * work["entry"],
+                before_bytes=upload if sent_before else 0,
             )
         )
     return tuple(result)
