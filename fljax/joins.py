@@ -23,7 +23,7 @@ class Concat(nn.Module):
             layers.record_range(self, call, lambda: quant.amax(seen))
             return y
         observed = layers.frozen_range(self)
-        if call.role is types.Role.FROZEN_BEFORE:
+        if call.role is types.Role.FROZEN_BEFORE and call.spec.codes:
             a, b = (
                 signals.to_codes(x, call.spec, layers.rounding_key(self, call))
                 for x in (a, b)

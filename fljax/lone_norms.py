@@ -58,7 +58,8 @@ class GroupNorm(nn.Module):
         scale, bias = self.variable(
             "frozen", "affine", _affine, self, x.shape[-1]
         ).value
-        if self.quantised and call.role is types.Role.FROZEN_BEFORE:
+        coded = self.quantised and call.spec.codes
+        if coded and call.role is types.Role.FROZEN_BEFORE:
             x = signals.to_codes(x, call.spec, layers.rounding_key(self, call))
             y = norms.channel_norm(x.dequantise(), scale, bias)
             return _requantised(self, y, x.scale, self.relu, call)
@@ -104,7 +105,8 @@ class BatchNorm(nn.Module):
         channels = x.shape[-1]
         if call.role is types.Role.TRAINED:
             return self._trained(signals.to_float(x), call)
-        if self.quantised and call.role is types.Role.FROZEN_BEFORE:
+        coded = self.quantised and call.spec.codes
+        if coded and call.role is types.Role.FROZEN_BEFORE:
             x = signals.to_codes(x, call.spec, layers.rounding_key(self, call))
             factor, offset = self.variable(
                 "frozen", "folded", self._folded, channels
