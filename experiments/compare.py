@@ -87,6 +87,7 @@ def _of_run(records: Sequence[simulation.Record]) -> dict[str, float]:
     return {
         "test_accuracy": last["test_accuracy"],
         "test_loss": last["test_loss"],
+        "macro_f1": last["macro_f1"],
         "worst_tier_accuracy": last["worst_tier_accuracy"],
         "tier_spread": last["tier_spread"],
         "upload_bytes": upload,
