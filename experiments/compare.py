@@ -149,7 +149,11 @@ def _main() -> None:
     runs: Runs = {name: [] for name in names}
     by_seed = {seed: {name: _config(name, seed) for name in names} for seed in seeds}
     for seed, settings in by_seed.items():
-        ready = experiment.build(settings[names[0]])
+        ready = experiment.build(
+            settings[names[0]],
+            workdir=str(workdir / names[0] / f"seed_{seed}"),
+            cache=main.DATA_CACHE.value,
+        )
         for name in names:  # what a device cannot do is known before any training
             experiment.algorithm(settings[name], ready)
         for name in names:

@@ -19,6 +19,12 @@ _CACHE = flags.DEFINE_string(
     "Folder that keeps compiled programs from run to run; empty: none.",
 )
 
+DATA_CACHE = flags.DEFINE_string(
+    "data_cache",
+    os.path.join(_CACHE.default, "data"),
+    "Folder that keeps decoded data from run to run; empty: none.",
+)
+
 WORKDIR = flags.DEFINE_string(
     "workdir", "", "Folder that everything goes to; empty: nothing is kept."
 )

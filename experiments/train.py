@@ -21,10 +21,11 @@ _CHECKPOINT_EVERY = flags.DEFINE_integer(
 
 def _main() -> None:
     config = configs.from_flags(flags.FLAGS)
+    workdir = main.WORKDIR.value or None
     records = experiment.run(
         config,
-        experiment.build(config),
-        main.WORKDIR.value or None,
+        experiment.build(config, workdir=workdir, cache=main.DATA_CACHE.value),
+        workdir,
         _TENSORBOARD.value,
         _CHECKPOINT_EVERY.value,
     )

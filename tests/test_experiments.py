@@ -113,7 +113,8 @@ def test_config_json_is_resolved_and_names_versions_and_device(call, tmp_path):
     assert call(train, *arguments).code == 0
     stored = json.loads((tmp_path / "config.json").read_text())
     fields = set(configs.Config.__dataclass_fields__)
-    assert set(stored["config"]) == fields
+    assert set(stored["config"]) == fields | {"dataset_sha256", "cost_table_sha256"}
+    assert stored["config"]["cost_table_sha256"] is None
     given = {"algorithm": "fedavg", "network": "logistic", "rounds": 1, "seed": 5}
     assert given.items() <= stored["config"].items()
     assert stored["config"]["lr"] == 0.1  # not given
