@@ -87,6 +87,7 @@ def _of_run(records: Sequence[simulation.Record]) -> dict[str, float]:
     return {
         "test_accuracy": last["test_accuracy"],
         "test_loss": last["test_loss"],
+        "macro_f1": last["macro_f1"],
         "worst_tier_accuracy": last["worst_tier_accuracy"],
         "tier_spread": last["tier_spread"],
         "upload_bytes": upload,
@@ -148,7 +149,11 @@ def _main() -> None:
     runs: Runs = {name: [] for name in names}
     by_seed = {seed: {name: _config(name, seed) for name in names} for seed in seeds}
     for seed, settings in by_seed.items():
-        ready = experiment.build(settings[names[0]])
+        ready = experiment.build(
+            settings[names[0]],
+            workdir=str(workdir / names[0] / f"seed_{seed}"),
+            cache=main.DATA_CACHE.value,
+        )
         for name in names:  # what a device cannot do is known before any training
             experiment.algorithm(settings[name], ready)
         for name in names:

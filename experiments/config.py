@@ -14,7 +14,7 @@ from typing import Any
 
 from absl import flags
 
-from fljax import algorithms, models
+from fljax import algorithms, augment, models
 
 PARTITIONS = ("iid", "dirichlet", "resource_correlated", "natural")
 
@@ -33,7 +33,17 @@ class Config:
         "mobilenetv2, mobilenetv2_gn, mobilenetv2_large, resnet18, resnet50, "
         "densenet40, small_convnet, cnn, cnn_dropout or logistic.",
     )
-    dataset: str = _field("digits", "digits, npz:PATH or tfds:NAME.")
+    dataset: str = _field("digits", "digits, npz:PATH, folder:DIR, leaf:DIR, "
+                                    "jsonl:PATH or tfds:NAME.")  # fmt: skip
+    test_share: float = _field(0.0, "Share of all examples that are for testing, drawn "
+                                    "by the seed; 0: the data's split.")  # fmt: skip
+    image_size: int = _field(0, "Height and width that images are resized to; 0: as "
+                                "they are.")  # fmt: skip
+    image_mode: str = _field("stored", "Images in grey or rgb, or as stored.")
+    max_tokens: int = _field(512, "Tokens of a text; longer ones are cut.")
+    vocabulary_size: int = _field(16_000, "Subwords that texts are made of, at most.")
+    augment: str = _field("none", "Training batches: none, or crop_flip (shifted by up "
+                                  "to 4 pixels, half of them mirrored).")  # fmt: skip
     mean: str = _field("", "Means that inputs are normalised by, one a channel, comma "
                            "separated; empty: the training set's.")  # fmt: skip
     std: str = _field("", "Standard deviations, likewise.")
@@ -79,12 +89,17 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "algorithm": tuple(algorithms.BY_NAME),
     "network": tuple(models.BY_NAME),
     "partition": PARTITIONS,
+    "image_mode": ("stored", "grey", "rgb"),
+    "augment": tuple(augment.BY_NAME),
     "weighting": ("uniform", "examples"),
     "fixed_point": ("default", "reference", "none"),
     "rounding": ("nearest", "stochastic"),
     "norm_statistics": ("batch", "running"),
 }
 _LEAST: dict[str, float] = {
+    "image_size": 0,
+    "max_tokens": 1,
+    "vocabulary_size": 2,
     "num_clients": 1,
     "clients_per_round": 1,
     "rounds": 1,
@@ -184,6 +199,10 @@ def check(config: Config) -> None:
         value = getattr(config, name)
         if not 0 < value < float("inf"):
             raise ValueError(f"--{name}: expected a number above 0, got {value}")
+    if not 0 <= config.test_share < 1:
+        raise ValueError(
+            f"--test_share: expected 0 or more and less than 1, got {config.test_share}"
+        )
     if config.seed >= 2**32:
         raise ValueError(f"--seed: expected a number below 2**32, got {config.seed}")
     if not 2 <= config.bits <= 8:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import inspect
 import io
+import pathlib
 import sys
 from typing import Any, NamedTuple
 
@@ -15,6 +18,7 @@ from experiments import config as configs
 from experiments import progress
 from fljax import (
     algorithms,
+    augment,
     client,
     cohort,
     cost_model,
@@ -26,6 +30,7 @@ from fljax import (
     quant,
     simulation,
     types,
+    writers,
 )
 from fljax.algorithms import averaging, cocofl
 from fljax.data import load, partition
@@ -38,10 +43,17 @@ class Experiment(NamedTuple):
     Attributes:
       federation: the clients, shared by all algorithms of a comparison.
       evaluator: of the global network.
+      dataset_sha256: of the data, as training and evaluation see them.
+      tokenizer: that made tokens of the data, if they are of a trained one.
     """
 
     federation: averaging.Federation
     evaluator: simulation.Evaluator
+    dataset_sha256: str
+    tokenizer: bytes | None = None
+
+
+TOKENIZER = "vocabulary.json"  # in a run folder
 
 
 def _numbers(flag: str, text: str, channels: int, otherwise: np.ndarray) -> np.ndarray:
@@ -61,9 +73,51 @@ def _numbers(flag: str, text: str, channels: int, otherwise: np.ndarray) -> np.n
     return values
 
 
+def _load(config: configs.Config, workdir: str | None, cache: str) -> types.Dataset:
+    """Loads `config.dataset`, with the tokenizer that a run folder holds."""
+    held = pathlib.Path(workdir, TOKENIZER) if workdir else None
+    options = load.Options(
+        image_size=config.image_size,
+        image_mode=config.image_mode,
+        test_share=config.test_share,
+        max_tokens=config.max_tokens,
+        vocabulary_size=config.vocabulary_size,
+        tokenizer=held.read_bytes() if held and held.is_file() else None,
+        seed=config.seed,
+        cache=cache,
+    )
+    with configs.naming("dataset"), progress.Loading() as watch:
+        return load.load(config.dataset, options, watch)
+
+
+def _network(config: configs.Config, data: types.Dataset) -> network.Network:
+    make: Any = models.BY_NAME[config.network]
+    running = config.norm_statistics == "running"
+    takes = "vocabulary" in inspect.signature(make).parameters
+    if data.vocabulary is not None and not takes:
+        raise ValueError(
+            f"--network: expected one for tokens, which {config.dataset!r} is made of, "
+            f"got {config.network!r}"
+        )
+    tokens = {} if data.vocabulary is None else {"vocabulary": data.vocabulary}
+    with configs.naming("network"):
+        return make(data.x_train.shape[1:], data.num_classes, tracked=running, **tokens)
+
+
+def _augment(config: configs.Config, data: types.Dataset):
+    if config.augment != "none" and data.x_train.ndim != 4:
+        raise ValueError(
+            f"--augment={config.augment}: expected images, got examples of shape "
+            f"{list(data.x_train.shape[1:])}"
+        )
+    return augment.BY_NAME[config.augment]
+
+
 def _data(config: configs.Config, data: types.Dataset, devices: Mesh):
     """Puts training and test data on the devices."""
     mean, std = load.normalisation(data)
+    if data.vocabulary is not None and (config.mean or config.std):
+        raise ValueError("--mean and --std: expected none for tokens, got some")
     channels = len(mean)
     statistics = (
         _numbers("mean", config.mean, channels, mean),
@@ -164,12 +218,19 @@ def _mesh(devices: str) -> Mesh:
     return mesh.make(there[: int(devices)])
 
 
-def build(config: configs.Config, data: types.Dataset | None = None) -> Experiment:
+def build(
+    config: configs.Config,
+    data: types.Dataset | None = None,
+    workdir: str | None = None,
+    cache: str = "",
+) -> Experiment:
     """Loads data and makes everything that does not depend on the algorithm.
 
     Args:
       config: checked.
       data: instead of loading `config.dataset`.
+      workdir: run folder whose vocabulary is to be used, if it has one.
+      cache: folder that keeps decoded data; empty: none.
 
     Returns:
       The experiment.
@@ -179,12 +240,9 @@ def build(config: configs.Config, data: types.Dataset | None = None) -> Experime
         came.
     """
     if data is None:
-        with configs.naming("dataset"):
-            data = load.load(config.dataset)
-    make = models.BY_NAME[config.network]
+        data = _load(config, workdir, cache)
+    net = _network(config, data)
     running = config.norm_statistics == "running"
-    with configs.naming("network"):
-        net = make(data.x_train.shape[1:], data.num_classes, tracked=running)
     parts = split(config, data)
     shards = partition.index_table(parts)
     tiers = _tiers(config)
@@ -195,6 +253,7 @@ def build(config: configs.Config, data: types.Dataset | None = None) -> Experime
         weight_decay=config.weight_decay,
         momentum=config.momentum,
         spec=_spec(config),
+        augment=_augment(config, data),
     )
     over = _mesh(config.devices)
     train_data, test_data = _data(config, data, over)
@@ -218,9 +277,8 @@ def build(config: configs.Config, data: types.Dataset | None = None) -> Experime
     )
     counts_by_class = partition.class_counts(data.y_train, parts, data.num_classes)
     mixes = evaluate.tier_mixes(counts_by_class, tier_index, len(tiers))
-    return Experiment(
-        federation, _evaluator(config, federation, test_data, mixes, running)
-    )
+    evaluator = _evaluator(config, federation, test_data, mixes, running)
+    return Experiment(federation, evaluator, load.digest(data), data.tokenizer)
 
 
 def _evaluator(config, fed, test_data, mixes, running) -> simulation.Evaluator:
@@ -270,9 +328,21 @@ def resolved(config: configs.Config, ready: Experiment) -> dict[str, Any]:
         "mean": fed.data.mean,
         "std": fed.data.std,
         "tiers": [dataclasses.asdict(tier) for tier in fed.tiers],
+        "dataset_sha256": ready.dataset_sha256,
         "cost_table": fed.table.source,
+        "cost_table_sha256": _sha256(config.cost_table),
         "client_width": fed.width,
     }
+
+
+def _sha256(path: str) -> str | None:
+    return hashlib.sha256(pathlib.Path(path).read_bytes()).hexdigest() if path else None
+
+
+def _keep_tokenizer(workdir: str, tokenizer: bytes | None) -> None:
+    path = pathlib.Path(workdir, TOKENIZER)
+    if tokenizer is not None and not path.exists():
+        writers.replace_file(path, tokenizer)
 
 
 def run(
@@ -288,7 +358,13 @@ def run(
     label = label or config.algorithm
     shown = sys.stderr if jax.process_index() == 0 else io.StringIO()
     with progress.Progress(config.rounds, label=label, stream=shown) as bar:
-        hooks = simulation.Hooks(bar.start, bar.update, bar.message)
+
+        def start(first: int) -> None:  # the folder is this run's by now
+            if workdir is not None:
+                _keep_tokenizer(workdir, ready.tokenizer)
+            bar.start(first)
+
+        hooks = simulation.Hooks(start, bar.update, bar.message)
         if workdir is None:
             return simulation.run(made, config.rounds, ready.evaluator, hooks)[1]
         return simulation.run_in_folder(

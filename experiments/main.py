@@ -31,6 +31,12 @@ _NUM_PROCESSES = flags.DEFINE_integer("num_processes", 0, "How many there are.")
 _START_SECONDS = 120  # that processes wait for each other at the start
 _HEARTBEAT_SECONDS = 30  # without a sign of life after which a process is lost
 
+DATA_CACHE = flags.DEFINE_string(
+    "data_cache",
+    os.path.join(_CACHE.default, "data"),
+    "Folder that keeps decoded data from run to run; empty: none.",
+)
+
 WORKDIR = flags.DEFINE_string(
     "workdir", "", "Folder that everything goes to; empty: nothing is kept."
 )

@@ -1,4 +1,4 @@
-"""Progress of a run: a bar on a terminal, one line a round elsewhere."""
+"""Progress of a load and of a run: a bar on a terminal, lines elsewhere."""
 
 from __future__ import annotations
 
@@ -11,7 +11,64 @@ from typing import Any, Self, TextIO
 
 _LOSS = ("train_loss", "test_loss")  # the first that a record has is shown
 _ACCURACY = ("test_accuracy",)
+_EVERY = 10  # seconds between the lines of a load
 _RECENT = 20  # rounds that the estimate looks back; early ones compile
+
+
+class Loading:
+    """Shows how far a load is; a context manager, called as data.progress.Watch."""
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        """Start the clock.
+
+        Args:
+          stream: where to write; stderr if None.
+        """
+        self._stream = sys.stderr if stream is None else stream
+        self._what = ""
+        self._next = 0.0  # when a line is due
+        self._bar: Any = None
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        """Show a step: one bar for each `what`, or a line every ten seconds.
+
+        Args:
+          what: is being done.
+          done: how much of it.
+          total: of how much.
+        """
+        if what != self._what:
+            self.close()
+            self._what, self._next = what, time.monotonic() + _EVERY
+            if self._stream.isatty():
+                import tqdm
+
+                self._bar = tqdm.tqdm(
+                    total=total,
+                    desc=what,
+                    file=self._stream,
+                    unit_scale=True,
+                    delay=1,
+                    leave=False,
+                )
+        if self._bar is not None:
+            self._bar.update(done - self._bar.n)
+        elif time.monotonic() >= self._next:
+            self._next = time.monotonic() + _EVERY
+            share = f"{100 * done / max(total, 1):.0f} %"
+            print(f"{what}: {done:,} of {total:,}, {share}", file=self._stream)
+
+    def close(self) -> None:
+        """Take the bar away."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 class Progress:

@@ -25,14 +25,15 @@ _DRY_RUN = flags.DEFINE_bool(
 
 def _main() -> None:
     config = configs.from_flags(flags.FLAGS)
-    ready = experiment.build(config)
+    workdir = main.WORKDIR.value or None
+    ready = experiment.build(config, workdir=workdir, cache=main.DATA_CACHE.value)
     if _DRY_RUN.value:
         print(dry_run.show(dry_run.estimate(config, ready)))
         return
     records = experiment.run(
         config,
         ready,
-        main.WORKDIR.value or None,
+        workdir,
         _TENSORBOARD.value,
         _CHECKPOINT_EVERY.value,
     )

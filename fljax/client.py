@@ -23,7 +23,7 @@ class Data(NamedTuple):
     """Training data on the device, with what normalises it.
 
     Attributes:
-      x: [examples, *features], uint8 or float32.
+      x: [examples, *features], uint8 or float32; other integers are tokens.
       y: [examples] int32.
       mean: [channels] float32, of x (of x / 255 for uint8).
       std: [channels] float32.
@@ -45,6 +45,7 @@ class Training(NamedTuple):
       momentum: of local SGD, from zero in every round.
       spec: fixed point choices of the frozen blocks; the plan sets the width.
       optimiser: (learning rate) -> optax transformation; None: SGD with the above.
+      augment: (key, batch) -> batch, of `augment`; None: batches as they are.
     """
 
     batch_size: int = 32
@@ -53,6 +54,7 @@ class Training(NamedTuple):
     momentum: float = 0.0
     spec: quant.Spec = quant.DEFAULT
     optimiser: Callable[[types.Array], optax.GradientTransformation] | None = None
+    augment: Callable[[types.Key, types.Array], types.Array] | None = None
 
 
 class Result(NamedTuple):
@@ -70,8 +72,14 @@ class Result(NamedTuple):
 
 
 def inputs(data: Data, indices: types.Array) -> types.Array:
-    """Gathers examples [B, *features] by index [B], normalised to float32."""
+    """Gathers examples [B, *features] by index [B].
+
+    Returns:
+      float32, normalised; tokens come as int32, as they are.
+    """
     x = data.x[indices]
+    if x.dtype != jnp.uint8 and jnp.issubdtype(x.dtype, jnp.integer):
+        return x.astype(jnp.int32)
     if x.dtype == jnp.uint8:
         x = x.astype(jnp.float32) / 255.0
     return (x - data.mean) / data.std
@@ -261,16 +269,19 @@ def train(
     def step(i, carry):
         trained, optimiser_state, total = carry
         rows, valid = batch(i)
+        step_key, x = jax.random.fold_in(noise_key, i), inputs(data, rows)
+        if training.augment is not None:  # the blocks' keys are 0 to num_blocks - 1
+            x = training.augment(jax.random.fold_in(step_key, net.num_blocks), x)
         loss, (gradients, backward), updates = _gradient_step(
             net,
             plan,
             spec,
             frozen,
             trained,
-            inputs(data, rows),
+            x,
             data.y[rows],
             valid,
-            jax.random.fold_in(noise_key, i),
+            step_key,
             observe=i + 1 == steps,
         )
         params = tuple(None if block is None else block["params"] for block in trained)

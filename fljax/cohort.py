@@ -367,7 +367,9 @@ def compile_groups(
     keys = {plan: (plan, *static.values(), *shapes) for plan in wanted}
     missing = [plan for plan in wanted if keys[plan] not in _programs]
     net, training = static["net"], static["training"]
-    ours = all(type(block).__module__.startswith("fljax.") for block in net.blocks)
+    parts = [*map(type, net.blocks)]
+    parts += [f for f in (training.optimiser, training.augment) if f is not None]
+    ours = all(part.__module__.startswith("fljax.") for part in parts)
     made = programs.compile_all(
         [
             programs.Request(
@@ -375,7 +377,7 @@ def compile_groups(
                 arguments,
                 static | {"plan": plan},
                 sums,
-                keep=ours and training.optimiser is None,
+                keep=ours,
             )
             for plan in missing
         ]

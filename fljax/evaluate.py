@@ -1,4 +1,4 @@
-"""Evaluation of the global network: loss, accuracy, per class, per tier.
+"""Evaluation of the global network: loss, accuracy, macro-F1, per class, per tier.
 
 Batch norms use the statistics of the test batch (the reference's protocol, with the
 order of the test set fixed by the seed here) or running statistics.
@@ -27,11 +27,13 @@ class Scores(NamedTuple):
       correct: [C] examples of each class that were classified right.
       total: [C] examples of each class.
       loss: [] sum of the cross-entropy.
+      predicted: [C] examples that were classified as each class.
     """
 
     correct: types.Array
     total: types.Array
     loss: types.Array
+    predicted: types.Array
 
 
 def batches(
@@ -92,13 +94,19 @@ def evaluate(
         labels = data.y[rows]
         losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
         classes = jax.nn.one_hot(labels, net.num_classes) * valid[:, None]
-        right = (jnp.argmax(logits, axis=-1) == labels).astype(jnp.float32)
-        scores = Scores(right @ classes, jnp.sum(classes, axis=0), losses @ valid)
+        chosen = jnp.argmax(logits, axis=-1)
+        right = (chosen == labels).astype(jnp.float32)
+        scores = Scores(
+            correct=right @ classes,
+            total=jnp.sum(classes, axis=0),
+            loss=losses @ valid,
+            predicted=valid @ jax.nn.one_hot(chosen, net.num_classes),
+        )
         return jax.tree.map(jnp.add, total, scores), None
 
     def on_device(blocks, data, indices, mask):
         zeros = jnp.zeros(net.num_classes)
-        start = Scores(zeros, zeros, jnp.zeros(()))
+        start = Scores(zeros, zeros, jnp.zeros(()), zeros)
         return lax.scan(functools.partial(batch, blocks, data), start, (indices, mask))[
             0
         ]
@@ -118,6 +126,27 @@ def per_class(scores: Scores) -> np.ndarray:
     """Gives the accuracy of each class [C]; NaN where the test set has none of it."""
     correct, total = np.asarray(scores.correct), np.asarray(scores.total)
     return np.where(total > 0, correct / np.maximum(total, 1), np.nan)
+
+
+def macro_f1(scores: Scores) -> float:
+    """Averages F1, the harmonic mean of precision and recall, over the classes.
+
+    Unlike accuracy it weighs a rare class as much as a frequent one. A class that is
+    neither in the test set nor predicted is left out (as scikit-learn does).
+
+    Args:
+      scores: of `evaluate`; over the whole test set (the authors' code averages F1
+        over batches, which depends on their size).
+
+    Returns:
+      0 to 1.
+    """
+    correct, total, predicted = (
+        np.asarray(x, np.float64)
+        for x in (scores.correct, scores.total, scores.predicted)
+    )
+    known = total + predicted > 0
+    return float(np.mean(2 * correct[known] / (total + predicted)[known]))
 
 
 def tier_mixes(class_counts: np.ndarray, tier_of: np.ndarray, tiers: int) -> np.ndarray:
@@ -148,7 +177,7 @@ def summary(scores: Scores, mixes: np.ndarray, names: tuple[str, ...]) -> dict:
       names: of the T tiers.
 
     Returns:
-      test_accuracy, test_loss, class_accuracy [C], tier_accuracy by name,
+      test_accuracy, test_loss, macro_f1, class_accuracy [C], tier_accuracy by name,
       worst_tier_accuracy and tier_spread (best minus worst).
     """
     total = float(np.sum(scores.total))
@@ -162,6 +191,7 @@ def summary(scores: Scores, mixes: np.ndarray, names: tuple[str, ...]) -> dict:
     return {
         "test_accuracy": float(np.sum(scores.correct)) / total,
         "test_loss": float(scores.loss) / total,
+        "macro_f1": macro_f1(scores),
         "class_accuracy": [None if np.isnan(a) else float(a) for a in accuracy],
         "tier_accuracy": tiers,
         "worst_tier_accuracy": min(tiers.values()),

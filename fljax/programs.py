@@ -14,6 +14,7 @@ import hashlib
 import os
 import pathlib
 import platform
+import re
 import tempfile
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -128,12 +129,19 @@ def _path(request: Request) -> pathlib.Path | None:
         os.environ.get("XLA_FLAGS", ""),
         repr([jax.config.values[name] for name in _SETTINGS]),
         request.function.__qualname__,
-        repr(sorted(request.static.items(), key=lambda item: item[0])),
+        # Functions of the library go by their names; what they do is in its source.
+        re.sub(
+            r" at 0x[0-9a-f]+", "", repr(sorted(request.static.items(), key=_first))
+        ),
         str(structure),
         *(f"{jax.typeof(x)}{getattr(x, 'sharding', None)}" for x in leaves),
     ]
     name = hashlib.sha256("\0".join(parts).encode()).hexdigest()
     return pathlib.Path(folder) / "programs" / name
+
+
+def _first(item: tuple[str, Any]) -> str:
+    return item[0]
 
 
 @functools.cache

@@ -28,14 +28,19 @@ class Role(enum.Enum):
 
 
 class Dataset(NamedTuple):
-    """A data set in host memory; labels are int32 class numbers from 0."""
+    """A data set in host memory; labels are int32 class numbers from 0.
 
-    x_train: np.ndarray  # [examples, *features], uint8 or float32
+    Text is tokens: x is [examples, length] uint16 or int32 token ids, 0 being padding.
+    """
+
+    x_train: np.ndarray  # [examples, *features], uint8, float32 or tokens
     y_train: np.ndarray  # [examples]
     x_test: np.ndarray  # [examples, *features], dtype of x_train
     y_test: np.ndarray  # [examples]
     num_classes: int
     users: np.ndarray | None = None  # [train examples] int: who wrote the example
+    vocabulary: int | None = None  # number of token ids; None: x are no tokens
+    tokenizer: bytes | None = None  # what made the tokens, as JSON, if it was trained
 
 
 class BlockCounts(NamedTuple):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from fljax import types
-from fljax.data import load
+from fljax.data import checks, load, npz
 
 
 def _arrays(**changes) -> dict[str, np.ndarray]:
@@ -49,10 +49,10 @@ def test_digits():
 
 
 def test_digits_file_stays_as_it_is():
-    digest = hashlib.sha256(load.DIGITS.read_bytes()).hexdigest()
+    digest = hashlib.sha256(npz.DIGITS.read_bytes()).hexdigest()
     assert digest[:16] == "e2176553ca3dae5d"
-    assert load.DIGITS.stat().st_size < 100_000
-    notice = load.DIGITS.with_name("digits_notice.txt").read_text()
+    assert npz.DIGITS.stat().st_size < 100_000
+    notice = npz.DIGITS.with_name("digits_notice.txt").read_text()
     assert "10.24432/C50P49" in notice
     assert "CC BY 4.0" in notice
 
@@ -60,7 +60,7 @@ def test_digits_file_stays_as_it_is():
 def test_npz_round_trip(save):
     arrays = _arrays()
     data = load.load(save(arrays))
-    for key in load.KEYS:
+    for key in checks.KEYS:
         np.testing.assert_array_equal(getattr(data, key), arrays[key])
     assert data.x_train.dtype == np.uint8
     assert data.y_train.dtype == data.y_test.dtype == np.int32
@@ -91,7 +91,7 @@ def test_other_numbers_become_float32(save, dtype):
 
 def test_labels_may_be_a_column(save):
     arrays = _arrays()
-    column = {key: arrays[key][:, None].astype(np.uint8) for key in load.KEYS[1::2]}
+    column = {key: arrays[key][:, None].astype(np.uint8) for key in checks.KEYS[1::2]}
     data = load.load(save({**arrays, **column}))
     np.testing.assert_array_equal(data.y_train, arrays["y_train"])
 
@@ -115,12 +115,15 @@ def test_users_become_codes_in_sorted_order(save, users):
         ("data/mine.npz", "npz:data/mine.npz"),
         ("npy:mine.npz", "npz:mine.npz"),
         ("npz:", "npz:PATH"),
+        ("imdb.jsonl", "jsonl:imdb.jsonl"),
+        ("femnist/all.json", "leaf:femnist/all.json"),
+        ("folders:cinic", "folder:cinic"),
         ("tfds:", "tfds:NAME"),
         ("", "tfds:NAME"),
     ],
 )
 def test_unknown_name_gets_the_nearest(name, meant):
-    with pytest.raises(ValueError, match="'digits', 'npz:PATH' or") as caught:
+    with pytest.raises(ValueError, match="'digits', 'npz:PATH', '") as caught:
         load.load(name)
     assert f"got {name!r}; did you mean {meant!r}?" in str(caught.value)
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from fljax import types
-from fljax.data import load
+from fljax.data import load, prepared
 
 
 def test_tfds_missing(monkeypatch):
@@ -22,7 +22,7 @@ def test_tfds_missing(monkeypatch):
     assert isinstance(caught.value.__cause__, ImportError)
 
 
-def _stripes(tfds, *, register=False, keys=("pixels", "digit"), splits=None, **shape):
+def _stripes(tfds, *, register=False, keys=("pixels", "digit"), splits=None, names=()):
     """Makes a builder class named TinyStripes; image i is full of the value i."""
     sizes = splits or {"train": 12, "test": 5}
     features = {
@@ -30,6 +30,9 @@ def _stripes(tfds, *, register=False, keys=("pixels", "digit"), splits=None, **s
         "digit": tfds.features.ClassLabel(num_classes=3),
         "title": tfds.features.Text(),
     }
+
+    names = dict(names)
+    features = {names.get(key, key): value for key, value in features.items()}
 
     class TinyStripes(tfds.core.GeneratorBasedBuilder, skip_registration=not register):
         VERSION = tfds.core.Version("1.0.0")
@@ -46,7 +49,8 @@ def _stripes(tfds, *, register=False, keys=("pixels", "digit"), splits=None, **s
         def _generate_examples(self, count):
             for i in range(count):
                 pixels = np.full((4, 4, 1), i, np.uint8)
-                yield i, {"pixels": pixels, "digit": i % 3, "title": f"stripe {i}"}
+                row = {"pixels": pixels, "digit": i % 3, "title": f"stripe {i}"}
+                yield i, {names.get(key, key): value for key, value in row.items()}
 
     return TinyStripes
 
@@ -99,7 +103,10 @@ def test_tfds_takes_validation_for_test(tfds, tmp_path):
             {"keys": None},
             r"has no \(input, label\) pair, but None; bring it into an npz",
         ),
-        ({"keys": ("title", "digit")}, "title must be numbers of one shape, got shape"),
+        (
+            {"keys": ("pixels", "title")},
+            "title must be numbers of one shape",
+        ),
         ({"splits": {"train": 3}}, r"splits train and test .*, got train; bring it"),
     ],
 )
@@ -108,6 +115,34 @@ def test_tfds_set_that_does_not_fit(tfds, tmp_path, changes, message):
     builder(data_dir=tmp_path, file_format="array_record").download_and_prepare()
     with pytest.raises(ValueError, match=message):
         load.load("tfds:tiny_stripes")
+
+
+@third_party
+@pytest.mark.parametrize("keys", [("title", "digit"), None])
+def test_tfds_text_becomes_tokens(tfds, tmp_path, keys):
+    pytest.importorskip("tokenizers")
+    names = {"title": "text", "digit": "label"} if keys is None else {}
+    builder = _stripes(tfds, keys=keys, names=names)
+    builder(data_dir=tmp_path, file_format="array_record").download_and_prepare()
+    options = load.Options(
+        max_tokens=6, vocabulary_size=30, cache=str(tmp_path / "cache")
+    )
+    for _ in range(2):  # read, then from the cache
+        data = load.load("tfds:tiny_stripes", options)
+        assert data.x_train.shape == (12, 6)
+        assert data.x_test.shape == (5, 6)
+        assert data.vocabulary <= 30
+        assert data.num_classes == 3
+        assert len(np.unique(data.x_train, axis=0)) == 12  # "stripe 0" to "stripe 11"
+
+
+@third_party
+def test_tfds_images_are_cached(tfds, tmp_path, monkeypatch):
+    _stripes(tfds)(data_dir=tmp_path, file_format="array_record").download_and_prepare()
+    options = load.Options(cache=str(tmp_path / "cache"))
+    _check_stripes(load.load("tfds:tiny_stripes", options))
+    monkeypatch.setattr(prepared, "_read_split", None)
+    _check_stripes(load.load("tfds:tiny_stripes", options))
 
 
 @third_party

@@ -37,6 +37,7 @@ def test_scores_by_hand(by_hand, batch_size):
     scores = scores_of(by_hand, batch_size)
     np.testing.assert_array_equal(scores.total, [3, 2, 2])
     np.testing.assert_array_equal(scores.correct, [2, 1, 2])
+    np.testing.assert_array_equal(scores.predicted, [3, 2, 2])
     logits = np.concatenate([X, np.zeros((7, 1))], 1)
     powers = np.exp(logits)
     losses = -np.log(powers[np.arange(7), Y] / powers.sum(1))
@@ -53,10 +54,15 @@ def test_summary_by_hand(by_hand):
     assert fields["worst_tier_accuracy"] == pytest.approx(2 / 3)
     assert fields["tier_spread"] == pytest.approx(0.75 - 2 / 3)
     assert fields["test_loss"] > 0
+    # Class by class 2 * right / (there + predicted).
+    assert fields["macro_f1"] == pytest.approx((4 / 6 + 2 / 4 + 4 / 4) / 3)
 
 
 def test_a_class_without_test_data_is_left_out():
-    scores = evaluate.Scores(np.array([3.0, 0, 1]), np.array([4.0, 0, 4]), 8.0)
+    predicted = np.array([7.0, 0, 1])
+    scores = evaluate.Scores(
+        np.array([3.0, 0, 1]), np.array([4.0, 0, 4]), 8.0, predicted
+    )
     accuracy = evaluate.per_class(scores)
     np.testing.assert_array_equal(accuracy, [0.75, np.nan, 0.25])
     mixes = np.array([[0.2, 0.6, 0.2], [0.0, 1, 0], [0, 0, 0]])
@@ -64,6 +70,20 @@ def test_a_class_without_test_data_is_left_out():
     assert fields["class_accuracy"] == [0.75, None, 0.25]
     assert fields["tier_accuracy"] == pytest.approx({"a": 0.5})
     assert fields["test_loss"] == 1
+    assert fields["macro_f1"] == pytest.approx((6 / 11 + 2 / 5) / 2)
+
+
+def test_macro_f1_by_hand():
+    # Always the majority: 90 % accurate; the rare class has F1 0, the other 1.8 / 1.9.
+    majority = evaluate.Scores(
+        np.array([90.0, 0]), np.array([90.0, 10]), 1.0, np.array([100.0, 0])
+    )
+    assert evaluate.macro_f1(majority) == pytest.approx(1.8 / 1.9 / 2)
+    # A class that is not in the test set but predicted counts, with F1 0.
+    stray = evaluate.Scores(
+        np.array([3.0, 0]), np.array([4.0, 0]), 1.0, np.array([3.0, 1])
+    )
+    assert evaluate.macro_f1(stray) == pytest.approx(6 / 7 / 2)
 
 
 def test_tier_mixes_by_hand():

@@ -79,7 +79,7 @@ def test_a_run_folder_holds_config_metrics_events_and_checkpoints(call, tmp_path
         done.out,
     )
     (events,) = folder.glob("events.out.tfevents.*")
-    for tag in (b"train_loss", b"test_accuracy", b"tier_accuracy/weak"):
+    for tag in (b"train_loss", b"test_accuracy", b"macro_f1", b"tier_accuracy/weak"):
         assert tag in events.read_bytes()
     assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == [
         "round_00000002.ckpt",
@@ -89,7 +89,7 @@ def test_a_run_folder_holds_config_metrics_events_and_checkpoints(call, tmp_path
     every = {"round", "train_loss", "upload_bytes", "download_bytes", "plans"}
     every |= {"compute_share", "wall_seconds"}
     evaluation = {"test_accuracy", "test_loss", "class_accuracy", "tier_accuracy"}
-    evaluation |= {"worst_tier_accuracy", "tier_spread"}
+    evaluation |= {"worst_tier_accuracy", "tier_spread", "macro_f1"}
     assert [record["round"] for record in records] == [0, 1, 2]
     assert [set(r) == every for r in records] == [True, False, False]
     assert [set(r) == every | evaluation for r in records] == [False, True, True]
@@ -113,7 +113,8 @@ def test_config_json_is_resolved_and_names_versions_and_device(call, tmp_path):
     assert call(train, *arguments).code == 0
     stored = json.loads((tmp_path / "config.json").read_text())
     fields = set(configs.Config.__dataclass_fields__)
-    assert set(stored["config"]) == fields
+    assert set(stored["config"]) == fields | {"dataset_sha256", "cost_table_sha256"}
+    assert stored["config"]["cost_table_sha256"] is None
     given = {"algorithm": "fedavg", "network": "logistic", "rounds": 1, "seed": 5}
     assert given.items() <= stored["config"].items()
     assert stored["config"]["lr"] == 0.1  # not given

@@ -22,7 +22,18 @@ FLOORS = (
         "signals",
         "mesh",
         "programs",
+        "augment",
+        "data.progress",
+        "data.checks",
+        "data.images",
+        "data.npz",
         "data.prepared",
+        "data.text",
+        "data.leaf",
+        "data.folder",
+        "data.cache",
+        "data.jsonl",
+        "data.resplit",
         "data.*",
         "data",
         "writers",
@@ -49,7 +60,13 @@ FLOORS = (
 )
 ORDER = tuple(pattern for floor in FLOORS for pattern in floor)
 NOWHERE = {"experiments", "absl", "tqdm", "tests"}
-NOT_AT_MODULE_LEVEL = {"tensorflow", "tensorboardX", "tensorflow_datasets"}
+NOT_AT_MODULE_LEVEL = {
+    "PIL",
+    "tensorboardX",
+    "tensorflow",
+    "tensorflow_datasets",
+    "tokenizers",
+}
 
 
 def rank(module):

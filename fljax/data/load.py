@@ -1,46 +1,92 @@
 """Data sets by name, checked once, as arrays in host memory.
 
-Three sources: `digits` comes with the package, `npz:PATH` is a file of one's own,
-`tfds:NAME` is any supervised set of tensorflow-datasets (`prepared` reads it). Images
-stay uint8, a quarter of float32 in host and device memory; they are scaled on the
-device with what `normalisation` returns.
+Images stay uint8, a quarter of float32 in host and device memory; they are scaled on
+the device with what `normalisation` returns. Text becomes tokens. What takes long to
+decode is kept by `cache`.
 """
 
 from __future__ import annotations
 
 import difflib
+import functools
+import hashlib
 import os
 import pathlib
-import zipfile
-import zlib
 from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from fljax import types
-from fljax.data import prepared
+from fljax.data import (
+    cache,
+    checks,
+    folder,
+    images,
+    jsonl,
+    leaf,
+    npz,
+    prepared,
+    progress,
+    resplit,
+    text,
+)
 
-DIGITS = pathlib.Path(__file__).with_name("digits.npz")
-KEYS = ("x_train", "y_train", "x_test", "y_test")
-SAVE = "np.savez(path, x_train=..., y_train=..., x_test=..., y_test=...)"
-# What zipfile, zlib and numpy raise on a damaged, encrypted or pickled file.
-DAMAGED = (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error)
-
+SOURCES = {  # to what stands behind the colon
+    "npz": "PATH",
+    "folder": "DIR",
+    "leaf": "DIR",
+    "jsonl": "PATH",
+    "tfds": "NAME",
+}
 CHUNK = 2**22  # values that `normalisation` turns into float64 at a time: 32 MB
 FLOOR_UINT8 = 1e-3  # a quarter of one step of 1/255: below it a channel is constant
 FLOOR_FLOAT = 1e-6  # floats come in units of their own
 
 
-def load(name: str) -> types.Dataset:
+class Options(NamedTuple):
+    """How sources are read; `load` says which of them heed what.
+
+    Attributes:
+      image_size: height and width that images are resized to; 0: as stored.
+      image_mode: grey, rgb or stored.
+      test_share: of training and test examples together that are for testing; 0: the
+        split as stored.
+      max_tokens: length of a tokenised text.
+      vocabulary_size: subwords at most.
+      tokenizer: `types.Dataset.tokenizer` of an earlier run, instead of training one.
+      seed: of the split.
+      cache: folder that keeps what was decoded; empty: none.
+    """
+
+    image_size: int = 0
+    image_mode: str = "stored"
+    test_share: float = 0.0
+    max_tokens: int = 512
+    vocabulary_size: int = 16_000
+    tokenizer: bytes | None = None
+    seed: int = 0
+    cache: str = ""
+
+
+DEFAULT = Options()
+
+
+def load(
+    name: str, options: Options = DEFAULT, watch: progress.Watch = progress.ignore
+) -> types.Dataset:
     """Load a data set by name.
 
     - `digits`: 1,797 images of handwritten digits, 8 x 8 (see digits_notice.txt).
     - `npz:PATH`: a numpy file with x_train, y_train, x_test, y_test and, optionally,
       users: who wrote each training example, integers or strings.
+    - `folder:DIR`: images in class folders, see `folder`.
+    - `leaf:DIR`: LEAF's JSON, with users, see `leaf`; it splits user by user.
+    - `jsonl:PATH`: texts with labels, see `jsonl`; they become subwords, see `text`.
     - `tfds:NAME`: NAME as tensorflow-datasets spells it (`mnist`, `emnist/balanced`,
       `cifar10:3.0.2`), from the folder in TFDS_DATA_DIR or the library's own. A set
       that was prepared as array_record needs no TensorFlow. The test split is `test`,
-      or else `validation`.
+      or else `validation`. Texts become subwords.
 
     x is [examples, *features], uint8 if it is stored so, else float32; [examples,
     height, width] is taken as grey images and gets a channel axis. y is [examples] or
@@ -48,40 +94,197 @@ def load(name: str) -> types.Dataset:
 
     Args:
       name: one of the above.
+      options: size and mode are for images, tokens and vocabulary for texts.
+      watch: is told of the progress.
 
     Returns:
       The data set; users, where there are any, are numbered from 0 in sorted order.
 
     Raises:
-      ValueError: the name, the file or its contents are not as expected.
+      ValueError: the name, the source or its contents are not as expected.
 
     >>> load("digits").x_train.shape
     (1437, 8, 8, 1)
     """
     kind, _, rest = name.partition(":")
+    path = pathlib.Path(os.path.expanduser(rest))
     if name == "digits":
-        return _dataset(name, _read_npz(name, DIGITS))
-    if kind == "npz" and rest:
-        return _dataset(name, _read_npz(name, pathlib.Path(os.path.expanduser(rest))))
-    if kind == "tfds" and rest:
-        return _dataset(name, prepared.read(rest))
-    raise ValueError(
-        "the data set must be 'digits', 'npz:PATH' or 'tfds:NAME', got "
-        f"{name!r}; did you mean {_nearest(name)!r}?"
+        arrays = _from_npz(name, npz.DIGITS, options, watch)
+    elif kind == "npz" and rest:
+        arrays = _from_npz(name, path, options, watch)
+    elif kind == "folder" and rest:
+        arrays = _from_folder(name, path, options, watch)
+    elif kind == "leaf" and rest:
+        arrays = _from_leaf(name, path, options, watch)
+    elif kind == "jsonl" and rest:
+        read = functools.partial(jsonl.read, name, path, watch)
+        source = functools.partial(_content, name, path.parent, [path], watch)
+        arrays = _from_texts(name, read, source, options, watch)
+    elif kind == "tfds" and rest:
+        arrays = _from_tfds(name, rest, options, watch)
+    else:
+        named = ", ".join(f"'{key}:{value}'" for key, value in SOURCES.items())
+        raise ValueError(
+            f"the data set must be 'digits', {' or '.join(named.rsplit(', ', 1))}, got "
+            f"{name!r}; did you mean {_nearest(name)!r}?"
+        )
+    return checks.dataset(name, arrays)
+
+
+Arrays = dict[str, np.ndarray]
+
+
+def _from_npz(name, path, options: Options, watch) -> Arrays:
+    arrays = _fit(name, npz.read(name, path), options, watch)
+    return resplit.split(name, arrays, options.test_share, options.seed)
+
+
+def _from_folder(name, path, options: Options, watch) -> Arrays:
+    files = folder.find(name, path)
+    size, mode = options.image_size, options.image_mode
+    about = {"kind": "folder", "image_size": size, "image_mode": mode}
+    if options.cache:
+        listed = [file for file, _ in (*files.train, *files.test)]
+        about["source"] = _content(name, path, listed, watch)
+    arrays = cache.keep(
+        options.cache, about, lambda: folder.read(name, files, size, mode, watch)
     )
+    return resplit.split(name, arrays, options.test_share, options.seed)
+
+
+def _from_leaf(name, path, options: Options, watch) -> Arrays:
+    files = leaf.find(name, path)
+    share = options.test_share
+    seed = options.seed if share or not files.test else 0  # LEAF's own split needs none
+    about = {
+        "kind": "leaf",
+        "test_share": share,
+        "seed": seed,
+        "image_size": options.image_size,
+        "image_mode": options.image_mode,
+    }
+    if options.cache:
+        root = path if os.path.isdir(path) else path.parent
+        about["source"] = _content(name, root, [*files.train, *files.test], watch)
+
+    def make() -> Arrays:
+        return _fit(name, leaf.read(name, files, share, seed, watch), options, watch)
+
+    return cache.keep(options.cache, about, make)
+
+
+def _from_tfds(name, rest, options: Options, watch) -> Arrays:
+    found = prepared.find(rest)
+    read = functools.partial(prepared.read, found, watch)
+
+    def source() -> str:
+        return _content(name, found.root, found.files(), watch)
+
+    if found.is_text:
+        return _from_texts(name, read, source, options, watch)
+    about = {"kind": "tfds", "source": source() if options.cache else ""}
+    arrays = _fit(name, cache.keep(options.cache, about, read), options, watch)
+    return resplit.split(name, arrays, options.test_share, options.seed)
+
+
+def _from_texts(
+    name: str,
+    read: Callable[[], Arrays],
+    source: Callable[[], str],
+    options: Options,
+    watch: progress.Watch,
+) -> Arrays:
+    """Turns texts into tokens; the vocabulary is an entry of the cache of its own."""
+    _no_images(name, options)
+
+    @functools.cache
+    def texts() -> Arrays:
+        return resplit.split(name, read(), options.test_share, options.seed)
+
+    def train() -> Arrays:
+        examples = texts()["x_train"]
+        made = text.train_vocabulary(name, examples, options.vocabulary_size, watch)
+        return {"tokenizer": np.frombuffer(made, np.uint8)}
+
+    split = {"test_share": options.test_share}
+    if options.test_share:
+        split["seed"] = options.seed
+    about = {"kind": "text", "source": source() if options.cache else "", **split}
+    if options.tokenizer is None:
+        size = {"vocabulary_size": options.vocabulary_size}
+        kept = cache.keep(options.cache, {**about, **size}, train)
+        tokenizer = kept["tokenizer"].tobytes()
+    else:
+        tokenizer = options.tokenizer
+
+    def encode() -> Arrays:
+        arrays = dict(texts())
+        for key in ("x_train", "x_test"):
+            arrays[key], count = text.encode(
+                name, arrays[key], tokenizer, options.max_tokens, watch
+            )
+        return {**arrays, "vocabulary": np.array(count)}
+
+    asked = {
+        "max_tokens": options.max_tokens,
+        "tokenizer": hashlib.sha256(tokenizer).hexdigest(),
+    }
+    arrays = cache.keep(options.cache, {**about, **asked}, encode)
+    return {**arrays, "tokenizer": np.frombuffer(tokenizer, np.uint8)}
+
+
+def _content(name, root, files, watch) -> str:
+    missing = [file for file in files if not os.path.isfile(file)]
+    if missing:
+        absent = missing[0].absolute()
+        raise ValueError(f"{name}: there is no file {absent}; check the path")
+    return cache.content(name, root, files, watch)
+
+
+def _fit(name, arrays: Mapping[str, np.ndarray], options: Options, watch) -> Arrays:
+    if "vocabulary" in arrays:
+        _no_images(name, options)
+    return images.fit(name, arrays, options.image_size, options.image_mode, watch)
+
+
+def _no_images(name: str, options: Options) -> None:
+    if options.image_size or options.image_mode != "stored":
+        raise ValueError(
+            f"{name}: --image_size and --image_mode expect images, got text; leave them"
+        )
+
+
+def digest(dataset: types.Dataset) -> str:
+    """Hash all that training and evaluation see of a data set.
+
+    Args:
+      dataset: any.
+
+    Returns:
+      SHA-256 in hexadecimal digits; a different array, dtype or order gives another.
+    """
+    whole = hashlib.sha256()
+    parts: dict[str, Any] = dataset._asdict()
+    for key in (*checks.KEYS, "users"):
+        if parts[key] is not None:
+            whole.update(f"{key} {parts[key].dtype.str} {parts[key].shape}\0".encode())
+            whole.update(np.ascontiguousarray(parts[key]).data)
+    whole.update(f"{dataset.num_classes} {dataset.vocabulary}".encode())
+    return whole.hexdigest()
 
 
 def normalisation(dataset: types.Dataset) -> tuple[np.ndarray, np.ndarray]:
     """Compute mean and standard deviation per channel (last axis) of the training set.
 
-    Normalised input is (x / 255 - mean) / std for uint8, (x - mean) / std for floats.
+    Normalised input is (x / 255 - mean) / std for uint8, (x - mean) / std for floats;
+    tokens stay as they are.
 
     Args:
-      dataset: its x_train is [examples, *features, channels].
+      dataset: its x_train is [examples, *features, channels], or tokens.
 
     Returns:
       mean and std, [channels] float32, in units of x / 255 for uint8 and of x for
-      floats; std has a floor, so that a constant channel becomes 0.
+      floats; std has a floor, so that a constant channel becomes 0. For tokens 0 and 1.
 
     >>> x = np.array([[[0], [255]]], np.uint8)
     >>> y = np.zeros(1, np.int32)
@@ -90,6 +293,8 @@ def normalisation(dataset: types.Dataset) -> tuple[np.ndarray, np.ndarray]:
     ([0.5], [0.5])
     """
     x = dataset.x_train
+    if dataset.vocabulary is not None:
+        return np.zeros(1, np.float32), np.ones(1, np.float32)
     unit, floor = (255.0, FLOOR_UINT8) if x.dtype == np.uint8 else (1.0, FLOOR_FLOAT)
     mean = _channel_mean(x, lambda chunk: chunk)
     variance = _channel_mean(x, lambda chunk: np.square(chunk - mean))
@@ -111,131 +316,10 @@ def _nearest(name: str) -> str:
     """Guesses which valid name was meant."""
     kind, colon, rest = name.partition(":")
     if colon:
-        kinds = ("digits", "npz", "tfds")
+        kinds = ("digits", *SOURCES)
         kind = difflib.get_close_matches(kind.lower(), kinds, n=1, cutoff=0)[0]
-        blank = "PATH" if kind == "npz" else "NAME"
-        return kind if kind == "digits" else f"{kind}:{rest or blank}"
-    source = "npz" if name.endswith(".npz") else "tfds"
+        return kind if kind == "digits" else f"{kind}:{rest or SOURCES[kind]}"
+    suffix = pathlib.PurePath(name).suffix.lower()
+    source = {".npz": "npz", ".jsonl": "jsonl", ".json": "leaf"}.get(suffix, "tfds")
     options = ("digits", f"{source}:{name or 'NAME'}")
     return difflib.get_close_matches(name.lower(), options, n=1, cutoff=0)[0]
-
-
-def _dataset(name: str, arrays: Mapping[str, np.ndarray]) -> types.Dataset:
-    """Checks the arrays and brings them into the form that `load` promises."""
-    x_train, x_test = (_features(name, key, arrays[key]) for key in KEYS[::2])
-    y_train, y_test = (_labels(name, key, arrays[key]) for key in KEYS[1::2])
-    _check_lengths(name, x_train=x_train, y_train=y_train)
-    _check_lengths(name, x_test=x_test, y_test=y_test)
-    _check_alike(name, x_train, x_test)
-    users = None
-    if "users" in arrays:
-        users = _user_codes(name, arrays["users"])
-        _check_lengths(name, x_train=x_train, users=users)
-    num_classes = int(max(y_train.max(), y_test.max())) + 1
-    return types.Dataset(x_train, y_train, x_test, y_test, num_classes, users)
-
-
-def _features(name: str, key: str, x: np.ndarray) -> np.ndarray:
-    x = np.asarray(x)
-    if x.dtype.kind not in "biuf" or x.ndim < 2:
-        raise ValueError(
-            f"{name}: {key} must be numbers of shape [examples, *features], got "
-            f"{_describe(x)}; reshape it or turn it into numbers first"
-        )
-    if not x.size:
-        raise ValueError(f"{name}: {key} is empty, shape {list(x.shape)}")
-    if x.dtype != np.uint8:
-        with np.errstate(over="ignore"):  # what overflows is reported just below
-            x = x.astype(np.float32, copy=False)
-        _check_finite(name, key, x)
-    return x[..., None] if x.ndim == 3 else x
-
-
-def _labels(name: str, key: str, y: np.ndarray) -> np.ndarray:
-    y = np.asarray(y)
-    if y.dtype.kind not in "iu":
-        raise ValueError(
-            f"{name}: {key} must be integer class numbers from 0, got {_describe(y)}; "
-            "cast it with .astype(np.int32)"
-        )
-    if y.ndim == 2 and y.shape[1] == 1:
-        y = y[:, 0]
-    if y.ndim != 1:
-        raise ValueError(
-            f"{name}: {key} must be [examples] or [examples, 1], got {_describe(y)}; "
-            "turn one-hot rows into class numbers with .argmax(1)"
-        )
-    wrong = np.flatnonzero((y < 0) | (y >= np.iinfo(np.int32).max))
-    if len(wrong):
-        raise ValueError(
-            f"{name}: {key} must be class numbers from 0, but {len(wrong)} are not, "
-            f"the first is {y[wrong[0]]} at index {wrong[0]}; number the classes from 0"
-        )
-    return y.astype(np.int32)
-
-
-def _user_codes(name: str, users: np.ndarray) -> np.ndarray:
-    """Numbers the users from 0 in sorted order."""
-    users = np.asarray(users)
-    if users.dtype.kind not in "iuUS" or users.ndim != 1:
-        raise ValueError(
-            f"{name}: users must be [train examples] integers or strings, got "
-            f"{_describe(users)}"
-        )
-    return np.unique(users, return_inverse=True)[1].astype(np.int32)
-
-
-def _describe(x: np.ndarray) -> str:
-    return f"{x.dtype}{list(x.shape)}"
-
-
-def _check_finite(name: str, key: str, x: np.ndarray) -> None:
-    finite = np.isfinite(x)
-    if not finite.all():
-        first = tuple(map(int, np.unravel_index(finite.argmin(), x.shape)))
-        raise ValueError(
-            f"{name}: {key} holds {x.size - np.count_nonzero(finite)} NaN or infinite "
-            f"values in float32, the first at index {first}; drop or fill them"
-        )
-
-
-def _check_lengths(name: str, **arrays: np.ndarray) -> None:
-    (a, x), (b, y) = arrays.items()
-    if len(x) != len(y):
-        raise ValueError(
-            f"{name}: {a} and {b} must have one row an example, got {len(x)} and "
-            f"{len(y)} rows"
-        )
-
-
-def _check_alike(name: str, x_train: np.ndarray, x_test: np.ndarray) -> None:
-    if x_train.shape[1:] != x_test.shape[1:] or x_train.dtype != x_test.dtype:
-        raise ValueError(
-            f"{name}: x_train and x_test must have the same features, got "
-            f"{_describe(x_train)} and {_describe(x_test)}; store both alike"
-        )
-
-
-def _read_npz(name: str, path: pathlib.Path) -> dict[str, np.ndarray]:
-    if not os.path.isfile(path):  # unlike Path.is_file, false for impossible names
-        raise ValueError(f"{name}: there is no file {path.absolute()}; check the path")
-    if not zipfile.is_zipfile(path):
-        raise ValueError(
-            f"{name} is no npz file, or is cut short; write it with {SAVE}"
-        )
-    try:
-        with np.load(path, allow_pickle=False) as stored:
-            there = stored.files
-            arrays = {key: stored[key] for key in (*KEYS, "users") if key in there}
-    except DAMAGED as error:
-        raise ValueError(
-            f"{name} is damaged or holds more than plain arrays "
-            f"({' '.join(str(error).split())}); write it with {SAVE}"
-        ) from error
-    missing = [key for key in KEYS if key not in there]
-    if missing:
-        raise ValueError(
-            f"{name} lacks {', '.join(missing)}; it holds "
-            f"{', '.join(map(repr, there)) or 'nothing'}; write it with {SAVE}"
-        )
-    return arrays

@@ -1,0 +1,105 @@
+"""Texts with labels, a JSON object a line.
+
+{"text": "...", "label": 1, "split": "train", "user": "..."}; split and user are
+optional, but then for all lines. Labels are integers from 0, or names, numbered in
+sorted order.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from fljax.data import progress
+
+EXPECTED = '{"text": "...", "label": 0, "split": "train" or "test"}'
+FIELDS = {"text": (str,), "label": (int, str), "split": (str,), "user": (int, str)}
+
+
+def read(
+    name: str, path: pathlib.Path, watch: progress.Watch = progress.ignore
+) -> dict[str, np.ndarray]:
+    """Read the file.
+
+    Args:
+      name: opens every error.
+      path: the file.
+      watch: is told of the progress, in bytes.
+
+    Returns:
+      x_train and x_test (texts, arrays of objects), y_train and y_test, and with users
+      users and users_test; without splits all is training data.
+
+    Raises:
+      ValueError: there is no file, or a line is not as above; names the line.
+    """
+    if not os.path.isfile(path):
+        raise ValueError(f"{name}: there is no file {path.absolute()}; check the path")
+    lines: list[dict[str, Any]] = []
+    size, done = path.stat().st_size, 0
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, start=1):
+            lines.append(_line(name, number, line, lines))
+            done += len(line)
+            watch(f"reading {name} (bytes)", done, size)
+    if not lines:
+        raise ValueError(f"{name}: expected lines such as {EXPECTED}, got none")
+    split = np.array([line.get("split", "train") for line in lines])
+    columns = {"x": _texts(lines), "y": _labels([line["label"] for line in lines])}
+    arrays = {
+        f"{key}_{part}": column[split == part]
+        for key, column in columns.items()
+        for part in ("train", "test")
+    }
+    if "user" in lines[0]:
+        users = np.array([str(line["user"]) for line in lines])
+        arrays["users"] = users[split == "train"]
+        arrays["users_test"] = users[split == "test"]
+    return arrays
+
+
+def _line(name: str, number: int, line: bytes, before: list) -> dict[str, Any]:
+    """Parses a line and checks it, also against the first one."""
+    try:
+        value = json.loads(line)
+    except ValueError as error:
+        raise _refuse(name, number, f"{_short(line)} ({error})") from None
+    wanted = set(before[0]) if before else {"text", "label"}
+    if not isinstance(value, dict) or not wanted <= value.keys():
+        raise _refuse(name, number, _short(line))
+    fields = {key: value[key] for key in FIELDS if key in value}
+    if before and fields.keys() != wanted:
+        raise _refuse(name, number, f"fields that line 1 has not: {_short(line)}")
+    for key, field in fields.items():
+        if type(field) not in FIELDS[key]:
+            raise _refuse(name, number, f"{key} {field!r:.60}")
+    if fields.get("split", "train") not in ("train", "test"):
+        raise _refuse(name, number, f"split {fields['split']!r}")
+    if before and type(before[0]["label"]) is not type(fields["label"]):
+        raise _refuse(name, number, f"label {fields['label']!r} of another type")
+    return fields
+
+
+def _texts(lines: list[dict[str, Any]]) -> np.ndarray:
+    texts = np.empty(len(lines), object)
+    texts[:] = [line["text"] for line in lines]
+    return texts
+
+
+def _labels(labels: list) -> np.ndarray:
+    if isinstance(labels[0], int):
+        return np.array(labels)
+    return np.unique(labels, return_inverse=True)[1]
+
+
+def _short(line: bytes) -> str:
+    text = line.decode(errors="replace").strip()
+    return repr(text if len(text) <= 60 else f"{text[:60]}...")
+
+
+def _refuse(name: str, number: int, got: str) -> ValueError:
+    return ValueError(f"{name}: expected {EXPECTED} in line {number}, got {got}")

@@ -1,0 +1,230 @@
+"""Data sets in LEAF's JSON (arXiv 1812.01097): FEMNIST by writer, Shakespeare by role.
+
+A file is {"users": [...], "user_data": {user: {"x": [...], "y": [...]}}}. Rows of
+numbers are features, of 784 numbers images of 28 x 28; rows of text, with a character
+each to come next, are characters as `text` numbers them.
+
+DIR/train/*.json and DIR/test/*.json are LEAF's own split. One file, a folder of files,
+or a share that is asked for are split here, user by user: of numbers a permutation
+keyed by (seed, the user's name) gives the test examples; of text, whose windows
+overlap, they are the user's last ones, and the windows that share characters with them
+are left out (as LEAF does). A user who would keep no training example keeps all.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import zlib
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fljax.data import progress, text
+
+LAYOUT = "DIR/train/*.json and DIR/test/*.json, DIR/*.json or a file"
+SHARE = 0.1  # of a user's examples that are for testing, as LEAF's default
+SIDE = 28  # of FEMNIST's images
+
+Users = dict[str, tuple[np.ndarray, np.ndarray]]  # name -> x and y, in order
+
+
+class Files(NamedTuple):
+    """The files of a data set.
+
+    Attributes:
+      train: what is trained on; all, where `test` is empty.
+      test: LEAF's test split.
+    """
+
+    train: tuple[pathlib.Path, ...]
+    test: tuple[pathlib.Path, ...]
+
+
+def find(name: str, root: pathlib.Path) -> Files:
+    """List the files.
+
+    Args:
+      name: opens every error.
+      root: a folder or a file.
+
+    Returns:
+      The files, sorted.
+
+    Raises:
+      ValueError: there are none.
+    """
+    if os.path.isfile(root):
+        return Files((root,), ())
+    if not os.path.isdir(root):
+        raise ValueError(f"{name}: there is no {root.absolute()}; check the path")
+    there = Files(_json(root / "train"), _json(root / "test"))
+    if there.train and there.test:
+        return there
+    files = _json(root)
+    if not files or there.train or there.test:
+        names = ", ".join(sorted(os.listdir(root))[:5]) or "nothing"
+        raise ValueError(f"{name}: expected {LAYOUT}, got a folder with {names}")
+    return Files(files, ())
+
+
+def _json(folder: pathlib.Path) -> tuple[pathlib.Path, ...]:
+    return tuple(sorted(folder.glob("*.json")))
+
+
+def read(
+    name: str,
+    files: Files,
+    share: float = 0.0,
+    seed: int = 0,
+    watch: progress.Watch = progress.ignore,
+) -> dict[str, np.ndarray]:
+    """Read the files and split each user's examples where that is to be done.
+
+    Args:
+      name: opens every error.
+      files: of `find`.
+      share: of each user's examples that are for testing; 0: LEAF's split where there
+        is one, and else SHARE.
+      seed: of the split.
+      watch: is told of the progress, in files.
+
+    Returns:
+      x_train, y_train, x_test, y_test, users (numbered in sorted order of their names)
+      and for text vocabulary and num_classes. Images are uint8 where all pixels lie
+      in [0, 1] (LEAF's are 255ths), else float32, as other features are.
+
+    Raises:
+      ValueError: a file is no such JSON.
+    """
+    numbered = list(enumerate((*files.train, *files.test), start=1))
+    train: Users = {}
+    test: Users = {}
+    for i, path in numbered:
+        _add(name, path, train if share or path in files.train else test)
+        watch(f"reading {name} (files)", i, len(numbered))
+    if not train:
+        raise ValueError(f"{name}: expected examples, got none")
+    first = next(iter(train.values()))[0]
+    is_text = first.dtype.kind == "U"
+    if not test:
+        train, test = _split(train, share or SHARE, seed, is_text)
+    names = sorted(train)
+    columns = {
+        "x_train": [train[user][0] for user in names],
+        "y_train": [train[user][1] for user in names],
+        "x_test": [test[user][0] for user in sorted(test)],
+        "y_test": [test[user][1] for user in sorted(test)],
+    }
+    arrays = _joined(name, columns)
+    arrays["users"] = np.repeat(
+        np.arange(len(names)), [len(train[user][1]) for user in names]
+    )
+    return _characters(arrays) if is_text else _features(arrays)
+
+
+def _add(name: str, path: pathlib.Path, users: Users) -> None:
+    """Adds the users of a file; one that is known gets its examples appended."""
+    try:
+        content = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{name}: {path} is no JSON ({error})") from None
+    data = content.get("user_data") if isinstance(content, dict) else None
+    if not isinstance(data, dict) or not data:
+        raise ValueError(
+            f'{name}: expected {{"user_data": {{user: {{"x": [...], "y": [...]}}}}}}, '
+            f"got another JSON in {path}"
+        )
+    for user, examples in data.items():
+        x, y = _examples(name, path, user, examples)
+        if not len(y):
+            continue
+        if user in users:
+            before = users[user]
+            x, y = np.concatenate([before[0], x]), np.concatenate([before[1], y])
+        users[user] = x, y
+
+
+def _examples(
+    name: str, path: pathlib.Path, user: str, examples: Any
+) -> tuple[np.ndarray, np.ndarray]:
+    where = f"user {user!r} of {path}"
+    try:
+        x, y = np.array(examples["x"]), np.array(examples["y"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{name}: expected x of rows of one length and y, got others for {where} "
+            f"({' '.join(str(error).split())})"
+        ) from None
+    if len(x) != len(y):
+        raise ValueError(
+            f"{name}: expected as many x as y, got {len(x)} and {len(y)} for {where}"
+        )
+    numbers = x.ndim == 2 and x.dtype.kind in "iuf" and y.dtype.kind in "iu"
+    letters = x.ndim == 1 and x.dtype.kind == "U" and y.dtype.kind == "U"
+    fits = (numbers and y.ndim == 1) or (letters and y.dtype.itemsize == 4)
+    if len(y) and not fits:
+        raise ValueError(
+            f"{name}: expected rows of numbers with class numbers, or texts with a "
+            f"character each, got x {x.dtype}{list(x.shape)} and y "
+            f"{y.dtype}{list(y.shape)} for {where}"
+        )
+    return x if letters else x.astype(np.float32), y
+
+
+def _split(users: Users, share: float, seed: int, is_text: bool) -> tuple[Users, Users]:
+    """Splits each user's examples; see the module's docstring."""
+    train, test = {}, {}
+    for user, (x, y) in users.items():
+        held = round(share * len(y))
+        cut = len(y) - held - is_text * (max(map(len, x)) - 1)
+        if cut < 1:
+            held, cut = 0, len(y)
+        if is_text:
+            rows, others = np.arange(cut), np.arange(len(y) - held, len(y))
+        else:
+            key = [seed, 4, zlib.crc32(user.encode())]
+            order = np.random.default_rng(key).permutation(len(y))
+            rows, others = np.sort(order[held:]), np.sort(order[:held])
+        train[user] = x[rows], y[rows]
+        if held:
+            test[user] = x[others], y[others]
+    return train, test
+
+
+def _joined(
+    name: str, columns: Mapping[str, list[np.ndarray]]
+) -> dict[str, np.ndarray]:
+    if not columns["x_test"]:
+        raise ValueError(
+            f"{name}: expected users with enough examples to test on some of them, got "
+            f"at most {max(map(len, columns['y_train']))} a user"
+        )
+    try:
+        return {key: np.concatenate(parts) for key, parts in columns.items()}
+    except ValueError as error:  # rows of different lengths
+        raise ValueError(
+            f"{name}: expected rows of one length, got different ones ({error})"
+        ) from None
+
+
+def _characters(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    length = max(arrays[f"x_{part}"].dtype.itemsize // 4 for part in ("train", "test"))
+    coded = {
+        **{key: text.characters(arrays[key], length) for key in ("x_train", "x_test")},
+        **{key: text.characters(arrays[key], 1)[:, 0] for key in ("y_train", "y_test")},
+    }
+    count = np.array(text.SYMBOLS)
+    return {**arrays, **coded, "vocabulary": count, "num_classes": count}
+
+
+def _features(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    keys = ("x_train", "x_test")
+    if arrays["x_train"].shape[1] != SIDE * SIDE:
+        return arrays
+    images = {key: arrays[key].reshape(-1, SIDE, SIDE, 1) for key in keys}
+    if all(((x >= 0) & (x <= 1)).all() for x in images.values()):
+        images = {key: np.rint(x * 255).astype(np.uint8) for key, x in images.items()}
+    return {**arrays, **images}
