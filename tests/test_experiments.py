@@ -12,12 +12,17 @@ import sys
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from absl import flags
+from flax import linen as nn
 
 from experiments import compare, experiment, main, train
 from experiments import config as configs
+from fljax import models
+from fljax.data import text
+from fljax.models import network
 
 _ROOT = pathlib.Path(__file__).parents[1]
 # The smallest job: one block, so that it compiles in a second; later ones reuse it.
@@ -26,6 +31,7 @@ SMALL = (
     "--num_clients=12",
     "--clients_per_round=3",
     "--compilation_cache=",
+    "--data_cache=",
 )
 FEDAVG = ("--algorithm=fedavg", *SMALL)
 
@@ -193,6 +199,11 @@ def assert_refused(done, *words):
         ("--network=mobilnet", ("--network", "did you mean 'mobilenetv2'")),
         ("--partition=dirichlett", ("--partition", "did you mean 'dirichlet'")),
         ("--dataset=digit", ("--dataset", "'digit'", "did you mean 'digits'")),
+        ("--image_mode=gray", ("--image_mode", "stored, grey, rgb", "'gray'")),
+        ("--image_size=-1", ("--image_size", "0 or more", "-1")),
+        ("--test_share=1", ("--test_share", "less than 1", "1.0")),
+        ("--augment=flip", ("--augment", "none, crop_flip", "'flip'")),
+        ("--dataset=folder:/no", ("--dataset", "no folder /no")),
         ("--weighting=even", ("--weighting", "uniform, examples", "'even'")),
         ("--num_client=3", ("'num_client'", "num_clients")),
         ("stray", ("--rounds=10", "'stray'")),
@@ -303,6 +314,116 @@ def test_bad_data_is_refused_in_one_line(call, tmp_path, changes, flags_too, wor
     done = call(train, *FEDAVG, f"--dataset=npz:{path}", *flags_too)
     of_data = not flags_too
     assert_refused(done, *words, *([str(path), "--dataset"] if of_data else []))
+
+
+def test_other_data_under_the_same_path_are_refused_on_resume(call, tmp_path):
+    path, run = tmp_path / "data.npz", tmp_path / "run"
+    write_npz(path)
+    command = (*FEDAVG, f"--dataset=npz:{path}", f"--workdir={run}")
+    assert call(train, *command, "--rounds=1").code == 0
+    write_npz(path, y_train=np.arange(24)[::-1] % 3)
+    done = call(train, *command, "--rounds=2")
+    assert_refused(done, str(run), "dataset_sha256", "in the folder", "now")
+    write_npz(path)
+    assert call(train, *command, "--rounds=2").code == 0
+
+
+def test_another_cost_table_under_the_same_path_is_refused_on_resume(call, tmp_path):
+    path, run = tmp_path / "table.json", tmp_path / "run"
+    command = (*FEDAVG, f"--cost_table={path}", f"--workdir={run}")
+    path.write_text('{"blocks": 1, "windows": [[0, 0, 1, 1, 1]]}')
+    assert call(train, *command, "--rounds=1").code == 0
+    path.write_text('{"blocks": 1, "windows": [[0, 0, 1, 1, 0.5]]}')
+    assert_refused(call(train, *command, "--rounds=2"), str(run), "cost_table_sha256")
+
+
+def test_augmentation_needs_images(call, tmp_path):
+    write_npz(tmp_path / "a.npz", x_train=_zeros(24, 5), x_test=_zeros(6, 5))
+    data = f"--dataset=npz:{tmp_path / 'a.npz'}"
+    done = call(train, *FEDAVG, data, "--augment=crop_flip")
+    assert_refused(done, "--augment=crop_flip", "images", "[5]")
+
+
+class _Bag(nn.Module):
+    """The smallest network for tokens: embeds them, averages, and classifies."""
+
+    vocabulary: int
+    num_classes: int
+
+    @nn.compact
+    def __call__(self, x, call):
+        del call
+        x = jnp.clip(x, 0, self.vocabulary - 1).astype(jnp.int32)  # calibration: floats
+        x = nn.Embed(self.vocabulary, 4)(x).mean(1)
+        return nn.Dense(self.num_classes)(x)
+
+
+def _bag(input_shape, num_classes, tracked=False, vocabulary=0):
+    del tracked
+    blocks = (_Bag(vocabulary, num_classes),)
+    return network.Network("bag", blocks, input_shape, num_classes)
+
+
+@pytest.fixture
+def play(tmp_path):
+    """Writes LEAF's JSON of 12 roles, who all speak the same line."""
+    line = "What light through yonder window breaks?"
+    x, y = [line[i : i + 5] for i in range(30)], list(line[5:35])
+    users = {f"ROLE {i}": {"x": x, "y": y} for i in range(12)}
+    path = tmp_path / "play.json"
+    path.write_text(json.dumps({"user_data": users}))
+    return path
+
+
+def test_tokens_reach_a_network_that_takes_a_vocabulary(
+    call, tmp_path, play, monkeypatch
+):
+    monkeypatch.setitem(models.BY_NAME, "logistic", _bag)
+    cache, run = tmp_path / "cache", tmp_path / "run"
+    command = (*FEDAVG, f"--dataset=leaf:{play}", "--partition=natural", "--rounds=2")
+    done = call(train, *command, f"--data_cache={cache}", f"--workdir={run}")
+    assert (done.code, "Traceback" in done.err) == (0, False), done.err
+    stored = json.loads((run / "config.json").read_text())["config"]
+    assert (stored["num_clients"], stored["mean"], stored["std"]) == (12, [0], [1])
+    assert records_of(run)[1]["train_loss"] < records_of(run)[0]["train_loss"]
+    uncached = tmp_path / "uncached"
+    assert call(train, *command, f"--workdir={uncached}").code == 0
+    assert _without_time(records_of(uncached)) == _without_time(records_of(run))
+    assert not (run / "vocabulary.json").exists()  # characters have a fixed one
+    (entry,) = (path for path in cache.iterdir() if path.is_dir())
+    (entry / "manifest.json").write_text("{}")
+    done = call(train, *command, f"--data_cache={cache}")
+    assert_refused(done, "--dataset", "manifest.json", f"delete {entry}")
+
+
+def test_tokens_are_refused_by_a_network_for_images(call, play):
+    data = f"--dataset=leaf:{play}"
+    assert_refused(call(train, *FEDAVG, data), "--network", "tokens", "'logistic'")
+
+
+def test_a_trained_vocabulary_is_kept_in_the_run_folder_and_used_again(
+    call, tmp_path, monkeypatch
+):
+    pytest.importorskip("tokenizers")
+    monkeypatch.setitem(models.BY_NAME, "logistic", _bag)
+    path, run = tmp_path / "texts.jsonl", tmp_path / "run"
+    line = json.dumps({"text": "some words and others", "label": 1})
+    path.write_text(
+        "\n".join([line, line.replace("1", "0").replace("some", "no")] * 20)
+    )
+    command = (
+        *(*FEDAVG, f"--dataset=jsonl:{path}", "--test_share=0.2", "--max_tokens=8"),
+        *("--vocabulary_size=40", f"--workdir={run}"),
+    )
+    assert call(train, *command, "--rounds=1").code == 0
+    kept = (run / "vocabulary.json").read_bytes()
+    assert b"[PAD]" in kept
+    monkeypatch.setattr(text, "train_vocabulary", None)
+    done = call(train, *command, "--rounds=2")
+    assert (done.code, "Traceback" in done.err) == (0, False), done.err
+    assert (run / "vocabulary.json").read_bytes() == kept
+    (run / "vocabulary.json").write_bytes(b"{}")
+    assert_refused(call(train, *command, "--rounds=3"), "expected a vocabulary")
 
 
 def test_an_npz_that_is_none_is_refused(call, tmp_path):

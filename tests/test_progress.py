@@ -65,6 +65,25 @@ def _read_all(leader: int) -> str:
     return data.decode()
 
 
+def test_a_load_is_a_line_every_ten_seconds_where_there_is_no_terminal(monkeypatch):
+    clock = iter([0.0, 5.0, 11.0, 12.0, 15.0, 20.0])
+    monkeypatch.setattr(time, "monotonic", lambda: next(clock, 21.0))
+    stream = io.StringIO()
+    with progress.Loading(stream) as watch:
+        for done in (1, 500, 1000, 1500):
+            watch("decoding x", done, 2000)
+        watch("hashing x", 1, 2)  # a new task, that has just begun
+    assert stream.getvalue() == "decoding x: 500 of 2,000, 25 %\n"
+
+
+def test_a_load_is_a_bar_on_a_terminal():
+    leader, follower = pty.openpty()
+    with open(follower, "w") as stream, progress.Loading(stream) as watch:
+        watch("decoding x", 1, 2)
+        watch._bar.refresh()
+    assert "decoding x:  50%" in _read_all(leader)
+
+
 @pytest.mark.parametrize("columns", [0, 100])
 def test_a_bar_on_a_terminal_and_messages_on_lines_of_their_own(columns):
     leader, follower = pty.openpty()
