@@ -31,7 +31,8 @@ class Config:
     network: str = _field(
         "small_convnet",
         "mobilenetv2, mobilenetv2_gn, mobilenetv2_large, resnet18, resnet50, "
-        "densenet40, small_convnet, cnn, cnn_dropout or logistic.",
+        "densenet40, small_convnet, cnn, cnn_dropout, logistic, transformer or "
+        "char_transformer.",
     )
     dataset: str = _field("digits", "digits, npz:PATH, folder:DIR, leaf:DIR, "
                                     "jsonl:PATH or tfds:NAME.")  # fmt: skip

@@ -93,15 +93,18 @@ def _load(config: configs.Config, workdir: str | None, cache: str) -> types.Data
 def _network(config: configs.Config, data: types.Dataset) -> network.Network:
     make: Any = models.BY_NAME[config.network]
     running = config.norm_statistics == "running"
-    takes = "vocabulary" in inspect.signature(make).parameters
-    if data.vocabulary is not None and not takes:
+    parameters = inspect.signature(make).parameters
+    if (data.vocabulary is not None) != ("vocabulary" in parameters):
+        kind = "numbers" if data.vocabulary is None else "tokens"
         raise ValueError(
-            f"--network: expected one for tokens, which {config.dataset!r} is made of, "
+            f"--network: expected one for {kind}, which {config.dataset!r} is made of, "
             f"got {config.network!r}"
         )
-    tokens = {} if data.vocabulary is None else {"vocabulary": data.vocabulary}
+    options = {"tracked": running, "vocabulary": data.vocabulary}
+    options["reference_quirks"] = config.reference_quirks
+    taken = {name: value for name, value in options.items() if name in parameters}
     with configs.naming("network"):
-        return make(data.x_train.shape[1:], data.num_classes, tracked=running, **tokens)
+        return make(data.x_train.shape[1:], data.num_classes, **taken)
 
 
 def _augment(config: configs.Config, data: types.Dataset):

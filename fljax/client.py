@@ -315,7 +315,7 @@ def calibrate(
     """Sets norms and ranges before the first round.
 
     The server has no data, so one training step's forward and backward pass runs on
-    standard normal inputs and random labels. (The reference starts every range at
+    standard normal inputs (or random tokens) and random labels. (The reference starts every range at
     0.1 * 63.5, which rounds the gradients of the first rounds to zero; so it is done
     here under `spec.reference_quirks`.)
 
@@ -337,7 +337,7 @@ def calibrate(
         return tuple(old | new for old, new in zip(state, start, strict=True))
     plan = plans.full(net.num_blocks)
     input_key, label_key = jax.random.split(key)
-    x = jax.random.normal(input_key, (32, *net.input_shape))
+    x = network.noise(net, input_key, 32)
     labels = jax.random.randint(label_key, (32,), 0, net.num_classes)
     nothing, valid = (None,) * net.num_blocks, jnp.ones(32)
     _, (_, backward), updates = _gradient_step(

@@ -1,7 +1,7 @@
 """Norms that stand alone: no product before them that they could be folded into.
 
 DenseNet normalises before it convolves (Huang et al., CVPR 2017); group norm has the
-statistics of each image, which no weight can hold. Before the window they compute in
+statistics of each image and layer norm those of each position, which no weight can hold. Before the window they compute in
 floats between codes; after it they stay in float32 altogether (facts 1.3 of the
 reference). Variables as of `fljax.layers`.
 """
@@ -49,10 +49,11 @@ class GroupNorm(nn.Module):
 
     relu: bool = False
     quantised: bool = True
+    normalise = staticmethod(norms.channel_norm)
 
     @nn.compact
     def __call__(self, x: signals.Signal, call: layers.Call) -> signals.Signal:
-        """Maps [B, H, W, C] to the same shape; float, QArray or Ranged by role."""
+        """Maps [B, ..., C] to the same shape; float, QArray or Ranged by role."""
         if call.role is types.Role.TRAINED:
             return self._trained(signals.to_float(x), call)
         scale, bias = self.variable(
@@ -61,22 +62,30 @@ class GroupNorm(nn.Module):
         coded = self.quantised and call.spec.codes
         if coded and call.role is types.Role.FROZEN_BEFORE:
             x = signals.to_codes(x, call.spec, layers.rounding_key(self, call))
-            y = norms.channel_norm(x.dequantise(), scale, bias)
+            y = self.normalise(x.dequantise(), scale, bias)
             return _requantised(self, y, x.scale, self.relu, call)
-        y = norms.channel_norm(signals.to_float(x), scale, bias)
+        y = self.normalise(signals.to_float(x), scale, bias)
         observed = layers.frozen_range(self) if self.quantised else None
         return signals.Ranged(jax.nn.relu(y) if self.relu else y, observed, self.relu)
 
     def _trained(self, x: types.Array, call: layers.Call) -> types.Array:
         scale, bias = _affine(self, x.shape[-1])
+        if self.is_mutable_collection("counts"):
+            self.put_variable("counts", "kept", x.size // x.shape[0])
         x = _probed(self, x, call) if self.quantised else x
-        y = norms.channel_norm(x, scale, bias)
+        y = self.normalise(x, scale, bias)
         activated = jax.nn.relu(y) if self.relu else y
         if self.quantised:
             seen = activated if call.spec.observes_after_relu else y
             seen = lax.stop_gradient(seen)
             layers.record_range(self, call, lambda: quant.amax(seen))
         return activated
+
+
+class LayerNorm(GroupNorm):
+    """Layer norm, over the channels of each position; otherwise as `GroupNorm`."""
+
+    normalise = staticmethod(norms.layer_norm)
 
 
 class BatchNorm(nn.Module):

@@ -122,6 +122,22 @@ def _channel_backward(residuals, g):
 channel_norm.defvjp(_channel_forward, _channel_backward)
 
 
+def layer_norm(x: types.Array, scale: types.Array, bias: types.Array) -> types.Array:
+    """Normalises every position by its own mean and variance (Ba et al., 2016).
+
+    Args:
+      x: [..., C].
+      scale: [C].
+      bias: [C].
+
+    Returns:
+      The normalised x, of its shape.
+    """
+    variance = jnp.var(x, axis=-1, keepdims=True)
+    normal = jax.nn.standardize(x, axis=-1, variance=variance, epsilon=EPSILON)
+    return normal * scale + bias
+
+
 def folded(mean, variance, scale, bias) -> tuple[types.Array, types.Array]:
     """Gives factor and offset [C] of x * factor + offset, a norm by statistics."""
     factor = scale * lax.rsqrt(variance + EPSILON)

@@ -95,14 +95,26 @@ def _after_backward(operation, spec, relu, residuals, g):
     # The sum runs over output channels, so their scales go into the cotangent.
     g = g * weights.scale if weights.scale.ndim else g
     factor = 1.0 if weights.scale.ndim else weights.scale
+    dense = operation.kind == "dense"
     if spec.gradient_range == "observed":
         largest = frozen.gradient * jnp.max(weights.scale) / factor
+    elif dense and g.ndim > 2 and spec.reference_quirks:
+        largest = quant.amax(g[0, 0])  # the first position of the first example
     else:
         largest = quant.amax(g)
-    centred = quant.Spec(bits=spec.bits, reduced_range=spec.reduced_range)
-    codes = quant.quantise(g, quant.scale_of(centred, largest), centred, key=input_key)
+    gradients = quant.Spec(
+        bits=spec.bits,
+        reduced_range=spec.reduced_range,
+        # Convolutions pad with code 0, which has to mean 0.
+        zero_point=spec.zero_point if dense else "middle",
+    )
+    scale = quant.scale_of(gradients, largest)
+    codes = quant.quantise(g, scale, gradients, key=input_key)
     size = x.shape[1:3]
     sums = operation.input_gradient(codes.codes, weights.codes, size)
+    if codes.zero_point:
+        column = jnp.sum(weights.codes.astype(jnp.int32), axis=1)
+        sums = sums - codes.zero_point * column
     result = quant.Accumulator(sums, codes.scale * factor)
     if spec.requantise_after:
         out_scale = quant.scale_of(spec, frozen.gradient)

@@ -103,8 +103,8 @@ def upload_bytes(plan: Plan, counts: Sequence[types.BlockCounts]) -> int:
       counts: the counts of the n blocks.
 
     Returns:
-      Bytes a round. Frozen blocks send nothing, but for a quirk of the reference
-      (`types.BlockCounts.before_bytes`).
+      Bytes a round. Frozen blocks send nothing, but for quirks of the reference
+      (`types.BlockCounts.before_bytes`, `after_bytes`).
 
     Raises:
       ValueError: if the window reaches outside the network.
@@ -112,7 +112,8 @@ def upload_bytes(plan: Plan, counts: Sequence[types.BlockCounts]) -> int:
     of_plan = zip(roles(plan, len(counts)), counts, strict=True)
     trained = sum(c.upload_bytes for role, c in of_plan if role is types.Role.TRAINED)
     before = sum(c.before_bytes for c in counts[: plan.first])
-    return trained + before - counts[plan.first].entry_bytes
+    after = sum(c.after_bytes for c in counts[plan.last + 1 :])
+    return trained + before + after - counts[plan.first].entry_bytes
 
 
 def all_windows(num_blocks: int) -> np.ndarray:

@@ -1,6 +1,7 @@
 """What flows between the layers of a network, by role of the block.
 
-Float arrays in trained blocks, `quant.QArray` before the window, `Ranged` after it.
+Float arrays in trained blocks, `quant.QArray` before the window, `Ranged` after it;
+of sequences `Padded`, which holds one of these.
 """
 
 from __future__ import annotations
@@ -33,6 +34,24 @@ class Ranged:
 
 
 Signal = Any  # Array | Ranged | quant.QArray
+
+
+@struct.dataclass
+class Padded:
+    """What flows between the blocks of a network of sequences.
+
+    Attributes:
+      value: signal [B, L, C].
+      valid: [B, L] bool; False where a position is padding.
+    """
+
+    value: Signal
+    valid: types.Array
+
+
+def bare(x: Signal | Padded) -> Signal:
+    """Returns the signal alone, without what says which positions are padding."""
+    return x.value if isinstance(x, Padded) else x
 
 
 def to_float(x: Signal) -> types.Array:

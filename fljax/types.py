@@ -54,6 +54,7 @@ class BlockCounts(NamedTuple):
     upload_bytes: int  # bytes a client sends when it trained the block
     entry_bytes: int = 0  # of these, not sent where the block is the window's first
     before_bytes: int = 0  # bytes that are sent though the block is before the window
+    after_bytes: int = 0  # bytes that are sent though the block is after it
 
 
 class Budgets(NamedTuple):

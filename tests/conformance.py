@@ -2,7 +2,7 @@
 
     python -m tests.conformance DIR [--tables=DIR]
 
-DIR may hold block_*.npz (of mobilenet, resnet and densenet), net_*.npz (of the networks
+DIR may hold block_*.npz (of mobilenet, resnet, densenet and encoder), net_*.npz (of the networks
 of `reference_names.NETWORKS`), splits_*.npz and maximal_windows.json (which needs the
 cost tables). Exits with 1 if a case falls short of its limit, 2 if there was nothing to
 replay.
@@ -11,6 +11,7 @@ replay.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import pathlib
 import sys
@@ -27,7 +28,7 @@ from fljax.data import partition
 from fljax.models import network
 from tests import reference_names
 
-SPEC = quant.REFERENCE
+SPEC = dataclasses.replace(quant.REFERENCE, reference_quirks=True)
 HALF = SPEC.levels(nonnegative=False)  # op_scale * 63.5 = max|x|
 COLLECTIONS = ("params", "norms", "ranges", "backward")
 ROLE = types.Role
@@ -47,11 +48,31 @@ class Line(NamedTuple):
 
 
 def _nhwc(x: np.ndarray) -> np.ndarray:
-    return np.transpose(x, (0, 2, 3, 1))
+    return x if x.ndim == 3 else np.transpose(x, (0, 2, 3, 1))  # 3: tokens
 
 
 def _nchw(x) -> np.ndarray:
-    return np.transpose(np.asarray(x), (0, 3, 1, 2))
+    x = np.asarray(x)
+    return x if x.ndim == 3 else np.transpose(x, (0, 3, 1, 2))
+
+
+PADDING = 3  # positions at the end of the sequences of the encoder cases
+
+
+def _entering(x):
+    """Makes of images or tokens what flows into a block."""
+    if x.ndim != 3:
+        return x
+    valid = jnp.arange(x.shape[1]) < x.shape[1] - PADDING
+    return signals.Padded(x, jnp.broadcast_to(valid, x.shape[:2]))
+
+
+def _apply(block, variables, x, call, **options):
+    """Applies a block to bare arrays, and gives what flows out of it bare."""
+    result = block.apply(variables, _entering(x), call, **options)
+    if options:
+        return signals.bare(result[0]), result[1]
+    return signals.bare(result)
 
 
 def _kernel(w: np.ndarray) -> np.ndarray:
@@ -132,7 +153,7 @@ def replay_block(case: str, data) -> Iterator[Line]:
     block = reference_names.block_of(case, data)
     cal = jax.ShapeDtypeStruct(_nhwc(data["cal_x"]).shape, jnp.float32)
     shapes = jax.eval_shape(
-        lambda x: block.init(jax.random.key(0), x, layers.Call()), cal
+        lambda x: block.init(jax.random.key(0), _entering(x), layers.Call()), cal
     )
     names = reference_names.names_of(block, shapes)
     state = {name[6:]: data[name] for name in data.files if name[:6] == "state/"}
@@ -143,7 +164,7 @@ def replay_block(case: str, data) -> Iterator[Line]:
     def trained(params, backward, x):
         variables = {"params": params, **initial, "backward": backward}
         call = layers.Call(ROLE.TRAINED, SPEC)
-        return block.apply(variables, x, call, mutable=["norms", "ranges"])
+        return _apply(block, variables, x, call, mutable=["norms", "ranges"])
 
     x, g = _nhwc(data["cal_x"]), _nhwc(data["cal_g"])
 
@@ -170,9 +191,9 @@ def replay_block(case: str, data) -> Iterator[Line]:
         call = layers.Call(role, SPEC)
         variables = {"params": params, **observed}
         _, update = jax.jit(
-            lambda variables, x: block.apply(variables, x, call, mutable=["frozen"])
+            lambda variables, x: _apply(block, variables, x, call, mutable=["frozen"])
         )(variables, x)
-        return jax.jit(lambda x: block.apply(update, x, call))
+        return jax.jit(lambda x: _apply(block, update, x, call))
 
     x = _nhwc(data["x"])
     codes = frozen(ROLE.FROZEN_BEFORE, x)(x)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import jax
 
 from fljax import models
-from fljax.models import densenet, mobilenetv2, network, resnet
+from fljax.models import densenet, mobilenetv2, network, resnet, transformer
 
 _SHORTCUT = ("shortcut.0", "shortcut.1")
 # Ours -> (what the reference multiplies with, what it observes after that: a norm, or
@@ -42,6 +42,19 @@ _BLOCKS = {
     },
     densenet.Transition: {"norm": ("", "bn1"), "conv": ("conv1", "")},
     mobilenetv2.Outer: {"conv": ("conv1", "bn1")},
+    # The reference swaps keys and values: by name alone.
+    transformer.EncoderLayer: {
+        "query": ("linear_q", ""),
+        "key": ("linear_v", ""),
+        "value": ("linear_k", ""),
+        "output": ("linear_o", ""),
+        "add1": ("", "add1"),
+        "norm1": ("", "layernorm1"),
+        "widen": ("linear1", ""),
+        "narrow": ("linear2", ""),
+        "add2": ("", "add2"),
+        "norm2": ("", "layernorm2"),
+    },
 }
 _GROUP_NORM = {
     "expand": ("conv1", ""),
@@ -55,7 +68,7 @@ _GROUP_NORM = {
     "add": ("", "add"),
 }
 # Our layers whose result may leave a block, by precedence.
-_LAST = ("add", "concat", "project_norm", "project", "conv")
+_LAST = ("norm2", "add", "concat", "project_norm", "project", "conv")
 
 
 class Names(NamedTuple):
@@ -129,7 +142,16 @@ def _densenet(data):
     return densenet.DenseBlock() if with_filter else densenet.Transition()
 
 
-FAMILIES = {"mobilenet": _mobilenet, "resnet": _resnet, "densenet": _densenet}
+def _encoder(data):
+    return transformer.EncoderLayer(data["state/linear1.weight"].shape[0])
+
+
+FAMILIES = {
+    "mobilenet": _mobilenet,
+    "resnet": _resnet,
+    "densenet": _densenet,
+    "encoder": _encoder,
+}
 
 
 def block_of(case: str, data):
@@ -138,7 +160,8 @@ def block_of(case: str, data):
 
 
 # Names of networks in the reference's files -> ours.
-NETWORKS = {name: name for name in models.BY_NAME if name not in ("logistic", "cnn")}
+_UNNAMED = ("logistic", "cnn", "transformer", "char_transformer")
+NETWORKS = {name: name for name in models.BY_NAME if name not in _UNNAMED}
 NETWORKS |= {
     "mobilenetv2_groupnorm": "mobilenetv2_gn",
     "mobilenetgroupnorm": "mobilenetv2_gn",

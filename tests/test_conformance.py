@@ -28,6 +28,7 @@ BLOCKS = (
     "resnet_basic_s2",
     "densenet_bottleneck",
     "densenet_transition",
+    "encoder_d128",
 )
 
 

@@ -44,6 +44,7 @@ FLOORS = (
         "layers",
         "lone_norms",
         "joins",
+        "attention",
         "models.network",
         "models.logistic",
         "models.mobilenetv2",

@@ -69,6 +69,8 @@ SIZES = {
     "resnet18": (10, 11_173_962, 44_733_996),
     "resnet50": (18, 23_520_842, 94_296_024),
     "densenet40": (22, 176_122, 724_472),
+    "transformer": (8, 2_645_762, 10_583_480),
+    "char_transformer": (8, 618_321, 2_473_716),
 }
 TABLES = {
     "mobilenetv2": ("MobileNet", 210),
@@ -77,6 +79,8 @@ TABLES = {
     "resnet18": ("ResNet18", 55),
     "resnet50": ("ResNet50", 171),
     "densenet40": ("DenseNet40", 253),
+    "transformer": ("Transformer", 36),
+    "char_transformer": ("TransformerSeq2Seq", 36),
 }
 
 
@@ -160,10 +164,11 @@ def test_logistic_is_one_dense_layer():
 @pytest.mark.parametrize("name", models.BY_NAME)
 def test_networks_by_name_are_static(name):
     make = models.BY_NAME[name]
-    net = make((8, 8, 3), 5)
-    assert (net.name, net.num_classes, net.input_shape) == (name, 5, (8, 8, 3))
-    assert net == make((8, 8, 3), 5)  # equal networks share compiled programs
-    assert hash(net) == hash(make((8, 8, 3), 5))
+    shape = (8,) if "transformer" in name else (8, 8, 3)
+    net = make(shape, 5)
+    assert (net.name, net.num_classes, net.input_shape) == (name, 5, shape)
+    assert net == make(shape, 5)  # equal networks share compiled programs
+    assert hash(net) == hash(make(shape, 5))
     assert network.counts(net)[-1].outputs == 5
 
 
@@ -178,6 +183,12 @@ def test_networks_by_name_are_static(name):
 def test_networks_refuse_what_is_no_image(name, shape):
     with pytest.raises(ValueError, match=f"{name!r} expects images .* got"):
         models.BY_NAME[name](shape, 10)
+
+
+@pytest.mark.parametrize("name", ["transformer", "char_transformer"])
+def test_networks_of_tokens_refuse_what_is_no_sequence(name):
+    with pytest.raises(ValueError, match=f"{name!r} expects token ids .* got"):
+        models.BY_NAME[name]((8, 8, 3), 10)
 
 
 def test_the_key_of_a_block_depends_on_its_index_alone():

@@ -7,6 +7,7 @@ from fljax.models import (
     plain_cnn,
     resnet,
     small_convnet,
+    transformer,
 )
 
 BY_NAME = {
@@ -17,6 +18,8 @@ BY_NAME = {
     "resnet50": resnet.resnet50,
     "densenet40": densenet.densenet40,
     "small_convnet": small_convnet.small_convnet,
+    "transformer": transformer.transformer,
+    "char_transformer": transformer.char_transformer,
     "cnn": plain_cnn.cnn,
     "cnn_dropout": plain_cnn.cnn_dropout,
     "logistic": logistic.logistic,

@@ -17,6 +17,10 @@ from flax import linen as nn
 from fljax import layers, quant, signals, trees, types
 
 STATE = ("params", "norms", "ranges", "backward")
+# What layers may put into the collection `counts`, of one example: multiplications,
+# values kept for the backward pass, and values that are not sent where the block is the
+# window's first, or by a slip of the reference sent where it is after the window.
+COUNTED = ("macs", "depthwise_macs", "kept", "entry", "after")
 
 
 class Network(NamedTuple):
@@ -29,6 +33,7 @@ class Network(NamedTuple):
       num_classes: width of the logits.
       always_sent: blocks that the reference's clients send even where they are frozen
         before the window, by a slip that `counts` reproduces if asked.
+      vocabulary: number of token ids; None: inputs are numbers.
     """
 
     name: str
@@ -36,6 +41,7 @@ class Network(NamedTuple):
     input_shape: tuple[int, ...]
     num_classes: int
     always_sent: tuple[int, ...] = ()
+    vocabulary: int | None = None
 
     @property
     def num_blocks(self) -> int:
@@ -50,6 +56,20 @@ def _streams(key: types.Key | None, index: int) -> dict[str, types.Key]:
     return {"rounding": rounding, "dropout": dropout}
 
 
+def zeros(network: Network) -> types.Array:
+    """Makes one example [1, *input_shape] of zeros, or of padding."""
+    dtype = jnp.float32 if network.vocabulary is None else jnp.int32
+    return jnp.zeros((1, *network.input_shape), dtype)
+
+
+def noise(network: Network, key: types.Key, size: int) -> types.Array:
+    """Draws inputs [size, *input_shape]: standard normal, or tokens but for padding."""
+    shape = (size, *network.input_shape)
+    if network.vocabulary is None:
+        return jax.random.normal(key, shape)
+    return jax.random.randint(key, shape, 1, network.vocabulary)
+
+
 def init(network: Network, key: types.Key) -> tuple[dict, ...]:
     """Draws the parameters of every block; a block's key depends on its index alone.
 
@@ -61,7 +81,7 @@ def init(network: Network, key: types.Key) -> tuple[dict, ...]:
       A tuple over the blocks of {collection: tree}, norms and ranges unset: see
       `fljax.client.calibrate`.
     """
-    x: Any = jnp.zeros((1, *network.input_shape), jnp.float32)
+    x: Any = zeros(network)
     state = []
     for index, block in enumerate(network.blocks):
         variables = block.init(jax.random.fold_in(key, index), x, layers.Call())
@@ -127,7 +147,7 @@ def freeze(
     Returns:
       A tuple over all blocks: {"frozen": tree}, or None where it is trained.
     """
-    x: Any = jnp.zeros((1, *network.input_shape), jnp.float32)
+    x: Any = zeros(network)
     calls = [layers.Call(role=role, spec=spec) for role in roles]
     _, updates = run(network, state, x, calls, mutable=("frozen",), key=key)
     return tuple(
@@ -146,16 +166,16 @@ def counts(
 
     Args:
       network: the network; it is traced, not run.
-      reference_quirks: count `network.always_sent` as the reference sends it.
+      reference_quirks: count what the reference sends of frozen blocks.
 
     Returns:
       A tuple over the blocks.
     """
     state = jax.eval_shape(lambda: init(network, jax.random.key(0)))
-    x = jax.ShapeDtypeStruct((1, *network.input_shape), jnp.float32)
+    x = jax.eval_shape(lambda: zeros(network))
     result = []
     for index, variables in enumerate(state):
-        work = dict.fromkeys(("macs", "depthwise_macs", "kept", "entry"), 0)
+        work = dict.fromkeys(COUNTED, 0)
 
         def trace(variables, x, index=index, work=work):
             y, updates = run(
@@ -175,11 +195,12 @@ def counts(
                 macs=work["macs"],
                 depthwise_macs=work["depthwise_macs"],
                 kept=work["kept"],
-                outputs=x.size,
+                outputs=signals.bare(x).size,
                 params=trees.size(variables["params"]),
                 upload_bytes=upload,
                 entry_bytes=4 * work["entry"],
                 before_bytes=upload if sent_before else 0,
+                after_bytes=4 * work["after"] if reference_quirks else 0,
             )
         )
     return tuple(result)
@@ -191,4 +212,13 @@ def check_image(name: str, shape: tuple[int, ...], smallest: int) -> None:
         raise ValueError(
             f"network {name!r} expects images [height, width, channels] of at least "
             f"{smallest} x {smallest}, got examples of shape {list(shape)}"
+        )
+
+
+def check_tokens(name: str, shape: tuple[int, ...]) -> None:
+    """Raises ValueError unless shape is that of a sequence, [length]."""
+    if len(shape) != 1 or shape[0] < 1:
+        raise ValueError(
+            f"network {name!r} expects token ids [length], got examples of shape "
+            f"{list(shape)}"
         )
