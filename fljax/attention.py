@@ -1,4 +1,4 @@
-"""Self-attention between its products: always in floats (facts 1.3 of the reference)."""
+"""Self-attention between its products, always in floats."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from fljax import layers, signals, types
 class Attention(nn.Module):
     """Scaled dot-product attention (Vaswani et al., NeurIPS 2017, equation 1).
 
-    Frozen blocks compute it in float32 too; what reads its result quantises it anew.
+    Frozen blocks compute it in float32 too, and what reads its result quantises it anew
+    (facts 1.3 of the reference).
 
     Attributes:
       heads: how many; they share the channels.

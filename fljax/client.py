@@ -315,9 +315,9 @@ def calibrate(
     """Sets norms and ranges before the first round.
 
     The server has no data, so one training step's forward and backward pass runs on
-    standard normal inputs (or random tokens) and random labels. (The reference starts every range at
-    0.1 * 63.5, which rounds the gradients of the first rounds to zero; so it is done
-    here under `spec.reference_quirks`.)
+    standard normal inputs (or random tokens) and random labels. (The reference starts
+    every range at 0.1 * 63.5, which rounds the gradients of the first rounds to zero;
+    so it is done here under `spec.reference_quirks`.)
 
     Args:
       net: the network.

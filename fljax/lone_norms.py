@@ -1,9 +1,9 @@
 """Norms that stand alone: no product before them that they could be folded into.
 
 DenseNet normalises before it convolves (Huang et al., CVPR 2017); group norm has the
-statistics of each image and layer norm those of each position, which no weight can hold. Before the window they compute in
-floats between codes; after it they stay in float32 altogether (facts 1.3 of the
-reference). Variables as of `fljax.layers`.
+statistics of each image, layer norm of each position, and no weight can hold these.
+Before the window they compute in floats between codes; after it they stay in float32
+altogether (facts 1.3 of the reference). Variables as of `fljax.layers`.
 """
 
 from __future__ import annotations

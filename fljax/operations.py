@@ -73,7 +73,7 @@ def after(operation, spec, relu, x, frozen, key):
     codes = quant.quantise(x.value, scale, spec, x.nonnegative, input_key)
     weights = frozen.weights
     if not spec.requantise_after:
-        sums, unit = operation.codes(codes, weights)
+        sums, unit, *_ = operation.codes(codes, weights)
         y = sums.astype(jnp.float32) * unit
         return y if frozen.bias is None else y + frozen.bias
     sums = operation.codes(codes, weights, frozen.bias)

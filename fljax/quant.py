@@ -36,6 +36,7 @@ _NAMES = {
     "rounding": ("nearest", "stochastic"),
     "input_range": ("carried", "dynamic"),
     "gradient_range": ("observed", "dynamic"),
+    "arithmetic": ("integers", "floats"),
     "gradient_place": ("input", "product", "output", "nowhere"),
 }
 
@@ -60,6 +61,9 @@ class Spec:
       requantise_after: after the window, results pass through codes of the observed
         output range, else they go from int32 straight to float32.
       depthwise_after: after the window, depthwise layers compute in codes too.
+      arithmetic: what brings sums of products to the next scale: "integers" alone
+        (ties up), or "floats", one multiplication (ties to even), as the reference's
+        kernels do. Either gives the same bits everywhere.
       codes: frozen blocks run in codes; if not, in float32 with their norms folded,
         which tells what quantisation itself costs and saves.
       gradient_place: where trained layers observe the range of the gradient: at the
@@ -79,6 +83,7 @@ class Spec:
     requantise_after: bool = False
     depthwise_after: bool = False
     gradient_place: Literal["input", "product", "output", "nowhere"] = "nowhere"
+    arithmetic: Literal["integers", "floats"] = "floats"
     codes: bool = True
     reference_quirks: bool = False
 
@@ -143,6 +148,7 @@ REFERENCE = Spec(
     per_channel=False,
     input_range="dynamic",
     requantise_after=True,
+    arithmetic="floats",
     gradient_place="product",
 )
 
@@ -297,8 +303,11 @@ def rescale(
     limit = jnp.left_shift(jnp.int32(1), 30 - left)
     x = jnp.left_shift(jnp.clip(accumulator, -limit, limit), left)
     high, low = x >> 16, x & 0xFFFF
-    product = high * fine_high + lax.shift_right_logical(low * fine_high, 16)
-    product = product + ((high * fine_low) >> 15)  # low * fine_low is below one unit
+    # What lies below a unit of the product is summed up before it is cut off: half a
+    # unit of error is enough to turn a code, and one code of a key all that attend it.
+    below = lax.shift_right_logical(low * fine_high, 1) + high * fine_low
+    below = below + lax.shift_right_logical(low * fine_low, 16)
+    product = high * fine_high + (below >> 15)
     return (product + _noise(shift, x.shape, key)) >> shift
 
 
@@ -321,15 +330,19 @@ def _keep_nonfinite(out_scale: types.Array, *scales: types.Array) -> types.Array
 
 
 class Accumulator(NamedTuple):
-    """Sums of products of codes: value = unit * sums.
+    """Sums of products of codes: value = unit * sums + bias.
 
     Attributes:
       sums: int32 [..., out].
       unit: float32, [] or [out].
+      bias: float32 [out] or None.
+      largest: static bound of |sums|.
     """
 
     sums: types.Array
     unit: types.Array
+    bias: types.Array | None = None
+    largest: int = 2**30
 
 
 def requantise(
@@ -352,9 +365,32 @@ def requantise(
       A QArray of the shape of the sums.
     """
     zero = spec.zero_point_of(relu)
-    codes = rescale(accumulator.sums, accumulator.unit / out_scale, key)
-    out_scale = _keep_nonfinite(out_scale, accumulator.unit)
+    sums, unit, bias, _ = accumulator
+    if spec.arithmetic == "floats":
+        # The bias first: added after the product, some backends would fuse the two.
+        total = sums.astype(jnp.float32) + (0.0 if bias is None else bias / unit)
+        ratio = lax.optimization_barrier(unit) / lax.optimization_barrier(out_scale)
+        codes = _round(total * ratio, key)
+    else:
+        sums, unit = _with_bias(accumulator)
+        codes = rescale(sums, unit / out_scale, key)
+    out_scale = _keep_nonfinite(out_scale, unit)
     return QArray(_clip(codes, zero, spec, relu), out_scale, zero)
+
+
+def _with_bias(accumulator: Accumulator) -> tuple[types.Array, types.Array]:
+    """Adds the bias to the sums in fixed point; returns them and their unit."""
+    sums, unit, bias, largest = accumulator
+    if bias is None:
+        return sums, unit
+    # Rounded to one unit the bias alone would flip every tenth code, so the sums get
+    # as many fractional bits as their largest possible value leaves free; or lose some
+    # where a bias outweighs a channel of tiny weights.
+    free = max(30 - (largest - 1).bit_length(), 0)
+    shift = jnp.minimum(free, 29 - _exponent(bias / unit))
+    unit = unit * _power_of_two(-shift)
+    shifted = (sums << jnp.maximum(shift, 0)) >> jnp.clip(-shift, 0, 31)
+    return shifted + jnp.round(bias / unit).astype(jnp.int32), unit
 
 
 def _accumulate(sums, x: QArray, w: QArray, bias) -> Accumulator:
@@ -363,18 +399,8 @@ def _accumulate(sums, x: QArray, w: QArray, bias) -> Accumulator:
     if x.zero_point:
         axes = tuple(range(w.codes.ndim - 1))
         sums = sums - x.zero_point * jnp.sum(w.codes.astype(jnp.int32), axis=axes)
-    unit = x.scale * w.scale
-    if bias is None:
-        return Accumulator(sums, unit)
-    # Rounded to one unit the bias alone would flip every tenth code, so the sums get
-    # as many fractional bits as their largest possible value leaves free; or lose some
-    # where a bias outweighs a channel of tiny weights.
     largest = fan_in * max(127 - x.zero_point, x.zero_point + 128) * 128
-    free = max(30 - (largest - 1).bit_length(), 0)
-    shift = jnp.minimum(free, 29 - _exponent(bias / unit))
-    unit = unit * _power_of_two(-shift)
-    shifted = (sums << jnp.maximum(shift, 0)) >> jnp.clip(-shift, 0, 31)
-    return Accumulator(shifted + jnp.round(bias / unit).astype(jnp.int32), unit)
+    return Accumulator(sums, x.scale * w.scale, bias, largest)
 
 
 def dot(x: QArray, w: QArray, bias: types.Array | None = None) -> Accumulator:

@@ -97,9 +97,9 @@ class EncoderLayer(nn.Module):
             h = layers.Add(name=f"add{index}")(residual, h, call)
             return lone_norms.LayerNorm(name=f"norm{index}")(h, call)
 
-        heads = [dense(name, x.value) for name in ("query", "key", "value")]
+        q, k, v = (dense(name, x.value) for name in ("query", "key", "value"))
         attend = attention.Attention(self.heads, name="attention")
-        h = dense("output", attend(*heads, x.valid, call))
+        h = dense("output", attend(q, k, v, x.valid, call))
         middle = joined(1, x.value, h)
         h = dense("widen", middle, self.inner, relu=True)
         y = joined(2, middle, dense("narrow", h))
