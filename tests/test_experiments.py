@@ -353,7 +353,6 @@ class _Bag(nn.Module):
     @nn.compact
     def __call__(self, x, call):
         del call
-        x = jnp.clip(x, 0, self.vocabulary - 1).astype(jnp.int32)  # calibration: floats
         x = nn.Embed(self.vocabulary, 4)(x).mean(1)
         return nn.Dense(self.num_classes)(x)
 
@@ -361,7 +360,9 @@ class _Bag(nn.Module):
 def _bag(input_shape, num_classes, tracked=False, vocabulary=0):
     del tracked
     blocks = (_Bag(vocabulary, num_classes),)
-    return network.Network("bag", blocks, input_shape, num_classes)
+    return network.Network(
+        "bag", blocks, input_shape, num_classes, vocabulary=vocabulary
+    )
 
 
 @pytest.fixture
@@ -399,6 +400,11 @@ def test_tokens_reach_a_network_that_takes_a_vocabulary(
 def test_tokens_are_refused_by_a_network_for_images(call, play):
     data = f"--dataset=leaf:{play}"
     assert_refused(call(train, *FEDAVG, data), "--network", "tokens", "'logistic'")
+
+
+def test_images_are_refused_by_a_network_for_tokens(call):
+    done = call(train, "--network=transformer", "--dataset=digits")
+    assert_refused(done, "--network", "numbers", "'transformer'")
 
 
 def test_a_trained_vocabulary_is_kept_in_the_run_folder_and_used_again(

@@ -24,7 +24,10 @@ def array(codes, scale=1.0, zero_point=0):
 def specs(draw):
     base = BASES[draw(strategies.sampled_from(sorted(BASES)))]
     bits = draw(strategies.integers(2, 8))
-    return dataclasses.replace(base, bits=bits, per_channel=draw(booleans))
+    arithmetic = draw(strategies.sampled_from(["integers", "floats"]))
+    return dataclasses.replace(
+        base, bits=bits, per_channel=draw(booleans), arithmetic=arithmetic
+    )
 
 
 # name -> (our product, its float form, shapes of x and w): few, for each compiles.
