@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from jax import lax
 
 from fljax import attention, layers, lone_norms, signals, types
 from fljax.models import network
@@ -95,7 +96,9 @@ class EncoderLayer(nn.Module):
         def joined(index, residual, h):
             h = layers.Dropout(self.dropout, name=f"dropout{index}")(h, call)
             h = layers.Add(name=f"add{index}")(residual, h, call)
-            return lone_norms.LayerNorm(name=f"norm{index}")(h, call)
+            h = lone_norms.LayerNorm(name=f"norm{index}")(h, call)
+            # Several layers read it: without the barrier XLA computes codes for each.
+            return layers.on_values(lax.optimization_barrier, h)
 
         q, k, v = (dense(name, x.value) for name in ("query", "key", "value"))
         attend = attention.Attention(self.heads, name="attention")
