@@ -27,7 +27,7 @@ from absl import flags
 
 from experiments import config as configs
 from experiments import experiment, main, workloads
-from fljax import client, cohort, plans, quant, simulation, types
+from fljax import client, cohort, plans, programs, quant, simulation, types
 from fljax.algorithms import averaging, fedavg
 from fljax.models import network
 
@@ -156,7 +156,7 @@ def measure(load: workloads.Workload, repeats: int, **fields: Any) -> Figures:
     settings = workloads.config(load, client_width=_CLIENT_WIDTH.value, **fields)
     ready = workloads.build(load, settings)
     algorithm = experiment.algorithm(settings, ready)
-    fed, programs = ready.federation, cohort.num_programs()
+    fed, compiled_before = ready.federation, cohort.num_programs()
     state = algorithm.init()
     compiling = _seconds(lambda: state) + _warm(algorithm, state, repeats + 1)
     evaluator = ready.evaluator if load.eval_every else None
@@ -177,7 +177,7 @@ def measure(load: workloads.Workload, repeats: int, **fields: Any) -> Figures:
     median = spread["median_seconds"]
     return {
         "compile_seconds": compiling,
-        "programs": cohort.num_programs() - programs,
+        "programs": cohort.num_programs() - compiled_before,
         **spread,
         "total_seconds": sum(record["wall_seconds"] for record in records),
         "images_per_second": images / median,
@@ -215,7 +215,10 @@ def measure_windows(repeats: int, steps: int = 4) -> Figures:
             rate,
         )  # fmt: skip
 
-    timed = jax.jit(step, static_argnames=("plan", "training"))
+    options = programs.compiler_options()
+    timed = jax.jit(
+        step, static_argnames=("plan", "training"), compiler_options=options
+    )
     calls = {}
     for window in WINDOWS:
         plan = plans.Plan(*window)

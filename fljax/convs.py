@@ -89,30 +89,12 @@ def _taps(padded, kernel, stride: int):
     columns = (width - k_w) // stride * stride + 1
     for i in range(k_h):
         for j in range(k_w):
-            centre = (i, j) == (k_h // 2, k_w // 2) and k_h * k_w > 1
-            if centre and kernel.dtype == jnp.int8:
-                yield _centre_tap(padded, kernel, (batch, rows, columns, channels))[
-                    :, ::stride, ::stride
-                ]
-            else:
-                yield lax.slice(
-                    padded,
-                    (0, i, j, 0),
-                    (batch, i + rows, j + columns, channels),
-                    (1, stride, stride, 1),
-                )
-
-
-def _centre_tap(padded, kernel, size) -> types.Array:
-    """Slices the middle tap in a way that XLA does not see through.
-
-    It would find the tap to be the unpadded x, and compute all that leads to x a second
-    time inside the sum of the taps: a fifth of a frozen block's time. So the slice
-    starts at a number that only the run knows; no code is above 1000.
-    """
-    shift = (kernel.reshape(-1)[0].astype(jnp.int32) > 1000).astype(jnp.int32)
-    start = (0, kernel.shape[0] // 2 + shift, kernel.shape[1] // 2 + shift, 0)
-    return lax.dynamic_slice(padded, start, size)
+            yield lax.slice(
+                padded,
+                (0, i, j, 0),
+                (batch, i + rows, j + columns, channels),
+                (1, stride, stride, 1),
+            )
 
 
 def conv(
@@ -136,6 +118,8 @@ def conv(
     """
     k_h, k_w, channels, features = kernel.shape
     padded = _pad(x, _padding(kernel, same), pad_value)
+    if k_h * k_w > 1:  # else XLA would compute for every tap what leads to x
+        padded = lax.optimization_barrier(padded)
     taps = list(_taps(padded, kernel, stride))
     patches = taps[0] if len(taps) == 1 else jnp.concatenate(taps, axis=-1)
     return dot(patches, kernel.reshape(k_h * k_w * channels, features))
@@ -179,6 +163,7 @@ def conv_input_gradient(
 
 def _depthwise(padded, kernel, stride: int):
     dtype = _accumulator(padded)
+    padded = lax.optimization_barrier(padded)  # as in `conv`
     weights = kernel.astype(dtype).reshape(-1, kernel.shape[-1])
     total = None
     for tap, weight in zip(_taps(padded, kernel, stride), weights, strict=True):

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from fljax import convs, quant, signals, types
 
@@ -92,8 +93,9 @@ def _after_backward(operation, spec, relu, residuals, g):
     x, frozen, key = residuals
     input_key, output_key = _split(key)
     weights = frozen.weights
-    # The sum runs over output channels, so their scales go into the cotangent.
-    g = g * weights.scale if weights.scale.ndim else g
+    # The sum runs over output channels, so their scales go into the cotangent. It is
+    # read twice, for its range and its codes.
+    g = lax.optimization_barrier(g * weights.scale if weights.scale.ndim else g)
     factor = 1.0 if weights.scale.ndim else weights.scale
     dense = operation.kind == "dense"
     if spec.gradient_range == "observed":

@@ -21,8 +21,10 @@ from typing import Any, NamedTuple
 
 import flax
 import jax
+import jax.numpy as jnp
 import jaxlib
 import optax
+from jax import lax
 from jax.experimental import serialize_executable
 
 # Tracing holds Python's lock, XLA does not: one program is traced while two compile.
@@ -83,10 +85,30 @@ def compile_all(requests: Sequence[Request]) -> list[jax.stages.Compiled]:
 
 
 def _compile(lowered, path: pathlib.Path | None) -> jax.stages.Compiled:
-    compiled = lowered.compile()
+    compiled = lowered.compile(compiler_options=compiler_options())
     if path is not None:
         _store(path, serialize_executable.serialize(compiled)[0])
     return compiled
+
+
+@functools.cache
+def compiler_options() -> dict[str, Any]:
+    """Gives the options that programs of this library are compiled with.
+
+    XLA's CPU compiler strips optimisation barriers before it fuses, and its fusion then
+    computes a chain of operations anew for each that reads its end: for all nine taps
+    of a convolution, for all three products of an attention. So the pass that strips
+    them is left out, where what comes after it copes with them.
+    """
+    if jax.default_backend() != "cpu":
+        return {}
+    kept: dict[str, Any] = {"xla_disable_hlo_passes": "cse_barrier_expander"}
+    barrier = jax.jit(lambda x: lax.optimization_barrier(x + 1) * 2)
+    try:
+        barrier.lower(jnp.zeros(2)).compile(compiler_options=kept)
+    except jax.errors.JaxRuntimeError:
+        return {}
+    return kept
 
 
 def _store(path: pathlib.Path, payload: bytes) -> None:

@@ -480,7 +480,9 @@ def add(
     # Two shifts: the rounding term on top of the largest sum would leave int32.
     half = (total >> 1) + (noise >> 1)
     out_scale = _keep_nonfinite(out_scale, a.scale, b.scale)
-    return QArray(_clip(half >> (shift - 1), zero, spec, relu), out_scale, zero)
+    codes = _clip(half >> (shift - 1), zero, spec, relu)
+    # Several layers read a sum: see `programs.compiler_options`.
+    return QArray(lax.optimization_barrier(codes), out_scale, zero)
 
 
 def requantise_values(

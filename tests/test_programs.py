@@ -6,6 +6,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import pytest
+from jax import lax
 
 from fljax import programs
 
@@ -110,3 +111,18 @@ def test_many_come_back_in_order(folder):
             for p, r in zip(made, wanted, strict=True)
         ]
         assert [r.a.tolist()[1] for r in results] == [6, 2, 5]
+
+
+def test_barriers_stay_between_what_is_read_several_times():
+    # XLA's CPU compiler would compute the codes once for each that reads them.
+    if jax.default_backend() != "cpu" or not programs.compiler_options():
+        pytest.skip("this compiler strips barriers")
+
+    def codes(x):
+        y = lax.optimization_barrier(jnp.round(x * 3).astype(jnp.int8))
+        return y[:, :2] + 1, jnp.flip(y, 1)
+
+    lowered = jax.jit(codes).lower(jnp.ones((4, 4)))
+    plain = lowered.compile().as_text()
+    kept = lowered.compile(compiler_options=programs.compiler_options()).as_text()
+    assert plain.count("opt-barrier") == 0 < kept.count("opt-barrier")

@@ -97,7 +97,7 @@ class EncoderLayer(nn.Module):
             h = layers.Dropout(self.dropout, name=f"dropout{index}")(h, call)
             h = layers.Add(name=f"add{index}")(residual, h, call)
             h = lone_norms.LayerNorm(name=f"norm{index}")(h, call)
-            # Several layers read it: without the barrier XLA computes codes for each.
+            # Several layers read it: see `programs.compiler_options`.
             return layers.on_values(lax.optimization_barrier, h)
 
         q, k, v = (dense(name, x.value) for name in ("query", "key", "value"))
