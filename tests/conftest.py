@@ -6,6 +6,7 @@ activations [B, ..., C] everywhere, as linen does, and would need a `[None]` an 
 
 import functools
 import pathlib
+import sys
 from typing import NamedTuple
 
 import hypothesis
@@ -13,7 +14,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from absl import flags
 
+from experiments import main
 from fljax import client, mesh, plans, quant, types
 from fljax.algorithms import averaging
 from fljax.data import partition
@@ -138,3 +141,26 @@ def assert_same_bits(ours: types.Tree, theirs: types.Tree) -> None:
         a, b = np.asarray(a), np.asarray(b)
         assert (a.dtype, a.shape) == (b.dtype, b.shape), jax.tree_util.keystr(path)
         assert a.tobytes() == b.tobytes(), jax.tree_util.keystr(path)
+
+
+class Outcome(NamedTuple):
+    """What a command left behind."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def call(capsys, monkeypatch):
+    """Gives a function that runs a command line in this process."""
+
+    def run(module, *arguments):
+        flags.FLAGS.unparse_flags()
+        command = [f"python -m {module.__name__}", *map(str, arguments)]
+        monkeypatch.setattr(sys, "argv", command)
+        with pytest.raises(SystemExit) as stop:
+            main.run(module._main)
+        return Outcome(stop.value.code, *capsys.readouterr())
+
+    return run

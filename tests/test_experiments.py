@@ -9,19 +9,18 @@ import statistics
 import struct
 import subprocess
 import sys
-from typing import NamedTuple
 
 import jax
 import numpy as np
 import pytest
-from absl import flags
 from flax import linen as nn
 
-from experiments import compare, experiment, main, train
+from experiments import compare, experiment, train
 from experiments import config as configs
 from fljax import models
 from fljax.data import text
 from fljax.models import network
+from tests import conftest
 
 _ROOT = pathlib.Path(__file__).parents[1]
 # The smallest job: one block, so that it compiles in a second; later ones reuse it.
@@ -33,29 +32,6 @@ SMALL = (
     "--data_cache=",
 )
 FEDAVG = ("--algorithm=fedavg", *SMALL)
-
-
-class Outcome(NamedTuple):
-    """What a command left behind."""
-
-    code: int
-    out: str
-    err: str
-
-
-@pytest.fixture
-def call(capsys, monkeypatch):
-    """Gives a function that runs a command line in this process."""
-
-    def run(module, *arguments):
-        flags.FLAGS.unparse_flags()
-        command = [f"python -m {module.__name__}", *map(str, arguments)]
-        monkeypatch.setattr(sys, "argv", command)
-        with pytest.raises(SystemExit) as stop:
-            main.run(module._main)
-        return Outcome(stop.value.code, *capsys.readouterr())
-
-    return run
 
 
 def records_of(folder):
@@ -554,7 +530,7 @@ def test_bad_input_is_one_line_in_a_process_of_its_own(tmp_path, arguments, word
         text=True,
         check=False,
     )
-    assert_refused(Outcome(done.returncode, done.stdout, done.stderr), *words)
+    assert_refused(conftest.Outcome(done.returncode, done.stdout, done.stderr), *words)
     assert os.listdir(tmp_path) == []
 
 
