@@ -226,6 +226,7 @@ def build(
     data: types.Dataset | None = None,
     workdir: str | None = None,
     cache: str = "",
+    net: network.Network | None = None,
 ) -> Experiment:
     """Loads data and makes everything that does not depend on the algorithm.
 
@@ -234,6 +235,7 @@ def build(
       data: instead of loading `config.dataset`.
       workdir: run folder whose vocabulary is to be used, if it has one.
       cache: folder that keeps decoded data; empty: none.
+      net: instead of `config.network`.
 
     Returns:
       The experiment.
@@ -244,7 +246,7 @@ def build(
     """
     if data is None:
         data = _load(config, workdir, cache)
-    net = _network(config, data)
+    net = net or _network(config, data)
     running = config.norm_statistics == "running"
     parts = split(config, data)
     shards = partition.index_table(parts)

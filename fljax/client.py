@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from fljax import layers, plans, quant, trees, types
+from fljax import layers, plans, quant, signals, trees, types
 from fljax.models import network
 
 
@@ -203,7 +203,7 @@ def _gradient_step(
         h, _ = network.run(
             net, frozen[last + 1 :], h, calls[last + 1 :], last + 1, key=key
         )
-        return cross_entropy(h, labels, mask), updates
+        return cross_entropy(signals.to_float(h), labels, mask), updates
 
     params, backward = (
         tuple(None if block is None else block[name] for block in trained)

@@ -45,6 +45,7 @@ FLOORS = (
         "lone_norms",
         "joins",
         "attention",
+        "flax_block",
         "models.network",
         "models.logistic",
         "models.mobilenetv2",

@@ -1,0 +1,92 @@
+"""The examples of the documentation run; Flax modules as blocks, in every role."""
+
+import pathlib
+import re
+
+import jax
+import jax.numpy as jnp
+import pytest
+from flax import linen as nn
+
+from fljax import client, flax_block, layers, plans, quant, types
+from fljax.models import network
+from tests import conftest
+
+DOCS = pathlib.Path(__file__).resolve().parents[1] / "docs"
+
+
+def test_the_examples_of_your_own_run(capsys):
+    text = (DOCS / "your_own.md").read_text()
+    examples = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert len(examples) == 3
+    assert len(examples[0].strip().splitlines()) <= 15
+    assert all(len(e.strip().splitlines()) <= 30 for e in examples)
+    names: dict = {}
+    for example in examples:
+        exec(compile(example, "your_own.md", "exec"), names)
+    shown = [float(line) for line in capsys.readouterr().out.splitlines()]
+    assert len(shown) == 3
+    assert all(0 <= accuracy <= 1 for accuracy in shown)
+    assert shown[0] > 0.6  # the classes can be told by a linear layer
+
+
+def _net(first):
+    blocks = (
+        flax_block.FlaxBlock(first),
+        flax_block.FlaxBlock(nn.Dense(5)),
+        flax_block.FlaxBlock(nn.Dense(3)),
+    )
+    return network.Network("flax", blocks, (4,), 3)
+
+
+def test_a_flax_block_is_the_module_in_every_role():
+    net = _net(nn.Dense(6))
+    state = network.init(net, jax.random.key(0))
+    state = client.calibrate(net, state, quant.DEFAULT, jax.random.key(1))
+    x = jax.random.normal(jax.random.key(2), (7, 4))
+    expected = x
+    for block in state:
+        weights = block["params"]["inner"]
+        expected = expected @ weights["kernel"] + weights["bias"]
+    for plan in (plans.Plan(0, 2), plans.Plan(1, 1)):
+        roles = plans.roles(plan, 3)
+        frozen = network.freeze(net, state, roles, quant.DEFAULT)
+        run = [s if f is None else f for s, f in zip(state, frozen, strict=True)]
+        calls = [layers.Call(role) for role in roles]
+        y, _ = network.run(net, run, x, calls)
+        value = y if roles[-1] is types.Role.TRAINED else y.value
+        conftest.assert_close(value, expected, 1e-5)
+
+
+def test_a_flax_block_counts_what_the_module_computes():
+    first = network.counts(_net(nn.Dense(6)))[0]
+    # 4 x 6 multiplications; XLA counts the additions of the bias as well.
+    assert 4 * 6 <= first.macs <= 4 * 6 + 6
+    assert (first.kept, first.params, first.outputs) == (4 + 6, 4 * 6 + 6, 6)
+    assert first.upload_bytes == 4 * first.params
+
+
+def test_a_flax_block_refuses_running_statistics():
+    net = _net(nn.BatchNorm(use_running_average=False))
+    with pytest.raises(ValueError, match=r"params alone, got \['batch_stats'\]"):
+        network.init(net, jax.random.key(0))
+
+
+def test_gradients_pass_a_frozen_flax_block():
+    net = _net(nn.Dense(6))
+    state = network.init(net, jax.random.key(0))
+    data = client.Data(
+        jax.random.normal(jax.random.key(1), (8, 4)),
+        jnp.arange(8) % 3,
+        jnp.zeros(1),
+        jnp.ones(1),
+    )
+    plan = plans.Plan(0, 0)
+    training = client.Training(batch_size=4)
+    frozen = network.freeze(net, state, plans.roles(plan, 3), training.spec)
+    result = client.train(
+        net, plan, training, state, frozen, data, jnp.arange(8), jnp.int32(8),
+        jax.random.key(2), jnp.float32(0.1),
+    )  # fmt: skip
+    assert result.delta[1] is None
+    assert float(jnp.abs(result.delta[0]["params"]["inner"]["kernel"]).max()) > 1e-4
