@@ -16,6 +16,7 @@ import pathlib
 import platform
 import re
 import tempfile
+import threading
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -84,9 +85,32 @@ def compile_all(requests: Sequence[Request]) -> list[jax.stages.Compiled]:
         ]
 
 
+class _Compilation(threading.local):
+    """What is known of the compilation that runs in this thread."""
+
+    from_cache = False
+
+
+_compilation = _Compilation()
+
+
+def _notice(event: str, **_: Any) -> None:
+    if event == "/jax/compilation_cache/cache_hits":
+        _compilation.from_cache = True
+
+
+jax.monitoring.register_event_listener(_notice)
+
+
 def _compile(lowered, path: pathlib.Path | None) -> jax.stages.Compiled:
+    """Compiles a program and keeps it.
+
+    A program that JAX's cache gave is not kept: on CPU what is serialised a second time
+    has lost its functions ("Function ... not found" when it is called).
+    """
+    _compilation.from_cache = False
     compiled = lowered.compile(compiler_options=compiler_options())
-    if path is not None:
+    if path is not None and not _compilation.from_cache:
         _store(path, serialize_executable.serialize(compiled)[0])
     return compiled
 

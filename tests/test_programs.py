@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 from jax import lax
+from jax.experimental.compilation_cache import compilation_cache
 
 from fljax import programs
 
@@ -82,6 +83,27 @@ def test_other_sources_are_other_programs(folder, monkeypatch):
     monkeypatch.setattr(programs, "_surroundings", lambda: "changed")
     run(request())
     assert TRACED == [3, 3]
+
+
+@pytest.fixture
+def both_caches(folder):
+    """Has JAX keep what takes no time to compile, beside the programs."""
+    name = "jax_persistent_cache_min_compile_time_secs"
+    old = jax.config.values[name]
+    jax.config.update(name, 0)
+    compilation_cache.reset_cache()
+    yield folder
+    jax.config.update(name, old)
+    compilation_cache.reset_cache()
+
+
+def test_what_came_from_jaxs_cache_still_runs(both_caches, monkeypatch):
+    # Another source of the same computation: JAX's cache has it, `programs` not.
+    for source in ("one", "two", "two"):
+        monkeypatch.setattr(programs, "_surroundings", lambda source=source: source)
+        assert run(request()) == [1, 4]
+    assert TRACED == [3, 3, 3]
+    assert len(list(both_caches.iterdir())) == 1
 
 
 def test_what_a_repr_does_not_describe_is_not_kept(folder):
