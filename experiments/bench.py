@@ -27,7 +27,7 @@ from absl import flags
 
 from experiments import config as configs
 from experiments import experiment, main, workloads
-from fljax import client, cohort, plans, programs, quant, simulation, types
+from fljax import client, cohort, federation, plans, programs, quant, simulation, types
 from fljax.algorithms import averaging, fedavg
 from fljax.models import network
 
@@ -287,7 +287,7 @@ def _width() -> int:
     return _CLIENT_WIDTH.value
 
 
-def _rounds(fed: averaging.Federation, repeats: int) -> tuple[float, float, float]:
+def _rounds(fed: federation.Federation, repeats: int) -> tuple[float, float, float]:
     """Runs FedAvg; returns median seconds a round, MB at an early and the last one."""
     algorithm = fedavg.fedavg(fed)
     times, memory = [], []

@@ -10,13 +10,16 @@ import contextlib
 import dataclasses
 import difflib
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 from absl import flags
 
-from fljax import algorithms, augment, models
+from fljax import algorithms, augment, clock, failures, fleet, models
 
 PARTITIONS = ("iid", "dirichlet", "resource_correlated", "natural")
+
+
+Settings = TypeVar("Settings")
 
 
 def _field(default: Any, text: str) -> Any:
@@ -65,6 +68,26 @@ class Config:
                             "separated; a budget is a number or low-high. Empty: the "
                             "paper's three.")  # fmt: skip
     tiers_file: str = _field("", "A JSON file with the tiers, instead of --tiers.")
+    fleet: str = _field("tiers", "Devices: tiers, lognormal:COMPUTE:BANDWIDTH:MEMORY "
+                                 "(deviations of logs) or file:PATH."
+                        )  # fmt: skip
+    changes: str = _field("", "How devices change: drift=, drift_rounds=, bandwidth=, "
+                              "diurnal=, day_rounds=, refresh=, refresh_seconds=; "
+                              "see docs/devices.md.")  # fmt: skip
+    clock: str = _field("", "The virtual clock: step_seconds=, upload_rate=, "
+                            "download_rate=, deadline=, over_selection=, late=, "
+                            "buffer=, max_staleness=, staleness_power=."
+                        )  # fmt: skip
+    failures: str = _field("", "Rates of what goes wrong: drop=, lost=, truncated=, "
+                               "duplicated=, delayed=, nonfinite=, huge=, delay=; see "
+                               "docs/devices.md.")  # fmt: skip
+    norm_bound: float = _field(0.0, "Refuse updates longer than this many times the "
+                                    "usual length (a running median); 0: none."
+                               )  # fmt: skip
+    policy: str = _field("random_maximal", "Which plan for which device, for cocofl: "
+                                           "see docs/devices.md.")  # fmt: skip
+    table_error: float = _field(0.0, "Deviation of the log of what windows really cost "
+                                     "against the cost table.")  # fmt: skip
     cost_table: str = _field("", "A JSON file with measured costs of the windows; "
                                  "empty: a model from operation counts.")  # fmt: skip
     fixed_point: str = _field("default", "Fixed point of frozen blocks: default (the "
@@ -108,6 +131,8 @@ _LEAST: dict[str, float] = {
     "batch_size": 1,
     "weight_decay": 0,
     "momentum": 0,
+    "norm_bound": 0,
+    "table_error": 0,
     "eval_every": 1,
     "eval_batch_size": 1,
     "client_width": 0,
@@ -163,6 +188,35 @@ def naming(flag: str) -> Iterator[None]:
         raise ValueError(f"--{flag}: {error}") from error
 
 
+def _type(field: dataclasses.Field) -> type:
+    return type(field.default)
+
+
+def settings(flag: str, text: str, kind: type[Settings]) -> Settings:
+    """Reads `name=value` pairs, comma separated, into a dataclass of defaults.
+
+    Raises:
+      ValueError: a name or value that the dataclass does not take.
+    """
+    fields = {f.name: f for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    given: dict[str, Any] = {}
+    for item in filter(None, (part.strip() for part in text.split(","))):
+        name, equals, value = item.partition("=")
+        if name not in fields:
+            raise unknown(flag, name, fields)
+        try:
+            given[name] = _type(fields[name])(value)
+        except ValueError:
+            equals = ""
+        if not equals:
+            raise ValueError(
+                f"--{flag}: expected {name}= and a "
+                f"{_type(fields[name]).__name__}, got {item!r}"
+            )
+    with naming(flag):
+        return kind(**given)
+
+
 def schedule(config: Config) -> tuple[int, ...]:
     """Reads `lr_schedule`: the rounds at which the rate falls.
 
@@ -216,3 +270,6 @@ def check(config: Config) -> None:
     if config.tiers and config.tiers_file:
         raise ValueError("--tiers and --tiers_file: expected one of them, got both")
     schedule(config)
+    settings("changes", config.changes, fleet.Changes)
+    settings("clock", config.clock, clock.Clock)
+    settings("failures", config.failures, failures.Rates)

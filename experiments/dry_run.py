@@ -15,7 +15,7 @@ import numpy as np
 
 from experiments import config as configs
 from experiments import experiment
-from fljax import client, cohort, mesh, plans
+from fljax import client, clock, cohort, federation, mesh, plans, schedule
 from fljax.algorithms import averaging, centralized
 
 _LOOKED_AT = 1000  # rounds whose plans are drawn; a longer run goes on like them
@@ -37,6 +37,7 @@ class Estimate(NamedTuple):
       device_bytes: most that a device holds while it trains the full network; None
         where the backend does not tell.
       upload_bytes: of all clients in all rounds.
+      clock_seconds: of all rounds on the virtual clock of the devices.
     """
 
     rounds: int
@@ -47,6 +48,7 @@ class Estimate(NamedTuple):
     total_seconds: float
     device_bytes: int | None
     upload_bytes: int
+    clock_seconds: float
 
 
 def estimate(config: configs.Config, ready: experiment.Experiment) -> Estimate:
@@ -68,14 +70,18 @@ def estimate(config: configs.Config, ready: experiment.Experiment) -> Estimate:
     state = algorithm.init()
     looked_at = min(config.rounds, _LOOKED_AT)
     steps, seen, upload = [], set(), 0
-    times = averaging.window_times(fed.table)
+    times, _ = schedule.columns(fed.table)
     for index in range(looked_at):
         assigned = algorithm.assign(state, index)
         seen |= set(assigned.plans)
         counts = fed.shards.counts[assigned.ids]
         work = client.steps_of(counts, fed.training)
-        steps.append(float(work @ averaging.time_shares(times, assigned.plans)))
-        upload += sum(plans.upload_bytes(plan, fed.counts) for plan in assigned.plans)
+        shares = [times[plan.first, plan.last] for plan in assigned.plans]
+        steps.append(float(work @ np.array(shares)) if len(work) else 0.0)
+        done = assigned.outcome.finished
+        sizes = [plans.upload_bytes(plan, fed.counts) for plan in clock.plans_of(done)]
+        upload += clock.sent_bytes(done, sizes)
+        state = state._replace(timeline=assigned.outcome.timeline)
     compile_seconds, step_seconds, size = _measure(fed, state)
     training = float(np.mean(steps)) * step_seconds / fed.devices.size
     batches = ready.evaluator.examples / config.batch_size
@@ -90,10 +96,11 @@ def estimate(config: configs.Config, ready: experiment.Experiment) -> Estimate:
         total_seconds=config.rounds * round_seconds + len(seen) * compile_seconds,
         device_bytes=size,
         upload_bytes=0 if pooled else upload * config.rounds // looked_at,
+        clock_seconds=float(state.timeline.now) * config.rounds / looked_at,
     )
 
 
-def _measure(fed: averaging.Federation, state: averaging.State):
+def _measure(fed: federation.Federation, state: averaging.State):
     """Compiles the full network's program and times a client of the mean size.
 
     Returns:
@@ -111,13 +118,15 @@ def _measure(fed: averaging.Federation, state: averaging.State):
     ]
     blocks, data, clients, key = everywhere
     rate = mesh.replicate(fed.devices, np.float32(fed.learning_rate(0)))
+    limits = np.full(fed.net.num_blocks, np.inf, np.float32)
+    limits = mesh.replicate(fed.devices, limits)
     group = mesh.distribute(fed.devices, group)
     sums = cohort.zero_sums(blocks, size=len(ids), devices=fed.devices)
     plan = plans.full(fed.net.num_blocks)
     start = time.perf_counter()
     program = cohort.compile_groups(
         [plan],
-        *(blocks, sums, data, clients, group, key, rate),
+        *(blocks, sums, data, clients, group, key, rate, limits),
         net=fed.net,
         training=fed.training,
         width=fed.width,
@@ -126,7 +135,7 @@ def _measure(fed: averaging.Federation, state: averaging.State):
     compiling, seconds = time.perf_counter() - start, []
     for _ in range(_TIMED + 1):
         start = time.perf_counter()
-        sums = program(blocks, sums, data, clients, group, key, rate)
+        sums = program(blocks, sums, data, clients, group, key, rate, limits)
         jax.block_until_ready(sums)
         seconds.append(time.perf_counter() - start)
     step = statistics.median(seconds[1:]) / client.steps_of(
@@ -156,6 +165,7 @@ def show(cost: Estimate) -> str:
             f"{cost.step_seconds * 1e3:.3g} ms a step of the full network)",
             f"{_duration(cost.total_seconds)} for {cost.rounds} rounds",
             f"{_bytes(cost.upload_bytes)} sent by clients",
+            f"{_duration(cost.clock_seconds)} on the clock of the devices",
         )
     )
 

@@ -20,11 +20,16 @@ from fljax import (
     algorithms,
     augment,
     client,
+    clock,
     cohort,
     cost_model,
     costs,
     devices,
     evaluate,
+    failures,
+    federation,
+    fleet,
+    fleet_sources,
     mesh,
     models,
     quant,
@@ -47,7 +52,7 @@ class Experiment(NamedTuple):
       tokenizer: that made tokens of the data, if they are of a trained one.
     """
 
-    federation: averaging.Federation
+    federation: federation.Federation
     evaluator: simulation.Evaluator
     dataset_sha256: str
     tokenizer: bytes | None = None
@@ -170,6 +175,42 @@ def _tiers(config: configs.Config) -> tuple[devices.Tier, ...]:
     return devices.REFERENCE_TIERS
 
 
+def _fleet(config: configs.Config, num_clients: int) -> fleet.Fleet:
+    """Makes the devices of --fleet and how they change."""
+    kind, _, rest = config.fleet.partition(":")
+    if (config.tiers or config.tiers_file) and kind != "tiers":
+        raise ValueError(
+            f"--tiers and --tiers_file: expected with --fleet=tiers, got "
+            f"{config.fleet!r}"
+        )
+    with configs.naming("fleet"):
+        if kind == "lognormal":
+            made = fleet_sources.lognormal(num_clients, config.seed, *_floats(rest))
+        elif kind == "file" and rest:
+            made = fleet_sources.load(rest, num_clients)
+        elif config.fleet == "tiers":
+            made = fleet.of_tiers(num_clients, _tiers(config))
+        else:
+            raise ValueError(
+                "expected tiers, lognormal:COMPUTE:BANDWIDTH:MEMORY or file:PATH, got "
+                f"{config.fleet!r}"
+            )
+    changes = configs.settings("changes", config.changes, fleet.Changes)
+    return made._replace(changes=changes)
+
+
+def _floats(text: str) -> list[float]:
+    try:
+        values = [float(part) for part in filter(None, text.split(":"))]
+    except ValueError:
+        values = [np.nan]
+    if len(values) > 3 or not np.all(np.isfinite(values)):
+        raise ValueError(
+            f"expected up to three numbers, such as lognormal:.5:.5:.3, got {text!r}"
+        )
+    return values
+
+
 def _naming_tiers(config: configs.Config):
     return configs.naming("tiers_file" if config.tiers_file else "tiers")
 
@@ -250,8 +291,7 @@ def build(
     running = config.norm_statistics == "running"
     parts = split(config, data)
     shards = partition.index_table(parts)
-    tiers = _tiers(config)
-    tier_index = devices.tier_of(len(parts), tiers)
+    made = _fleet(config, len(parts))
     training = client.Training(
         batch_size=config.batch_size,
         local_epochs=config.local_epochs,
@@ -263,13 +303,14 @@ def build(
     over = _mesh(config.devices)
     train_data, test_data = _data(config, data, over)
     counts = network.counts(net, config.reference_quirks)
-    federation = averaging.Federation(
+    table = _table(config, net, counts)
+    rules = configs.settings("clock", config.clock, clock.Clock)
+    fed = federation.Federation(
         net=net,
         data=train_data,
         shards=shards,
-        tiers=tiers,
-        tier_index=tier_index,
-        table=_table(config, net, counts),
+        fleet=made,
+        table=table,
         counts=counts,
         training=training,
         learning_rate=_learning_rate(config),
@@ -279,11 +320,15 @@ def build(
         width=config.client_width or cohort.default_width(),
         seed=config.seed,
         devices=over,
+        clock=clock.resolve(rules, made.reference, table, counts, config.batch_size),
+        failures=configs.settings("failures", config.failures, failures.Rates),
+        norm_bound=config.norm_bound,
+        table_error=config.table_error,
     )
     counts_by_class = partition.class_counts(data.y_train, parts, data.num_classes)
-    mixes = evaluate.tier_mixes(counts_by_class, tier_index, len(tiers))
-    evaluator = _evaluator(config, federation, test_data, mixes, running)
-    return Experiment(federation, evaluator, load.digest(data), data.tokenizer)
+    mixes = evaluate.tier_mixes(counts_by_class, made.tier, len(made.names))
+    evaluator = _evaluator(config, fed, test_data, mixes, running)
+    return Experiment(fed, evaluator, load.digest(data), data.tokenizer)
 
 
 def _evaluator(config, fed, test_data, mixes, running) -> simulation.Evaluator:
@@ -291,7 +336,7 @@ def _evaluator(config, fed, test_data, mixes, running) -> simulation.Evaluator:
     batch_size = min(config.eval_batch_size, size)
     order = evaluate.batches(size, batch_size, config.seed, over.size)
     indices, mask = mesh.distribute(over, order)
-    names = tuple(tier.name for tier in fed.tiers)
+    names = fed.fleet.names
 
     def scores(state: averaging.State) -> evaluate.Scores:
         blocks = mesh.replicate(over, state.server.blocks)
@@ -332,7 +377,9 @@ def resolved(config: configs.Config, ready: Experiment) -> dict[str, Any]:
         "num_clients": len(fed.shards.counts),
         "mean": fed.data.mean,
         "std": fed.data.std,
-        "tiers": [dataclasses.asdict(tier) for tier in fed.tiers],
+        "tiers": fed.fleet.names,
+        "fleet_sha256": _digest(fed.fleet),
+        "clock": dataclasses.asdict(fed.clock),
         "dataset_sha256": ready.dataset_sha256,
         "cost_table": fed.table.source,
         "cost_table_sha256": _sha256(config.cost_table),
@@ -342,6 +389,14 @@ def resolved(config: configs.Config, ready: Experiment) -> dict[str, Any]:
 
 def _sha256(path: str) -> str | None:
     return hashlib.sha256(pathlib.Path(path).read_bytes()).hexdigest() if path else None
+
+
+def _digest(devices: fleet.Fleet) -> str:
+    """Hashes the devices' profiles, wherever they come from."""
+    digest = hashlib.sha256()
+    for array in (*devices.profile, devices.row, devices.tier_of_row):
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
 
 
 def _keep_tokenizer(workdir: str, tokenizer: bytes | None) -> None:

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +31,9 @@ from fljax.models import network
 # Keys of a round by use, away from client ids (see devices.BUDGET_TAG).
 ROUNDING_TAG = 0xFFFF0003
 
+# Why an update was refused.
+NOT_FINITE, TOO_LARGE = 1.0, 2.0
+
 
 class Clients(NamedTuple):
     """The cohort; shared by all devices.
@@ -40,12 +43,16 @@ class Clients(NamedTuple):
       indices: [K, capacity] int32, their examples.
       counts: [K] int32, how many are real.
       weights: [K] float32.
+      tampering: [K] float32, what goes wrong with an update: its factor.
+      scales: [K] float32, how much of an update is taken: less of a stale one.
     """
 
     ids: types.ArrayLike
     indices: types.ArrayLike
     counts: types.ArrayLike
     weights: types.ArrayLike
+    tampering: types.ArrayLike
+    scales: types.ArrayLike
 
 
 class Group(NamedTuple):
@@ -66,12 +73,15 @@ class Sums(NamedTuple):
     Attributes:
       totals: sums for the server.
       losses: [K] mean training loss of each client.
-      failed: [K] 1 where loss or delta is not finite.
+      failed: [K] 0: the update was taken; NOT_FINITE or TOO_LARGE: refused.
+      norms: [K, n] length of what each client changed in the parameters of each block;
+        0 of a refused update.
     """
 
     totals: server.Totals
     losses: types.Array
     failed: types.Array
+    norms: types.Array
 
 
 def sample(
@@ -92,53 +102,76 @@ def sample(
     return generator.choice(candidates, size, replace=False)
 
 
+Plan = TypeVar("Plan")
+
+
 def group_by_plan(
-    assigned: Sequence[plans.Plan], ids: np.ndarray
-) -> list[tuple[plans.Plan, np.ndarray]]:
+    assigned: Sequence[Plan], ids: np.ndarray
+) -> list[tuple[Plan, np.ndarray]]:
     """Sorts clients by plan, and by number within a plan.
 
     The order of the cohort then leaves no trace in the order of summation.
 
     Args:
-      assigned: K plans.
+      assigned: K plans, or anything that can be sorted and tells groups apart.
       ids: [K] client numbers.
 
     Returns:
       (plan, places in the cohort of its clients) for every plan, in order.
     """
-    members: dict[plans.Plan, list[int]] = {}
+    members: dict[Plan, list[int]] = {}
     for position, plan in enumerate(assigned):
         members.setdefault(plan, []).append(position)
     return [
         (plan, np.array(sorted(members[plan], key=lambda k: ids[k]), np.int32))
-        for plan in sorted(members)
+        for plan in sorted(members)  # type: ignore[type-var]
     ]
 
 
 def gather(
-    ids: np.ndarray, indices: np.ndarray, counts: np.ndarray, weights: np.ndarray
+    ids: np.ndarray,
+    indices: np.ndarray,
+    counts: np.ndarray,
+    weights: np.ndarray,
+    tampering: np.ndarray | None = None,
+    scales: np.ndarray | None = None,
+    size: int | None = None,
 ) -> Clients:
     """Takes the cohort's rows out of the tables of all clients.
 
     Args:
-      ids: [K] client numbers.
+      ids: [A] client numbers.
       indices: [N, capacity] of all clients.
       counts: [N] of all clients.
       weights: [N] of all clients.
+      tampering: [A] factors; None: 1.
+      scales: [A] factors; None: 1.
+      size: K, A or more, filled up with rows that no group may name; None: A.
 
     Returns:
-      The cohort in host memory.
+      The cohort in host memory, [K].
     """
+    padding = (0, (len(ids) if size is None else size) - len(ids))
+    ones = np.ones(len(ids))
+    padded = np.pad(ids, padding)
     return Clients(
-        ids.astype(np.int32),
-        indices[ids],
-        counts[ids].astype(np.int32),
-        weights[ids].astype(np.float32),
+        padded.astype(np.int32),
+        indices[padded],
+        counts[padded].astype(np.int32),
+        weights[padded].astype(np.float32),
+        *(
+            np.pad(ones if x is None else x, padding).astype(np.float32)
+            for x in (tampering, scales)
+        ),
     )
 
 
 def spread(
-    groups: Sequence[np.ndarray], work: np.ndarray, devices: int, width: int
+    groups: Sequence[np.ndarray],
+    work: np.ndarray,
+    devices: int,
+    width: int,
+    size: int | None = None,
 ) -> list[Group]:
     """Deals the chunks of all groups out to the devices, evenly by work.
 
@@ -148,14 +181,15 @@ def spread(
 
     Args:
       groups: for each plan the places in the cohort of its clients.
-      work: [K] of each client, in any unit.
+      work: [A] of each client, in any unit.
       devices: D.
       width: W.
+      size: K, of the cohort with its padding; None: A.
 
     Returns:
       A group for each plan, all of the same shape.
     """
-    size = len(work)
+    size = len(work) if size is None else size
     chunks = -(-size // width)
     room = -(-chunks // devices) * width
     load = np.zeros(devices)
@@ -188,7 +222,9 @@ def zero_sums(blocks: tuple[dict, ...], *, size: int, devices: Mesh) -> Sums:
     """
 
     def on_device(blocks):
-        sums = Sums(server.zero_totals(blocks), jnp.zeros(size), jnp.zeros(size))
+        zeros = jnp.zeros(size)
+        norms = jnp.zeros((size, len(blocks)))
+        sums = Sums(server.zero_totals(blocks), zeros, zeros, norms)
         return jax.tree.map(lambda x: x[None], sums)
 
     return jax.shard_map(
@@ -203,6 +239,19 @@ def zero_sums(blocks: tuple[dict, ...], *, size: int, devices: Mesh) -> Sums:
 def total(sums: Sums) -> Sums:
     """Adds up the rows of the devices."""
     return jax.tree.map(lambda x: jnp.sum(x, axis=0), sums)
+
+
+def _norms(delta: tuple) -> types.Array:
+    """Measures how far the parameters of each block went: [W, blocks]."""
+
+    def squares(leaf):
+        return jnp.sum(jnp.square(leaf), axis=tuple(range(1, leaf.ndim)))
+
+    lengths = []
+    for block in delta:
+        leaves = jax.tree.leaves(block["params"])
+        lengths.append(jnp.sqrt(sum(squares(leaf) for leaf in leaves)))
+    return jnp.stack(lengths, axis=1)
 
 
 def _train_chunk(net, plan, training, blocks, frozen, data, chunk, key, learning_rate):
@@ -246,6 +295,7 @@ def _run_on_device(
     group: Group,
     round_key,
     learning_rate,
+    limits,
     *,
     net,
     plan,
@@ -264,33 +314,44 @@ def _run_on_device(
     start = trees.size(blocks[: plan.first])
     totals = sums.totals
 
+    limit = jnp.sum(limits[inside])
+
     def chunk_step(i, carry):
-        deltas, weight, losses, failed = carry
+        deltas, weight, losses, failed, norms = carry
         positions = lax.dynamic_slice_in_dim(group.positions, i * width, width)
         chunk = _chunk(clients, positions)
         result = _train_chunk(
             net, plan, training, blocks, frozen, data, chunk, round_key, learning_rate
         )
-        sent = jax.vmap(trees.ravel)(result.delta[inside])
+        factor = chunk.tampering[:, None]
+        sent = jax.vmap(trees.ravel)(result.delta[inside]) * factor
+        lengths = _norms(result.delta[inside]) * factor
         finite = jnp.all(jnp.isfinite(sent), axis=1) & jnp.isfinite(result.loss)
-        bad = ~finite & (chunk.weights != 0)
+        small = jnp.sum(jnp.square(lengths), axis=1) <= limit
+        verdict = jnp.where(finite, jnp.where(small, 0.0, TOO_LARGE), NOT_FINITE)
+        verdict = jnp.where(chunk.weights != 0, verdict, 0.0)  # or padding
+        taken = verdict == 0
+        weights = jnp.where(taken, chunk.weights, 0.0)
+        lengths = jnp.where(taken[:, None], lengths, 0.0)
         return (
-            deltas + trees.weighted_sum(sent, chunk.weights),
-            weight + jnp.sum(chunk.weights),
+            deltas + trees.weighted_sum(sent, weights * chunk.scales),
+            weight + jnp.sum(weights),
             losses.at[positions].set(result.loss, mode="drop"),
-            failed.at[positions].set(bad.astype(jnp.float32), mode="drop"),
+            failed.at[positions].set(verdict, mode="drop"),
+            norms.at[positions, inside].set(lengths, mode="drop"),
         )
 
     window = lax.slice_in_dim(totals.deltas, start, start + trees.size(blocks[inside]))
-    carry = (window, jnp.zeros(()), sums.losses, sums.failed)
-    window, weight, losses, failed = lax.fori_loop(
+    carry = (window, jnp.zeros(()), sums.losses, sums.failed, sums.norms)
+    window, weight, losses, failed, norms = lax.fori_loop(
         0, -(-group.sizes // width), chunk_step, carry
     )
     new = server.Totals(
         lax.dynamic_update_slice_in_dim(totals.deltas, window, start, 0),
         totals.weights.at[inside].add(weight),
+        totals.cohort + weight,
     )
-    return jax.tree.map(lambda x: x[None], Sums(new, losses, failed))
+    return jax.tree.map(lambda x: x[None], Sums(new, losses, failed, norms))
 
 
 @functools.partial(
@@ -306,6 +367,7 @@ def run_group(
     group: Group,
     round_key: types.Key,
     learning_rate: types.Array,
+    limits: types.Array,
     *,
     net: network.Network,
     plan: plans.Plan,
@@ -323,6 +385,8 @@ def run_group(
       group: which of them, S a multiple of the width.
       round_key: of this round; a client's is fold_in(round_key, number).
       learning_rate: of the clients, [].
+      limits: [n] squared length that a client may change a block's parameters by; an
+        update whose squared length is above the sum over its window is refused.
       net: static.
       plan: of all these clients, static.
       training: static.
@@ -338,11 +402,11 @@ def run_group(
             _run_on_device, net=net, plan=plan, training=training, width=width
         ),
         mesh=devices,
-        in_specs=(shared, own, shared, shared, own, shared, shared),
+        in_specs=(shared, own, shared, shared, own, shared, shared, shared),
         out_specs=own,
         # Nothing here talks to another device: what differs needs no marking.
         check_vma=False,
-    )(blocks, sums, data, clients, group, round_key, learning_rate)
+    )(blocks, sums, data, clients, group, round_key, learning_rate, limits)
 
 
 # Programs of this process, by plan and all that is static beside it.

@@ -260,6 +260,31 @@ def maximal(windows: np.ndarray, feasible: np.ndarray) -> np.ndarray:
     return feasible & (covered == 0)
 
 
+def floored(
+    table: CostTable, time: np.ndarray, upload: np.ndarray, memory: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Raise budgets into which no window fits until the nearest one does.
+
+    A device whose speed or bandwidth fell that low is still asked for the least that
+    there is to do, and will be late.
+
+    Args:
+      table: costs of P windows.
+      time: relative limits [K].
+      upload: relative limits [K].
+      memory: relative limits [K].
+
+    Returns:
+      time, upload and memory [K], all three of a client grown by the same factor; as
+      they are where a window fits.
+    """
+    limits = np.stack([time, upload, memory])
+    growth = np.max(_clipped(table)[:, None] / limits[..., None], axis=0).min(axis=1)
+    grown = limits * np.nextafter(growth, np.inf) * (1 + 1e-12)
+    time, upload, memory = np.where(growth > 1, grown, limits)
+    return time, upload, memory
+
+
 def nearest_fit(table: CostTable, time: float, upload: float, memory: float) -> str:
     """Say what is missing for budgets into which no window fits.
 

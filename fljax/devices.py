@@ -155,6 +155,22 @@ def draw_budgets(
       Budgets of [K] float64 arrays; a constant limit is returned to the last bit.
     """
     ranges = np.stack([limits(tier) for tier in tiers])[tier_index[np.asarray(ids)]]
+    return draw_between(round_key, ids, ranges)
+
+
+def draw_between(
+    round_key: types.Key, ids: np.ndarray, ranges: np.ndarray
+) -> types.Budgets:
+    """Draw the limits of a cohort, each between its own bounds.
+
+    Args:
+      round_key: key of the round; a client's draw depends on it and on its id only.
+      ids: [K] client ids.
+      ranges: [K, 3, 2] low and high of time, upload and memory.
+
+    Returns:
+      As of `draw_budgets`.
+    """
     low, high = ranges[..., 0], ranges[..., 1]  # [K, 3]
     values = low + (high - low) * uniforms(round_key, BUDGET_TAG, ids, len(_KINDS))
     return types.Budgets(*values.T)

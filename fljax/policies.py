@@ -11,11 +11,29 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fljax import costs, devices, plans, types
+from fljax import costs, devices, fleet, plans, types
 
 State = Any  # what a policy carries from round to round; () if nothing
 
 CHOICE_TAG = 0xFFFF0002  # see devices.BUDGET_TAG
+
+
+class Observation(NamedTuple):
+    """What a round reports of K clients.
+
+    Attributes:
+      time: [K] float64, what training took, as a share of what a round allows; above 1
+        it was late.
+      memory: [K] float64, peak memory as a share of what the device has.
+      arrived: [K] bool, the update entered the state.
+      losses: [K] float64 mean training losses, NaN where nothing arrived; None unless
+        the policy needs them.
+    """
+
+    time: np.ndarray
+    memory: np.ndarray
+    arrived: np.ndarray
+    losses: np.ndarray | None
 
 
 class Policy(NamedTuple):
@@ -25,8 +43,11 @@ class Policy(NamedTuple):
     init: Callable[[], State]
     # assign(state, round_key, ids [K], budgets of [K]) -> K plans
     assign: Callable[[State, types.Key, np.ndarray, types.Budgets], list[plans.Plan]]
-    # observe(state, ids [K], plans, metrics) -> state, once the round is over
-    observe: Callable[[State, np.ndarray, Sequence[plans.Plan], Any], State]
+    # observe(state, ids [K], plans, budgets of [K], observation) -> state
+    observe: Callable[
+        [State, np.ndarray, Sequence[plans.Plan], types.Budgets, Observation], State
+    ]
+    needs_losses: bool = False  # the host then waits for the losses of each round
 
 
 def random_maximal(table: costs.CostTable, bits: int = plans.DEFAULT_BITS) -> Policy:
@@ -82,18 +103,23 @@ def full(num_blocks: int) -> Policy:
     return _stateless(lambda round_key, ids, budgets: [plan] * len(ids))
 
 
-def check_feasible(table: costs.CostTable, tiers: Sequence[devices.Tier]) -> None:
+def check_feasible(table: costs.CostTable, devices_: fleet.Fleet) -> None:
     """Raise before any training if a tier may draw budgets into which nothing fits.
+
+    Of a fleet with a profile for every device nothing is expected: a device that can
+    do less than the smallest window asks for is given that one, and is late.
 
     Args:
       table: costs of the windows.
-      tiers: the tiers, each looked at with its lowest limits.
+      devices_: the fleet, each tier looked at with its lowest limits.
 
     Raises:
       ValueError: names the tier, its budgets, the nearest window and what it needs.
     """
-    lowest = np.stack([devices.limits(tier)[:, 0] for tier in tiers])
-    names = [f"tier {tier.name!r} at its lowest" for tier in tiers]
+    lowest = devices_.profile.limits[..., 0]
+    if len(lowest) != len(devices_.names):
+        return
+    names = [f"tier {name!r} at its lowest" for name in devices_.names]
     _feasible(table, types.Budgets(*lowest.T), names.__getitem__)
 
 
@@ -102,7 +128,7 @@ def _stateless(assign: Callable[..., list[plans.Plan]]) -> Policy:
     return Policy(
         init=lambda: (),
         assign=lambda state, round_key, ids, budgets: assign(round_key, ids, budgets),
-        observe=lambda state, ids, plans, metrics: state,
+        observe=lambda state, *_: state,
     )
 
 

@@ -41,15 +41,18 @@ class Totals(NamedTuple):
         (`trees.ravel`), since one long vector compiles and adds up faster than hundreds
         of short ones.
       weights: [blocks] weight of those who trained the block.
+      cohort: [] weight of all whose update was taken.
     """
 
     deltas: types.Array
     weights: types.Array
+    cohort: types.Array
 
 
 def zero_totals(blocks: tuple[dict, ...]) -> Totals:
     """Makes the totals of no client."""
-    return Totals(jnp.zeros(trees.size(blocks)), jnp.zeros(len(blocks)))
+    weights = jnp.zeros(len(blocks))
+    return Totals(jnp.zeros(trees.size(blocks)), weights, jnp.zeros(()))
 
 
 def init(
@@ -69,7 +72,6 @@ def _moved(trained: types.Array, new: types.Tree, old: types.Tree) -> types.Tree
 def step(
     state: ServerState,
     totals: Totals,
-    cohort_weight: types.Array,
     optimiser: optax.GradientTransformation,
 ) -> ServerState:
     """Ends a round.
@@ -77,7 +79,6 @@ def step(
     Args:
       state: of the server.
       totals: sums over the cohort.
-      cohort_weight: K, or the weight of the whole cohort, [].
       optimiser: moves the parameters along the mean delta; `optax.sgd(1.0)` is the
         paper's rule.
 
@@ -85,8 +86,9 @@ def step(
       The state of the next round.
     """
     deltas = trees.unravel(totals.deltas, state.blocks)
+    cohort = jnp.where(totals.cohort > 0, totals.cohort, 1.0)  # nobody left: no change
     pseudo_gradients = tuple(
-        jax.tree.map(lambda d: -d / cohort_weight, delta["params"]) for delta in deltas
+        jax.tree.map(lambda d: -d / cohort, delta["params"]) for delta in deltas
     )
     params = tuple(block["params"] for block in state.blocks)
     updates, optimiser_state = optimiser.update(
@@ -97,7 +99,7 @@ def step(
     for block, new, delta, weight in zip(
         state.blocks, params, deltas, totals.weights, strict=True
     ):
-        divisors = dict.fromkeys(block, cohort_weight)
+        divisors = dict.fromkeys(block, cohort)
         divisors.update({name: jnp.maximum(weight, 1e-9) for name in PLAIN})
         moved = {
             name: jax.tree.map(

@@ -7,6 +7,7 @@ waits for it.
 from __future__ import annotations
 
 import collections
+import itertools
 import pathlib
 import time
 from collections.abc import Callable, Iterator
@@ -15,7 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from fljax import checkpoints, evaluate, mesh, writers
+from fljax import checkpoints, cohort, evaluate, mesh, writers
 from fljax.algorithms import averaging
 
 Record = dict[str, Any]
@@ -74,11 +75,11 @@ class _Pending(NamedTuple):
 def _training_fields(report: averaging.Report) -> Record:
     """Reads the losses of a round; raises NonFiniteError."""
     assigned = report.assignment
-    names = [
-        f"{assigned.ids[k]} (plan {assigned.plans[k]})"
-        for k in np.flatnonzero(np.asarray(report.failed))
-    ]
-    if names:
+    size = len(assigned.ids)
+    failed = np.asarray(report.failed)[:size]
+    broken = np.flatnonzero(failed == cohort.NOT_FINITE)
+    if size and len(broken) == size:  # a few are refused; all: training diverges
+        names = [f"{assigned.ids[k]} (plan {assigned.plans[k]})" for k in broken]
         raise NonFiniteError(
             f"round {assigned.round}: loss or update is not finite for "
             f"client{'s' * (len(names) > 1)} {', '.join(names)}; lower the learning "
@@ -90,14 +91,31 @@ def _training_fields(report: averaging.Report) -> Record:
             f"after the server's step is not; lower the server's learning rate"
         )
     plans_used = collections.Counter(map(str, sorted(assigned.plans)))
-    return {
+    losses = np.asarray(report.losses, np.float64)[:size][failed == 0]
+    refused = {
+        name: sorted(assigned.ids[failed == why].tolist())
+        for name, why in (("nonfinite", cohort.NOT_FINITE), ("large", cohort.TOO_LARGE))
+    }
+    events = dict(assigned.outcome.events)
+    record: Record = {
         "round": assigned.round,
-        "train_loss": float(np.mean(np.asarray(report.losses), dtype=np.float64)),
+        "train_loss": float(np.mean(losses)) if len(losses) else None,
+        "participants": len(losses),
         "upload_bytes": report.upload_bytes,
         "download_bytes": report.download_bytes,
         "compute_share": report.compute_share,
+        "round_seconds": report.seconds,
+        "clock_seconds": report.clock_seconds,
         "plans": dict(plans_used),
     }
+    if report.joules is not None:
+        record["joules"] = report.joules
+    if events:
+        record["events"] = events
+    if any(refused.values()):
+        record["refused"] = sorted(itertools.chain(*refused.values()))
+        record["refused_for"] = {why: ids for why, ids in refused.items() if ids}
+    return record
 
 
 def iterate(
@@ -263,8 +281,8 @@ def _follow(algorithm, rounds: int, evaluator) -> tuple[averaging.State, list[Re
 
 def _restore(algorithm: averaging.Algorithm, path: pathlib.Path):
     """Reads the newest sound checkpoint, or starts anew."""
-    restored = checkpoints.restore(path, jax.eval_shape(algorithm.init))
-    return restored or checkpoints.Restored(0, algorithm.init(), ())
+    start = algorithm.init()  # also tells which leaves lie on the host
+    return checkpoints.restore(path, start) or checkpoints.Restored(0, start, ())
 
 
 def _keep(outcomes, metrics, path, every: int, hooks: Hooks) -> averaging.State | None:

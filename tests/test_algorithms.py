@@ -1,11 +1,23 @@
 """Algorithms: a round against its clients by hand, determinism, compile counts."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fljax import algorithms, cohort, costs, devices, plans, policies, types
+from fljax import (
+    algorithms,
+    cohort,
+    costs,
+    devices,
+    federation,
+    fleet,
+    policies,
+    schedule,
+    types,
+)
 from fljax.algorithms import averaging, centralized, cocofl, fedavg, fedavg_drop
 from fljax.models import network
 from tests import conftest
@@ -24,13 +36,12 @@ TABLE = costs.CostTable(
 )
 
 
-def federation(problem, **changes):
-    fed = averaging.Federation(
+def make(problem, **changes):
+    fed = federation.Federation(
         net=problem.net,
         data=problem.data,
         shards=problem.shards,
-        tiers=TIERS,
-        tier_index=devices.tier_of(6, TIERS),  # 0, 0, 1, 1, 1, 1
+        fleet=fleet.of_tiers(6, TIERS),  # 0, 0, 1, 1, 1, 1
         table=TABLE,
         counts=network.counts(problem.net),
         training=problem.training,
@@ -47,7 +58,7 @@ def federation(problem, **changes):
 
 @pytest.fixture(scope="module")
 def fed(problem):
-    return federation(problem)
+    return make(problem)
 
 
 @pytest.fixture(scope="module")
@@ -100,9 +111,7 @@ def by_hand(fed, state, assignment, rate):
 
 def test_a_round_is_the_rule_of_the_paper_over_its_clients(fed, start):
     algorithm = cocofl.cocofl(fed)
-    assignment = averaging.Assignment(
-        2, np.array([4, 0, 3, 1]), [LATE, FULL, MIDDLE, LATE]
-    )
+    assignment = schedule.by_hand(2, np.array([4, 0, 3, 1]), [LATE, FULL, MIDDLE, LATE])
     state, report = algorithm.round(start, assignment)
     expected = by_hand(fed, start, assignment, 0.05)
     conftest.assert_close(state.server.blocks, expected, 1e-5)
@@ -118,9 +127,9 @@ def test_a_round_is_the_rule_of_the_paper_over_its_clients(fed, start):
 def test_the_order_of_the_cohort_leaves_no_trace(fed, start):
     algorithm = cocofl.cocofl(fed)
     ids, assigned = np.array([4, 0, 3, 1]), [LATE, FULL, MIDDLE, LATE]
-    first, _ = algorithm.round(start, averaging.Assignment(0, ids, assigned))
+    first, _ = algorithm.round(start, schedule.by_hand(0, ids, assigned))
     turned, _ = algorithm.round(
-        start, averaging.Assignment(0, ids[::-1].copy(), assigned[::-1])
+        start, schedule.by_hand(0, ids[::-1].copy(), assigned[::-1])
     )
     conftest.assert_same_bits(turned, first)
 
@@ -131,7 +140,7 @@ def test_what_nobody_trained_is_bit_identical(fed, start):
         params = next(iter(blocks[index]["params"].values()))
         params["bias"] = params["bias"].at[0].set(-0.0)
     state = start._replace(server=start.server._replace(blocks=blocks))
-    assignment = averaging.Assignment(1, np.array([2, 3, 5, 4]), [MIDDLE] * 4)
+    assignment = schedule.by_hand(1, np.array([2, 3, 5, 4]), [MIDDLE] * 4)
     new, _ = cocofl.cocofl(fed).round(state, assignment)
     for index in (0, 1, 3, 4):
         conftest.assert_same_bits(new.server.blocks[index], blocks[index])
@@ -166,7 +175,7 @@ def federation_again(fed):
 def test_later_rounds_compile_nothing(fed, start):
     algorithm = cocofl.cocofl(fed)
     everyone = [FULL, MIDDLE, LATE, MIDDLE]
-    assignment = averaging.Assignment(0, np.arange(4), everyone)
+    assignment = schedule.by_hand(0, np.arange(4), everyone)
     state, _ = algorithm.round(start, assignment)
     programs = cohort.num_programs(), averaging._server_step._cache_size()
     # Other group sizes, clients and, from round 1 on, another learning rate.
@@ -187,7 +196,7 @@ def test_learning_rate_is_that_of_the_round(fed, start):
         return 0.0
 
     algorithm = cocofl.cocofl(fed._replace(learning_rate=learning_rate))
-    assignment = averaging.Assignment(6, np.array([2, 3, 4, 5]), [MIDDLE] * 4)
+    assignment = schedule.by_hand(6, np.array([2, 3, 4, 5]), [MIDDLE] * 4)
     new, _ = algorithm.round(start, assignment)
     assert rates == [6]
     conftest.assert_same_bits(
@@ -204,7 +213,7 @@ def test_learning_rate_is_that_of_the_round(fed, start):
 def test_weighting_by_examples(fed, start):
     # Clients 1 and 4 have 3 and 4 examples: weights 3/7 and 4/7 against 1/2 each.
     def trained(fed, *ids):
-        assignment = averaging.Assignment(0, np.array(ids), [MIDDLE] * len(ids))
+        assignment = schedule.by_hand(0, np.array(ids), [MIDDLE] * len(ids))
         new, _ = cocofl.cocofl(fed).round(start, assignment)
         return new.server.blocks[2]
 
@@ -237,13 +246,13 @@ def test_plans_fit_their_tiers(fed, start):
         assignment = algorithm.assign(start, index)
         assert len(set(assignment.ids.tolist())) == 4
         for number, plan in zip(assignment.ids, assignment.plans, strict=True):
-            seen[int(fed.tier_index[number])].add(plan)
+            seen[int(fed.fleet.tier[number])].add(plan)
     assert seen == {0: {FULL}, 1: {MIDDLE, LATE}}
 
 
 def test_draws_of_a_client_do_not_depend_on_its_company(fed):
     policy = policies.random_maximal(TABLE)
-    key = averaging.round_key(1, 2)
+    key = federation.round_key(1, 2)
     ids = np.arange(200)
     wide = types.Budgets(*(np.full(200, 0.6) for _ in range(3)))
     together = policy.assign((), key, ids, wide)
@@ -251,9 +260,9 @@ def test_draws_of_a_client_do_not_depend_on_its_company(fed):
     order = np.random.default_rng(0).permutation(200)[:50]
     few = types.Budgets(*(np.full(50, 0.6) for _ in range(3)))
     assert policy.assign((), key, order, few) == [together[i] for i in order]
-    tiers = np.ones(200, int)
-    budgets = devices.draw_budgets(key, ids, tiers, TIERS)
-    turned = devices.draw_budgets(key, order, tiers, TIERS)
+    weak = fleet.of_tiers(200, TIERS)._replace(row=np.ones(200, int))
+    budgets = fleet.truth(weak, 1, 2, ids)
+    turned = fleet.truth(weak, 1, 2, order)
     np.testing.assert_array_equal(turned.upload, budgets.upload[order])
 
 
@@ -265,7 +274,7 @@ def test_the_width_of_the_codes_is_the_algorithms(fed, start):
 def test_cocofl_refuses_what_fits_no_window(fed):
     tiny = devices.Tier(name="tiny", share=0.66, time=0.1, upload=1.0, memory=1.0)
     with pytest.raises(ValueError, match="'tiny'"):
-        cocofl.cocofl(fed._replace(tiers=(TIERS[0], tiny)))
+        cocofl.cocofl(fed._replace(fleet=fleet.of_tiers(6, (TIERS[0], tiny))))
 
 
 def test_fedavg_trains_everything_everywhere(fed, start):
@@ -294,16 +303,16 @@ def test_fedavg_drop_takes_unconstrained_clients_only(fed, start):
 
 
 def test_fedavg_drop_refuses_a_federation_of_the_weak(fed):
-    weak = (TIERS[1], TIERS[1])
-    with pytest.raises(ValueError, match=r"budgets of 1 .* none among weak, weak"):
-        fedavg_drop.fedavg_drop(fed._replace(tiers=weak))
+    weak = fleet.of_tiers(6, (dataclasses.replace(TIERS[1], share=1.0),))
+    with pytest.raises(ValueError, match=r"budgets of 1 .* none among weak"):
+        fedavg_drop.fedavg_drop(fed._replace(fleet=weak))
 
 
 def test_centralized_sees_every_example_once_an_epoch(fed, start):
     one = centralized.pooled(fed)
     assert one.shards.counts.tolist() == [40]
     assert sorted(one.shards.indices[0].tolist()) == list(range(40))
-    assert (one.clients_per_round, one.width, one.tier_index.tolist()) == (1, 1, [0])
+    assert (one.clients_per_round, one.width, one.fleet.row.tolist()) == (1, 1, [0])
     algorithm = centralized.centralized(fed)
     assignment = algorithm.assign(start, 3)
     assert (assignment.ids.tolist(), assignment.plans) == ([0], [FULL])
@@ -337,10 +346,8 @@ def test_time_shares_by_hand():
     )
     # A table without the full window: training everything costs 1 all the same.
     np.testing.assert_array_equal(
-        averaging.time_shares(
-            averaging.window_times(partial), [MIDDLE, FULL, plans.Plan(2, 2, 4)]
-        ),
-        [0.4, 1, 0.4],
+        [schedule.columns(partial)[0][w] for w in ((2, 2), (0, 4))],
+        [0.4, 1],
     )
 
 
@@ -352,14 +359,14 @@ def test_algorithms_by_name(fed):
 
 def test_a_diverging_client_is_reported(fed, start):
     algorithm = cocofl.cocofl(fed._replace(learning_rate=lambda index: 1e30))
-    assignment = averaging.Assignment(0, np.array([3, 2, 4, 5]), [LATE, *[MIDDLE] * 3])
+    assignment = schedule.by_hand(0, np.array([3, 2, 4, 5]), [LATE, *[MIDDLE] * 3])
     _, report = algorithm.round(start, assignment)
     assert report.failed[0]
     assert not report.finite
 
 
 def test_a_server_step_that_overflows_is_reported(problem):
-    fed = federation(problem, server_learning_rate=float("inf"))
+    fed = make(problem, server_learning_rate=float("inf"))
     algorithm = fedavg.fedavg(fed)
     state = algorithm.init()
     _, report = algorithm.round(state, algorithm.assign(state, 0))

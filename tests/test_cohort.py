@@ -34,6 +34,7 @@ def run(
     cohort_ids=COHORT,
     sums=None,
     devices=conftest.MESH,
+    limits=(np.inf,) * 5,
     **changes,
 ):
     """Runs the clients of one plan out of a cohort; returns the devices' sums."""
@@ -51,6 +52,7 @@ def run(
         group,
         round_key(),
         jnp.float32(RATE),
+        jnp.asarray(limits, jnp.float32),
         net=problem.net,
         plan=plan,
         training=problem.training,
@@ -78,7 +80,7 @@ def test_totals_are_the_sum_over_clients_of_different_plans(problem):
     sums, ids = None, np.array(sorted(ASSIGNED))
     for plan, places in cohort.group_by_plan([ASSIGNED[i] for i in ids], ids):
         sums = run(problem, plan, ids[places], cohort_ids=ids, sums=sums)
-    totals, losses, failed = cohort.total(sums)
+    totals, losses, failed, norms = cohort.total(sums)
     deltas = [jax.tree.map(np.zeros_like, block) for block in problem.blocks]
     weights = np.zeros(5)
     for place, number in enumerate(ids):
@@ -87,6 +89,8 @@ def test_totals_are_the_sum_over_clients_of_different_plans(problem):
         weight = float(problem.shards.counts[number])
         np.testing.assert_allclose(losses[place], result.loss, rtol=1e-5)
         for i in range(plan.first, plan.last + 1):
+            length = np.linalg.norm(trees.ravel(result.delta[i]["params"]))
+            np.testing.assert_allclose(norms[place, i], length, rtol=1e-4)
             scaled = trees.scale(result.delta[i], weight)
             deltas[i] = jax.tree.map(np.add, deltas[i], scaled)
             weights[i] += weight
@@ -143,6 +147,7 @@ def test_a_plan_compiles_once(problem):
         cohort.spread([np.array([1])], clients.counts, 1, 1)[0],
         jax.random.key(77),
         jnp.float32(0.001),
+        jnp.full(5, jnp.inf),
         net=conftest.NET._replace(),  # equal, not the same object
         plan=plans.Plan(2, 2),
         training=problem.training._replace(),
@@ -163,13 +168,68 @@ def test_a_client_that_is_not_finite_is_named_by_its_place(problem, width):
     bad = with_infinity(problem, 1)
     sums = cohort.total(run(problem, FULL, [0, 1, 4], width=width, data=bad))
     np.testing.assert_array_equal(sums.failed, [0, 1, 0, 0])
-    assert not trees.all_finite(sums.totals.deltas)
+    theirs = cohort.total(run(problem, FULL, [0, 4]))
+    conftest.assert_close(sums.totals, theirs.totals, 1e-5)
     # A weight of 0 drops the client from the sums, and from the complaints.
     weights = np.array([10, 0, 8, 5, 4, 10], np.float32)
     sums = cohort.total(run(problem, FULL, [0, 1, 4], weights, width=width, data=bad))
     assert not sums.failed.any()
-    theirs = cohort.total(run(problem, FULL, [0, 4]))
     conftest.assert_close(sums.totals, theirs.totals, 1e-5)
+
+
+@pytest.mark.parametrize("width", [1, 2])
+def test_an_update_beyond_the_limits_of_its_window_is_refused(problem, width):
+    free = cohort.total(run(problem, LATE, [0, 1, 4], width=width))
+    lengths = np.sqrt(np.sum(np.square(free.norms), axis=1))
+    assert np.count_nonzero(lengths) == 3
+    longest = int(np.argmax(lengths))
+    # Half of the allowed square lies in each of the window's blocks; those of blocks
+    # that are not in the window do not count.
+    bound = np.sort(lengths)[-2:].mean() ** 2
+    limits = [np.inf, np.inf, np.inf, bound / 2, bound / 2]
+    sums = cohort.total(run(problem, LATE, [0, 1, 4], width=width, limits=limits))
+    expected = np.zeros(4)
+    expected[longest] = cohort.TOO_LARGE
+    np.testing.assert_array_equal(sums.failed, expected)
+    others = [i for i in (0, 1, 4) if i != COHORT[longest]]
+    theirs = cohort.total(run(problem, LATE, others))
+    conftest.assert_close(sums.totals, theirs.totals, 1e-5)
+    assert not sums.norms[longest].any()
+
+
+def test_tampered_updates_and_stale_ones(problem):
+    weights = np.ones(6, np.float32)
+    ids = np.array([0, 1, 4])
+    tampering = np.array([1, np.nan, 1], np.float32)
+    scales = np.array([1, 1, 0.5], np.float32)
+    clients = cohort.gather(ids, *problem.shards, weights, tampering, scales, 5)
+    assert [len(field) for field in clients] == [5] * 6
+    (group,) = cohort.spread([np.arange(3)], clients.counts[:3], 1, 1, 5)
+    sums = cohort.total(
+        cohort.run_group(
+            problem.blocks,
+            started(problem, 5),
+            problem.data,
+            clients,
+            group,
+            round_key(),
+            jnp.float32(RATE),
+            jnp.full(5, jnp.inf),
+            net=problem.net,
+            plan=LATE,
+            training=problem.training,
+            width=1,
+            devices=conftest.MESH,
+        )
+    )
+    np.testing.assert_array_equal(sums.failed, [0, cohort.NOT_FINITE, 0, 0, 0])
+    first, last = (one_by_one(problem, LATE, i).delta for i in (0, 4))
+    expected = jax.tree.map(lambda a, b: a + 0.5 * b, first[3:], last[3:])
+    summed = trees.unravel(sums.totals.deltas, problem.blocks)[3:]
+    conftest.assert_close(summed, expected, 1e-5)
+    # What is stale moves the network less, but counts as one of the cohort.
+    assert float(sums.totals.cohort) == 2
+    np.testing.assert_array_equal(sums.totals.weights, [0, 0, 0, 2, 2])
 
 
 def test_codes_do_not_hide_what_is_not_finite(problem):

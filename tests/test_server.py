@@ -21,9 +21,10 @@ def block(w, mean=0.0, forward=0.0, backward=0.0):
     }
 
 
-def totals(*blocks_and_weights):
+def totals(*blocks_and_weights, cohort):
     deltas, weights = zip(*blocks_and_weights, strict=True)
-    return server.Totals(trees.ravel(deltas), jnp.array(weights, jnp.float32))
+    weights = jnp.array(weights, jnp.float32)
+    return server.Totals(trees.ravel(deltas), weights, jnp.float32(cohort))
 
 
 def test_the_rule_of_the_paper_by_hand():
@@ -32,7 +33,7 @@ def test_the_rule_of_the_paper_by_hand():
     old = block([10.0], mean=10.0, forward=1.0, backward=2.0)
     delta = block([1.0 + 2 + 6], 1.0 + 2 + 6, 4.0 + 5 + 9, 0.5 + 0.5 + 2)
     state = server.init((old,), PAPER)
-    new = server.step(state, totals((delta, 3.0)), jnp.float32(4), PAPER)
+    new = server.step(state, totals((delta, 3.0), cohort=4), PAPER)
     assert new.blocks[0]["params"]["w"] == 12.25
     assert new.blocks[0]["norms"]["mean"] == 12.25
     assert new.blocks[0]["ranges"]["range"] == 7
@@ -42,9 +43,7 @@ def test_the_rule_of_the_paper_by_hand():
 
 def test_everyone_gives_the_plain_mean():
     state = server.init((block([10.0], 5.0, 1.0),), PAPER)
-    new = server.step(
-        state, totals((block([8.0], -6.0, 2.0), 2.0)), jnp.float32(2), PAPER
-    )
+    new = server.step(state, totals((block([8.0], -6.0, 2.0), 2.0), cohort=2), PAPER)
     assert new.blocks[0]["params"]["w"] == 14
     assert new.blocks[0]["norms"]["mean"] == 2
     assert new.blocks[0]["ranges"]["range"] == 2
@@ -54,7 +53,7 @@ def test_weights_by_hand():
     # Weights 1 and 3 of a cohort of 8: deltas 2 and 4, ranges 10 and 6 from 0.
     state = server.init((block([1.0], 1.0, 0.0),), PAPER)
     delta = block([1 * 2.0 + 3 * 4], 1 * 2.0 + 3 * 4, 1 * 10.0 + 3 * 6)
-    new = server.step(state, totals((delta, 4.0)), jnp.float32(8), PAPER)
+    new = server.step(state, totals((delta, 4.0), cohort=8), PAPER)
     assert new.blocks[0]["params"]["w"] == 1 + 14 / 8
     assert new.blocks[0]["norms"]["mean"] == 1 + 14 / 8
     assert new.blocks[0]["ranges"]["range"] == 28 / 4
@@ -63,9 +62,7 @@ def test_weights_by_hand():
 def test_server_learning_rate_scales_parameters_only():
     half = optax.sgd(0.5)
     state = server.init((block([10.0], 10.0, 1.0),), half)
-    new = server.step(
-        state, totals((block([8.0], 8.0, 4.0), 2.0)), jnp.float32(2), half
-    )
+    new = server.step(state, totals((block([8.0], 8.0, 4.0), 2.0), cohort=2), half)
     assert new.blocks[0]["params"]["w"] == 12
     assert new.blocks[0]["norms"]["mean"] == 14
     assert new.blocks[0]["ranges"]["range"] == 3
@@ -84,12 +81,12 @@ def test_what_nobody_trained_keeps_its_bits(optimiser):
     state = server.init(both, optimiser)
     moved = (block([1.0, 2.0, 3.0, 4.0, 5.0], 1.0, 1.0, 1.0), 1.0)
     nobody = (block([0.0] * 5), 0.0)
-    state = server.step(state, totals(moved, moved), jnp.float32(2), optimiser)
+    state = server.step(state, totals(moved, moved, cohort=2), optimiser)
     kept = state.blocks[1]
     assert kept["params"]["w"][4] != -3
     signed = (*state.blocks[:1], {**kept, "params": {"w": jnp.float32(values)}})
     state = state._replace(blocks=signed)
-    new = server.step(state, totals(moved, nobody), jnp.float32(2), optimiser)
+    new = server.step(state, totals(moved, nobody, cohort=2), optimiser)
     conftest.assert_same_bits(new.blocks[1], signed[1])
     assert np.signbit(new.blocks[1]["params"]["w"][0])
     assert new.blocks[0]["params"]["w"][3] != state.blocks[0]["params"]["w"][3]
@@ -97,7 +94,7 @@ def test_what_nobody_trained_keeps_its_bits(optimiser):
 
 def test_a_block_nobody_trained_keeps_minus_zero():
     state = server.init((block([-0.0], -0.0, -0.0, -0.0),), PAPER)
-    new = server.step(state, totals((block([0.0]), 0.0)), jnp.float32(3), PAPER)
+    new = server.step(state, totals((block([0.0]), 0.0), cohort=3), PAPER)
     conftest.assert_same_bits(new.blocks, state.blocks)
 
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fljax import checkpoints, plans, simulation, writers
+from fljax import checkpoints, plans, schedule, simulation, writers
 from fljax.algorithms import averaging
 
 FULL, BACK, FRONT = plans.Plan(0, 3), plans.Plan(2, 3), plans.Plan(0, 0)
@@ -18,6 +18,9 @@ def _never(index, client):
     return False
 
 
+EMPTY = ((),) * 5  # what the host loop does not look at
+
+
 def counting(log=None, plans_of=lambda index: [FULL, FULL, BACK], broken=_never):
     """Makes an algorithm without a network: its state counts the rounds.
 
@@ -26,10 +29,10 @@ def counting(log=None, plans_of=lambda index: [FULL, FULL, BACK], broken=_never)
     log = [] if log is None else log
 
     def init():
-        return averaging.State({"rounds": jnp.zeros((), jnp.int32)}, ())
+        return averaging.State({"rounds": jnp.zeros((), jnp.int32)}, *EMPTY)
 
     def assign(state, index):
-        return averaging.Assignment(index, IDS, plans_of(index))
+        return schedule.by_hand(index, IDS, plans_of(index))
 
     def round(state, assignment):
         index = assignment.round
@@ -37,7 +40,7 @@ def counting(log=None, plans_of=lambda index: [FULL, FULL, BACK], broken=_never)
         losses = (assignment.ids + index).astype(np.float32)
         failed = np.array([broken(index, i) for i in assignment.ids.tolist()])
         counted = {"rounds": state.server["rounds"] + 1}
-        return averaging.State(counted, ()), averaging.Report(
+        return averaging.State(counted, *EMPTY), averaging.Report(
             assignment, losses, failed, 10 + index, 30, 0.5
         )
 

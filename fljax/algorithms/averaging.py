@@ -14,91 +14,61 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import lax
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import NamedSharding
 
 from fljax import (
     client,
+    clock,
     cohort,
-    costs,
-    devices,
+    failures,
+    federation,
     mesh,
-    plans,
     policies,
+    schedule,
     server,
     trees,
     types,
 )
-from fljax.data import partition
 from fljax.models import network
 
 INITIAL_TAG = 0xFFFF0000  # no round has this number
 
 
-class Federation(NamedTuple):
-    """What the algorithms of a comparison have in common; N clients, K a round.
+class Caution(NamedTuple):
+    """What a rollback has lowered; all 1 before the first.
 
     Attributes:
-      net: the network.
-      data: training data on the device.
-      shards: the clients' examples, in host memory.
-      tiers: of the devices.
-      tier_index: [N] tier of every client.
-      table: costs of the windows.
-      counts: of the blocks.
-      training: how clients train.
-      learning_rate: (round) -> of the clients.
-      server_learning_rate: 1 takes the mean of the deltas as it is.
-      clients_per_round: K.
-      weighting: "uniform" as in the paper, or "examples".
-      width: clients that run side by side in a program.
-      seed: of everything that is drawn.
-      devices: the mesh that rounds are spread over.
+      server: float32, factor of the server's learning rate.
+      tiers: [T] float32, factors of what the server allows the devices of a tier.
     """
 
-    net: network.Network
-    data: client.Data
-    shards: partition.Shards
-    tiers: tuple[devices.Tier, ...]
-    tier_index: np.ndarray
-    table: costs.CostTable
-    counts: tuple[types.BlockCounts, ...]
-    training: client.Training
-    learning_rate: Callable[[int], float]
-    server_learning_rate: float
-    clients_per_round: int
-    weighting: str
-    width: int
-    seed: int
-    devices: Mesh
+    server: np.float32
+    tiers: np.ndarray
 
 
 class State(NamedTuple):
-    """State of an algorithm: what a checkpoint holds.
+    """State of an algorithm: what a checkpoint holds; all but `server` on the host.
 
     Attributes:
       server: the global network and the server optimiser.
       policy: what the policy carries.
+      timeline: of the virtual clock.
+      history: global networks of the rounds before, the newest first, for those who
+        are still at work on one; empty if updates never arrive late.
+      norms: [n] usual length of an update of each block; 0: not known yet.
+      caution: what a rollback has lowered.
     """
 
     server: server.ServerState
     policy: Any
-
-
-class Assignment(NamedTuple):
-    """Who trains what in a round.
-
-    Attributes:
-      round: its index.
-      ids: [K] client numbers.
-      plans: K plans, in the order of ids.
-    """
-
-    round: int
-    ids: np.ndarray
-    plans: list[plans.Plan]
+    timeline: clock.Timeline
+    history: tuple[tuple[dict, ...], ...]
+    norms: types.ArrayLike
+    caution: Caution
 
 
 class Report(NamedTuple):
@@ -106,21 +76,32 @@ class Report(NamedTuple):
 
     Attributes:
       assignment: of the round.
-      losses: [K] mean training loss of each client, in the order of the assignment.
-      failed: [K] 1 where loss or update is not finite.
+      losses: [A, ...] mean training loss of each client, in the order of the
+        assignment; what follows is padding.
+      failed: [A, ...] 0, or why the update was refused (`cohort.NOT_FINITE`).
       upload_bytes: sent by all clients.
       download_bytes: sent to all clients.
       compute_share: mean time of the cohort, as a share of full training.
       finite: [] whether the new global network is finite.
+      seconds: of the round on the virtual clock.
+      clock_seconds: since the start.
+      joules: energy of training; None: no device's power is known.
     """
 
-    assignment: Assignment
+    assignment: schedule.Assignment
     losses: types.ArrayLike
     failed: types.ArrayLike
     upload_bytes: int
     download_bytes: int
     compute_share: float
     finite: types.ArrayLike = True
+    seconds: float = 0.0
+    clock_seconds: float = 0.0
+    joules: float | None = None
+
+
+def _mean(values: np.ndarray) -> float:
+    return float(values.mean()) if len(values) else 0.0
 
 
 class Algorithm(NamedTuple):
@@ -133,36 +114,39 @@ class Algorithm(NamedTuple):
     """
 
     init: Callable[[], State]
-    assign: Callable[[State, int], Assignment]
-    round: Callable[[State, Assignment], tuple[State, Report]]
+    assign: Callable[[State, int], schedule.Assignment]
+    round: Callable[[State, schedule.Assignment], tuple[State, Report]]
 
 
-def round_key(seed: int, round_index: int) -> types.Key:
-    """Gives the key of a round: fold_in(key(seed), round)."""
-    return jax.random.fold_in(jax.random.key(seed), round_index)
-
-
-def window_times(table: costs.CostTable) -> dict[tuple[int, int], float]:
-    """Maps (first, last) to the time of the window, as a share of full training."""
-    windows = map(tuple, table.windows.tolist())
-    full = {(0, table.num_blocks - 1): 1.0}  # also where the table leaves it out
-    return full | dict(zip(windows, table.time.tolist(), strict=True))
-
-
-def time_shares(
-    times: dict[tuple[int, int], float], assigned: list[plans.Plan]
-) -> np.ndarray:
-    """Looks up the time of each plan [K] in `window_times`."""
-    return np.array([times[plan.first, plan.last] for plan in assigned])
-
-
-@functools.partial(jax.jit, static_argnames=("optimiser_rate", "devices"))
-def _server_step(state, sums, cohort_weight, *, optimiser_rate, devices):
+@functools.partial(jax.jit, static_argnames=("bounded", "devices"))
+def _server_step(state, sums, norms, rate, *, bounded, devices):
     """Adds up the devices' sums and ends the round; every device gets the result."""
     added = cohort.total(sums)
-    new = server.step(state, added.totals, cohort_weight, optax.sgd(optimiser_rate))
-    result = new, added.losses, added.failed, trees.all_finite(new.blocks)
+    new = server.step(state, added.totals, optax.sgd(rate))
+    if bounded:
+        norms = _usual(norms, added.norms)
+    result = new, added.losses, added.failed, trees.all_finite(new.blocks), norms
     return lax.with_sharding_constraint(result, NamedSharding(devices, mesh.SHARED))
+
+
+def _usual(before: types.Array, norms: types.Array) -> types.Array:
+    """Moves the usual lengths [n] half the way to the medians of a round [K, n]."""
+    medians = jnp.nan_to_num(jnp.nanmedian(jnp.where(norms > 0, norms, jnp.nan), 0))
+    mixed = jnp.where(before > 0, (before + medians) / 2, medians)
+    return jnp.where(medians > 0, mixed, before)
+
+
+@functools.partial(jax.jit, static_argnames=("bound", "sizes"))
+def _limits(norms: types.Array, *, bound: float, sizes: tuple[int, ...]) -> types.Array:
+    """Computes the squared lengths [n] beyond which an update is refused.
+
+    A block that nobody has trained yet is taken to change as the others do, parameter
+    by parameter; while no block is known nothing is refused.
+    """
+    root = jnp.sqrt(jnp.asarray(sizes, jnp.float32))
+    typical = jnp.nanmedian(jnp.where(norms > 0, norms / root, jnp.nan))
+    length = jnp.where(norms > 0, norms, jnp.nan_to_num(typical, nan=jnp.inf) * root)
+    return jnp.square(bound * length)
 
 
 @functools.partial(jax.jit, static_argnames=("net", "spec"))
@@ -171,14 +155,18 @@ def _initial_blocks(key, *, net, spec):
     return client.calibrate(net, network.init(net, init_key), spec, calibration_key)
 
 
-def initial_blocks(fed: Federation) -> tuple[dict, ...]:
+def initial_blocks(fed: federation.Federation) -> tuple[dict, ...]:
     """Draws and calibrates the network: the same for all algorithms of a seed."""
     key = jax.random.fold_in(jax.random.key(fed.seed), INITIAL_TAG)
     return _initial_blocks(key, net=fed.net, spec=fed.training.spec)
 
 
 def averaging(
-    fed: Federation, policy: policies.Policy, candidates: np.ndarray | None = None
+    fed: federation.Federation,
+    policy: policies.Policy,
+    candidates: np.ndarray | None = None,
+    *,
+    constrained: bool = True,
 ) -> Algorithm:
     """Makes an algorithm that averages what each client's plan trained.
 
@@ -186,6 +174,8 @@ def averaging(
       fed: the clients and how they train.
       policy: which plan for which client.
       candidates: client numbers that may take part; None: all.
+      constrained: whether a device fails that has less memory than its plan needs;
+        false for algorithms that take no notice of memory.
 
     Returns:
       The algorithm.
@@ -194,76 +184,136 @@ def averaging(
       ValueError: a round wants more clients than may take part.
     """
     everyone = np.arange(len(fed.shards.counts)) if candidates is None else candidates
-    if fed.clients_per_round > len(everyone):
+    wanted = fed.clients_per_round
+    if wanted > len(everyone):
         raise ValueError(
             f"clients_per_round: expected at most {len(everyone)}, the clients that "
-            f"may take part, got {fed.clients_per_round}"
+            f"may take part, got {wanted}"
         )
+    planned = schedule.make(fed, policy, everyone, constrained)
     counts = np.asarray(fed.shards.counts)
     indices = np.asarray(fed.shards.indices)
     weights = counts.astype(np.float32)
     if fed.weighting == "uniform":
         weights = np.ones_like(weights)
-    times = window_times(fed.table)
-    full_bytes = plans.upload_bytes(plans.full(fed.net.num_blocks), fed.counts)
+    size = clock.most_arrivals(fed.clock, min(wanted, len(everyone)))
+    sizes = tuple(count.params for count in fed.counts)
+    unlimited = np.full(fed.net.num_blocks, np.inf, np.float32)
+    watts = fed.fleet.profile.watts
+    kept = fed.clock.max_staleness if fed.clock.carries else 0
 
     everywhere = functools.partial(mesh.replicate, fed.devices)
     fed = fed._replace(data=everywhere(fed.data))
 
     def init() -> State:
-        optimiser = optax.sgd(fed.server_learning_rate)
-        return State(server.init(initial_blocks(fed), optimiser), policy.init())
+        blocks = initial_blocks(fed)
+        return State(
+            server.init(blocks, optax.sgd(fed.server_learning_rate)),
+            policy.init(),
+            clock.init(fed.clock, wanted),
+            (blocks,) * kept,
+            jnp.zeros(fed.net.num_blocks),
+            Caution(np.float32(1), np.ones(len(fed.fleet.names), np.float32)),
+        )
 
-    def assign(state: State, index: int) -> Assignment:
-        ids = cohort.sample(fed.seed, index, everyone, fed.clients_per_round)
-        key = round_key(fed.seed, index)
-        budgets = devices.draw_budgets(key, ids, fed.tier_index, fed.tiers)
-        return Assignment(index, ids, policy.assign(state.policy, key, ids, budgets))
-
-    def round(state: State, assignment: Assignment) -> tuple[State, Report]:
-        key = everywhere(round_key(fed.seed, assignment.round))
-        rate = everywhere(np.float32(fed.learning_rate(assignment.round)))
-        before = everywhere(state.server)
-        clients = cohort.gather(assignment.ids, indices, counts, weights)
-        work = clients.counts * time_shares(times, assignment.plans)
-        by_plan = cohort.group_by_plan(assignment.plans, assignment.ids)
+    def train(before: State, assignment: schedule.Assignment, limits) -> cohort.Sums:
+        """Trains those who arrive, each from the network that it began with."""
+        index, ids, work = assignment.round, assignment.ids, assignment.outcome.arrived
+        clients = cohort.gather(
+            ids,
+            indices,
+            counts,
+            weights,
+            failures.tampering(work.faults),
+            clock.weight(fed.clock, index, work.versions),
+            size,
+        )
+        load = counts[ids] * planned.time_shares(assignment.plans)
+        ages = (index - work.versions).tolist()
+        keys = list(zip(ages, assignment.plans, strict=True))
+        by_key = cohort.group_by_plan(keys, ids)
         groups = cohort.spread(
-            [positions for _, positions in by_plan], work, fed.devices.size, fed.width
+            [positions for _, positions in by_key],
+            load,
+            fed.devices.size,
+            fed.width,
+            size,
         )
-        sums = cohort.zero_sums(
-            before.blocks, size=len(assignment.ids), devices=fed.devices
-        )
+        sums = cohort.zero_sums(before.server.blocks, size=size, devices=fed.devices)
+        if not by_key:
+            return sums
         placed = [mesh.distribute(fed.devices, group) for group in groups]
         shared = fed.data, everywhere(clients)
+
+        def begun(age: int):
+            """Gives network, key and learning rate of a round so long ago."""
+            blocks = before.history[age - 1] if age else before.server.blocks
+            key = federation.round_key(fed.seed, index - age)
+            rate = np.float32(fed.learning_rate(index - age))
+            return blocks, everywhere(key), everywhere(rate)
+
+        starts = {age: begun(age) for age in sorted(set(ages))}
+        blocks, key, rate = starts[min(starts)]
         compiled = cohort.compile_groups(
-            [plan for plan, _ in by_plan],
-            *(before.blocks, sums, *shared, placed[0], key, rate),
+            list(dict.fromkeys(plan for (_, plan), _ in by_key)),
+            *(blocks, sums, *shared, placed[0], key, rate, limits),
             net=fed.net,
             training=fed.training,
             width=fed.width,
             devices=fed.devices,
         )
-        for (plan, _), group in zip(by_plan, placed, strict=True):
-            sums = compiled[plan](before.blocks, sums, *shared, group, key, rate)
-        new, losses, failed, finite = _server_step(
-            before,
-            sums,
-            everywhere(weights[assignment.ids].sum()),
-            optimiser_rate=fed.server_learning_rate,
-            devices=fed.devices,
+        for ((age, plan), _), group in zip(by_key, placed, strict=True):
+            blocks, key, rate = starts[age]
+            sums = compiled[plan](blocks, sums, *shared, group, key, rate, limits)
+        return sums
+
+    def round(state: State, assignment: schedule.Assignment) -> tuple[State, Report]:
+        outcome = assignment.outcome
+        before = state._replace(
+            server=everywhere(state.server), history=everywhere(state.history)
         )
-        policy_state = policy.observe(
-            state.policy, assignment.ids, assignment.plans, None
+        norms, limits = everywhere(state.norms), everywhere(unlimited)
+        if fed.norm_bound:
+            if assignment.round == 0:  # everybody is measured before anybody is taken
+                tried = train(before, assignment, limits)
+                norms = _usual(norms, cohort.total(tried).norms)
+            limits = _limits(norms, bound=fed.norm_bound, sizes=sizes)
+        sums = train(before, assignment, limits)
+        server_rate = np.float32(fed.server_learning_rate) * state.caution.server
+        new, losses, failed, finite, norms = _server_step(
+            before.server,
+            sums,
+            norms,
+            everywhere(server_rate),
+            bounded=bool(fed.norm_bound),
+            devices=fed.devices,
         )
         report = Report(
             assignment,
             losses,
             failed,
-            sum(plans.upload_bytes(plan, fed.counts) for plan in assignment.plans),
-            full_bytes * len(assignment.ids),
-            float(time_shares(times, assignment.plans).mean()),
+            planned.upload_bytes(outcome.finished),
+            planned.full_bytes * outcome.started,
+            _mean(planned.time_shares(clock.plans_of(outcome.finished))),
             finite,
+            float(outcome.timeline.now - state.timeline.now),
+            float(outcome.timeline.now),
+            clock.joules(outcome.finished, watts[fed.fleet.row[outcome.finished.ids]]),
         )
-        return State(new, policy_state), report
+        seen = None
+        if policy.needs_losses:
+            seen = np.asarray(losses, np.float64)[: len(assignment.ids)]
+        return State(
+            new,
+            planned.observe(state.policy, assignment, seen),
+            outcome.timeline,
+            (before.server.blocks, *before.history)[:kept],
+            norms,
+            state.caution,
+        ), report
+
+    def assign(state: State, index: int) -> schedule.Assignment:
+        tiers = state.caution.tiers
+        return planned.assign(state.policy, state.timeline, tiers, index)
 
     return Algorithm(init, assign, round)

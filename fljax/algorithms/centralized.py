@@ -7,25 +7,31 @@ from __future__ import annotations
 
 import numpy as np
 
-from fljax import policies
+from fljax import clock, failures, federation, fleet, policies
 from fljax.algorithms import averaging
 from fljax.data import partition
 
 
-def pooled(fed: averaging.Federation) -> averaging.Federation:
+def pooled(fed: federation.Federation) -> federation.Federation:
     """Gives the examples of all clients to a single one."""
     shards = fed.shards
     real = np.arange(shards.indices.shape[1]) < np.asarray(shards.counts)[:, None]
     everything = np.sort(np.asarray(shards.indices)[real])
     return fed._replace(
         shards=partition.index_table([everything]),
-        tier_index=np.zeros(1, np.int32),
+        fleet=fleet.one_device(),
+        failures=failures.Rates(),
+        clock=clock.Clock(  # nothing is sent
+            step_seconds=fed.clock.step_seconds,
+            upload_rate=np.inf,
+            download_rate=np.inf,
+        ),
         clients_per_round=1,
         width=1,
     )
 
 
-def centralized(fed: averaging.Federation) -> averaging.Algorithm:
+def centralized(fed: federation.Federation) -> averaging.Algorithm:
     """Makes centralised training on the union of the clients' data.
 
     Args:
@@ -34,7 +40,8 @@ def centralized(fed: averaging.Federation) -> averaging.Algorithm:
     Returns:
       The algorithm; its reports count no bytes, since nothing is sent in a round.
     """
-    one = averaging.averaging(pooled(fed), policies.full(fed.net.num_blocks))
+    plan = policies.full(fed.net.num_blocks)
+    one = averaging.averaging(pooled(fed), plan, constrained=False)
 
     def round(state, assignment):
         state, report = one.round(state, assignment)

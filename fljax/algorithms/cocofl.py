@@ -6,11 +6,11 @@ random from the maximal ones; the rest is frozen and runs in fixed point.
 
 from __future__ import annotations
 
-from fljax import policies
+from fljax import federation, policies
 from fljax.algorithms import averaging
 
 
-def cocofl(fed: averaging.Federation, bits: int = 8) -> averaging.Algorithm:
+def cocofl(fed: federation.Federation, bits: int = 8) -> averaging.Algorithm:
     """Makes CoCoFL.
 
     Args:
@@ -23,5 +23,5 @@ def cocofl(fed: averaging.Federation, bits: int = 8) -> averaging.Algorithm:
     Raises:
       ValueError: no window fits a tier's smallest budgets.
     """
-    policies.check_feasible(fed.table, fed.tiers)
+    policies.check_feasible(fed.table, fed.fleet)
     return averaging.averaging(fed, policies.random_maximal(fed.table, bits))

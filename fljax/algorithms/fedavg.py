@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from fljax import policies
+from fljax import federation, policies
 from fljax.algorithms import averaging
 
 
-def fedavg(fed: averaging.Federation) -> averaging.Algorithm:
+def fedavg(fed: federation.Federation) -> averaging.Algorithm:
     """Makes FedAvg: the upper bound, since real devices could not follow."""
-    return averaging.averaging(fed, policies.full(fed.net.num_blocks))
+    plan = policies.full(fed.net.num_blocks)
+    return averaging.averaging(fed, plan, constrained=False)

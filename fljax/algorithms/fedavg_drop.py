@@ -4,29 +4,27 @@ from __future__ import annotations
 
 import numpy as np
 
-from fljax import devices, policies
+from fljax import federation, policies
 from fljax.algorithms import averaging
 
 
-def unconstrained(fed: averaging.Federation) -> np.ndarray:
+def unconstrained(fed: federation.Federation) -> np.ndarray:
     """Finds the clients whose smallest budgets allow training everything.
 
     Raises:
       ValueError: there are none.
     """
-    able = np.array(
-        [bool(np.all(devices.limits(tier)[:, 0] >= 1.0)) for tier in fed.tiers]
-    )
-    ids = np.flatnonzero(able[fed.tier_index])
+    able = np.all(fed.fleet.profile.limits[..., 0] >= 1.0, axis=1)
+    ids = np.flatnonzero(able[fed.fleet.row])
     if not len(ids):
         raise ValueError(
             "fedavg_drop: expected a tier with budgets of 1 for time, upload and "
-            f"memory, got none among {', '.join(tier.name for tier in fed.tiers)}"
+            f"memory, got none among {', '.join(fed.fleet.names)}"
         )
     return ids
 
 
-def fedavg_drop(fed: averaging.Federation) -> averaging.Algorithm:
+def fedavg_drop(fed: federation.Federation) -> averaging.Algorithm:
     """Makes FedAvg among the devices that can train the full network every round.
 
     Args:

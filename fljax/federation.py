@@ -1,0 +1,67 @@
+"""The federation: what the algorithms of a comparison have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+from jax.sharding import Mesh
+
+from fljax import client, costs, types
+from fljax import clock as clocks
+from fljax import failures as faults
+from fljax import fleet as fleets
+from fljax.data import partition
+from fljax.models import network
+
+
+class Federation(NamedTuple):
+    """What the algorithms of a comparison have in common; N clients, K a round.
+
+    Attributes:
+      net: the network.
+      data: training data on the device.
+      shards: the clients' examples, in host memory.
+      fleet: the clients' devices.
+      table: costs of the windows.
+      counts: of the blocks.
+      training: how clients train.
+      learning_rate: (round) -> of the clients.
+      server_learning_rate: 1 takes the mean of the deltas as it is.
+      clients_per_round: K.
+      weighting: "uniform" as in the paper, or "examples".
+      width: clients that run side by side in a program.
+      seed: of everything that is drawn.
+      devices: the mesh that rounds are spread over.
+      clock: what time costs and how long the server waits.
+      failures: what goes wrong, how often.
+      norm_bound: an update is refused whose length is above this many times the usual
+        one of its window; 0: none is.
+      table_error: standard deviation of the log of what windows really cost against
+        what the table says.
+    """
+
+    net: network.Network
+    data: client.Data
+    shards: partition.Shards
+    fleet: fleets.Fleet
+    table: costs.CostTable
+    counts: tuple[types.BlockCounts, ...]
+    training: client.Training
+    learning_rate: Callable[[int], float]
+    server_learning_rate: float
+    clients_per_round: int
+    weighting: str
+    width: int
+    seed: int
+    devices: Mesh
+    clock: clocks.Clock = clocks.Clock()
+    failures: faults.Rates = faults.Rates()
+    norm_bound: float = 0.0
+    table_error: float = 0.0
+
+
+def round_key(seed: int, round_index: int) -> types.Key:
+    """Gives the key of a round: fold_in(key(seed), round)."""
+    return jax.random.fold_in(jax.random.key(seed), round_index)

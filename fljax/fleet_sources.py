@@ -1,0 +1,215 @@
+"""Fleets out of distributions and files: one row of the profile for each device.
+
+Devices are numbered from the fastest to the slowest, as tiers are, so that
+`resource_correlated` splits mean the same; results are reported by thirds of them.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from fljax import fleet
+
+THIRDS = ("fast", "middle", "slow")
+
+# Column -> (default, whether it may be 0).
+_RELATIVE = {"compute": 1.0, "upload": 1.0, "download": 1.0, "memory": 1.0}
+_SHARES = {"availability": 1.0, "failure": 0.0}
+# Column in units -> the relative one that it stands for.
+_UNITS = {
+    "step_seconds": "compute",
+    "upload_mbps": "upload",
+    "download_mbps": "download",
+    "memory_gb": "memory",
+}
+COLUMNS = (*_RELATIVE, *_UNITS, *_SHARES, "watts", "tier")
+
+_MEGABIT = 1e6 / 8  # bytes
+
+
+def _of_columns(
+    columns: Mapping[str, np.ndarray],
+    names: tuple[str, ...],
+    tiers: np.ndarray,
+    reference: fleet.Reference,
+) -> fleet.Fleet:
+    size = len(tiers)
+    constant = np.stack([columns[name] for name in ("compute", "upload", "memory")], 1)
+    profile = fleet.DeviceProfile(
+        limits=np.stack([constant, constant], axis=-1),
+        download=columns["download"],
+        availability=columns["availability"],
+        failure=columns["failure"],
+        watts=columns["watts"],
+    )
+    row = np.arange(size, dtype=np.int32)
+    return fleet.Fleet(profile, row, names, tiers.astype(np.int32), reference=reference)
+
+
+def _thirds(size: int) -> np.ndarray:
+    return np.arange(size) * len(THIRDS) // size
+
+
+def lognormal(
+    num_clients: int,
+    seed: int,
+    compute: float = 0.5,
+    bandwidth: float = 0.5,
+    memory: float = 0.3,
+) -> fleet.Fleet:
+    """Draws a fleet whose speeds, bandwidths and memories are lognormal.
+
+    The fleet's strongest device of each kind is 1.0. Upload and download of a device
+    go together; speed, bandwidth and memory are drawn independently.
+
+    Args:
+      num_clients: N.
+      seed: of the experiment.
+      compute: standard deviation of log speed.
+      bandwidth: of log bandwidth.
+      memory: of log memory.
+
+    Returns:
+      A fleet of N rows, fastest device first.
+
+    Raises:
+      ValueError: a deviation is negative or not finite.
+    """
+    deviations = (compute, bandwidth, memory)
+    if not all(0 <= value < math.inf for value in deviations):
+        raise ValueError(
+            f"expected deviations of 0 or more for compute, bandwidth and memory, got "
+            f"{deviations}"
+        )
+    generator = np.random.default_rng([seed, 5])
+    draws = np.exp(
+        np.array(deviations)[:, None] * generator.standard_normal((3, num_clients))
+    )
+    draws /= draws.max(axis=1, keepdims=True)
+    speed, rate, size = draws[:, np.argsort(-draws[0], kind="stable")]
+    columns = {
+        "compute": speed,
+        "upload": rate,
+        "download": rate,
+        "memory": size,
+        "availability": np.ones(num_clients),
+        "failure": np.zeros(num_clients),
+        "watts": np.full(num_clients, np.nan),
+    }
+    return _of_columns(columns, THIRDS, _thirds(num_clients), fleet.Reference())
+
+
+def load(path: str | pathlib.Path, num_clients: int) -> fleet.Fleet:
+    """Reads a fleet from a file with one row a device.
+
+    Args:
+      path: CSV with a line of column names, or JSON, a list of objects. Columns, all
+        optional: compute, upload, download, memory (relative, 1.0 being a device that
+        trains, sends and holds the whole network within a round's limits) or in units
+        step_seconds (of the full network), upload_mbps, download_mbps (megabits a
+        second), memory_gb, of which the file's best device is 1.0; availability and
+        failure (probabilities a round), watts (while training), tier (a name, for
+        reports; without it thirds of the devices by speed).
+      num_clients: N, the rows that are expected.
+
+    Returns:
+      The fleet, fastest device first (devices of a tier together, in the order in
+      which the tiers first appear, where the file has tiers).
+
+    Raises:
+      ValueError: the file is missing or not as described; names file, row and column.
+    """
+    path = pathlib.Path(path)
+    if not path.is_file():
+        raise ValueError(f"{path}: expected devices as CSV or JSON, found no file")
+    rows = _rows(path)
+    if len(rows) != num_clients:
+        raise ValueError(
+            f"{path}: expected a row for each of the {num_clients} clients, got "
+            f"{len(rows)} rows"
+        )
+    given = set(rows[0])
+    for old, new in _UNITS.items():
+        if {old, new} <= given:
+            raise ValueError(f"{path}: expected {old} or {new}, got both")
+    columns = {
+        **{name: _column(path, rows, name, default) for name, default in
+           (*_RELATIVE.items(), *_SHARES.items())},
+        "watts": _column(path, rows, "watts", math.nan),
+    }  # fmt: skip
+    best: dict[str, float] = {}
+    for unit, name in _UNITS.items():
+        if unit in given:
+            values = _column(path, rows, unit, None)
+            if unit == "step_seconds":
+                values = 1 / values
+            best[unit] = float(values.max())
+            columns[name] = values / best[unit]
+    for name in _SHARES:
+        if np.any(columns[name] > 1):
+            raise ValueError(f"{path}: expected {name} from 0 to 1, got more")
+    reference = fleet.Reference(
+        1 / best["step_seconds"] if "step_seconds" in best else None,
+        best["upload_mbps"] * _MEGABIT if "upload_mbps" in best else None,
+        best["download_mbps"] * _MEGABIT if "download_mbps" in best else None,
+    )
+    if "tier" in given:
+        labels = [str(row["tier"]) for row in rows]
+        names = tuple(dict.fromkeys(labels))
+        tiers = np.array([names.index(label) for label in labels])
+    else:
+        names, tiers = THIRDS, np.zeros(num_clients, int)
+    order = np.lexsort((-columns["compute"], tiers))
+    columns = {name: values[order] for name, values in columns.items()}
+    tiers = tiers[order] if "tier" in given else _thirds(num_clients)
+    return _of_columns(columns, names, tiers, reference)
+
+
+def _rows(path: pathlib.Path) -> list[dict[str, Any]]:
+    """Reads rows of equal, known columns."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        if path.suffix.lower() == ".json":
+            rows = json.loads(text)
+        else:
+            rows = list(csv.DictReader(text.splitlines(), skipinitialspace=True))
+    except ValueError as error:  # also what a file that is not UTF-8 raises
+        raise ValueError(f"{path}: expected CSV or JSON, got: {error}") from error
+    if not isinstance(rows, list) or not rows or not isinstance(rows[0], dict):
+        raise ValueError(f"{path}: expected a list of devices, one row each")
+    for number, row in enumerate(rows):
+        if not isinstance(row, dict) or row.keys() != rows[0].keys():
+            raise ValueError(f"{path}: expected the columns of row 0 in row {number}")
+    if unknown := [name for name in rows[0] if name not in COLUMNS]:
+        raise ValueError(
+            f"{path}: expected columns among {', '.join(COLUMNS)}, got {unknown[0]!r}"
+        )
+    return rows
+
+
+def _column(
+    path: pathlib.Path, rows: list[dict[str, Any]], name: str, default: float | None
+) -> np.ndarray:
+    """Reads a column of numbers [N]; above 0, or 0 where that makes sense."""
+    if name not in rows[0]:
+        return np.full(len(rows), default, np.float64)
+    values = np.empty(len(rows))
+    for number, row in enumerate(rows):
+        try:
+            values[number] = float(row[name])
+        except (TypeError, ValueError):
+            values[number] = math.nan
+        low_enough = values[number] >= 0 if name in _SHARES else values[number] > 0
+        if not (low_enough and values[number] < math.inf):
+            raise ValueError(
+                f"{path}: expected a positive, finite {name} in row {number}, got "
+                f"{row[name]!r}"
+            )
+    return values

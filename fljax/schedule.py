@@ -1,0 +1,220 @@
+"""Who trains what in a round, and who arrives: decided before anything is trained.
+
+The cohort is drawn from the devices that are there, the policy plans with what the
+server believes of them, and the clock runs the round with what is true of them.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fljax import (
+    client,
+    clock,
+    cohort,
+    costs,
+    failures,
+    federation,
+    fleet,
+    plans,
+    policies,
+    types,
+)
+from fljax.failures import Fault
+
+
+class Assignment(NamedTuple):
+    """Who trains what in a round; A updates arrive.
+
+    Attributes:
+      round: its index.
+      ids: [A] client numbers.
+      plans: A plans, in the order of ids.
+      outcome: of the clock: who began, who is done, what went wrong.
+    """
+
+    round: int
+    ids: np.ndarray
+    plans: list[plans.Plan]
+    outcome: clock.Outcome
+
+
+def by_hand(index: int, ids: np.ndarray, assigned: Sequence[plans.Plan]) -> Assignment:
+    """Makes a round in which given clients arrive at once, as tests and notebooks do.
+
+    Args:
+      index: of the round.
+      ids: [A] client numbers.
+      assigned: A plans.
+
+    Returns:
+      The assignment; it takes no time.
+    """
+    rows = [(plan.first, plan.last, plan.bits) for plan in assigned]
+    work = clock.empty(len(ids))._replace(
+        ids=np.asarray(ids, np.int32),
+        plans=np.array(rows, np.int32).reshape(-1, 3),
+        versions=np.full(len(ids), index, np.int32),
+    )
+    timeline = clock.Timeline(np.zeros(()), clock.empty(0))
+    outcome = clock.Outcome(work, work, len(ids), timeline, {})
+    return Assignment(index, np.asarray(ids), list(assigned), outcome)
+
+
+class Schedule(NamedTuple):
+    """Pure functions that plan rounds.
+
+    Attributes:
+      assign: (policy state, timeline, factors of the tiers' budgets [T], round index)
+        -> assignment.
+      observe: (policy state, assignment, losses [A] or None) -> policy state.
+      upload_bytes: (work) -> bytes that those whose round is over have sent.
+      time_shares: (plans) -> [K] times by the table, as shares of full training.
+      full_bytes: of the network.
+    """
+
+    assign: Callable[[Any, clock.Timeline, np.ndarray, int], Assignment]
+    observe: Callable[[Any, Assignment, np.ndarray | None], Any]
+    upload_bytes: Callable[[clock.Work], int]
+    time_shares: Callable[[Sequence[plans.Plan]], np.ndarray]
+    full_bytes: int
+
+
+Column = dict[tuple[int, int], float]  # a cost by first and last block
+
+
+def columns(table: costs.CostTable, error: float = 0.0, seed: int = 0):
+    """Maps windows to what they cost.
+
+    Args:
+      table: the costs; full training costs 1 where the table leaves it out.
+      error: standard deviation of the log of true costs against the table's.
+      seed: of these errors.
+
+    Returns:
+      Time and memory, each a dict by (first, last).
+    """
+    windows = [(first, last) for first, last in table.windows.tolist()]
+    generator = np.random.default_rng([seed, 6])
+    factors = np.exp(error * generator.standard_normal((2, len(windows))))
+    full = {(0, table.num_blocks - 1): 1.0}
+    return tuple(
+        full | dict(zip(windows, (cost * factor).tolist(), strict=True))
+        for cost, factor in zip((table.time, table.memory), factors, strict=True)
+    )
+
+
+def _look_up(column: Column, assigned: Sequence[plans.Plan]) -> np.ndarray:
+    return np.array([column[plan.first, plan.last] for plan in assigned])
+
+
+def make(
+    fed: federation.Federation,
+    policy: policies.Policy,
+    candidates: np.ndarray,
+    constrained: bool,
+) -> Schedule:
+    """Makes the schedule of an algorithm.
+
+    Args:
+      fed: the clients, their devices and the clock.
+      policy: which plan for which client.
+      candidates: client numbers that may take part.
+      constrained: whether a device fails that has less memory than its plan needs.
+
+    Returns:
+      The schedule.
+    """
+    devices, rules, seed = fed.fleet, fed.clock, fed.seed
+    counts = np.asarray(fed.shards.counts)
+    time, _ = columns(fed.table)
+    true_time, true_memory = columns(fed.table, fed.table_error, seed)
+    bytes_of = functools.cache(lambda plan: plans.upload_bytes(plan, fed.counts))
+    full_bytes = bytes_of(plans.full(fed.net.num_blocks))
+    changes, profile = devices.changes, devices.profile
+    whole_round = (
+        full_bytes / rules.download_rate
+        + client.steps_of(counts.mean(), fed.training) * rules.step_seconds
+        + full_bytes / rules.upload_rate
+    )
+    limit = rules.deadline * whole_round if rules.deadline else np.inf
+
+    def begin(index: int, ids, assigned, budgets, truth: types.Budgets) -> clock.Work:
+        """Puts clients to work; when they are ready is up to the clock."""
+        row = devices.row[ids]
+        key = federation.round_key(seed, index)
+        faults, part = failures.draw(fed.failures, profile.failure[row], key, ids)
+        time = _look_up(true_time, assigned) / truth.time
+        memory = np.minimum(_look_up(true_memory, assigned), 1) / truth.memory
+        if constrained:
+            faults = np.where(memory > 1 + 1e-9, np.int8(Fault.OUT_OF_MEMORY), faults)
+        steps = client.steps_of(counts[ids], fed.training)
+        sent = np.array([bytes_of(plan) for plan in assigned])
+        seconds = clock.durations(
+            rules, full_bytes, steps, time, sent, truth.upload, profile.download[row]
+        )
+        seconds = clock.spoil(seconds, faults, part, fed.failures.delay * whole_round)
+        if fleet.looked_at(devices, index) == index:
+            seconds[:, 0] += changes.refresh_seconds
+        rows = [(plan.first, plan.last, plan.bits) for plan in assigned]
+        return clock.Work(
+            ids.astype(np.int32),
+            np.array(rows, np.int32).reshape(-1, 3),
+            np.full(len(ids), index, np.int32),
+            seconds,
+            np.zeros(len(ids)),
+            faults.astype(np.int8),
+            np.stack(budgets, axis=1),
+            np.stack([time, memory], axis=1),
+        )
+
+    def assign(policy_state, timeline, tier_factors, index: int) -> Assignment:
+        busy = timeline.flight.ids[timeline.flight.ids != clock.FREE]
+        here = fleet.available(devices, seed, index, candidates)
+        if len(busy):
+            here = here[~np.isin(here, busy)]
+        wanted = clock.chosen(rules, fed.clients_per_round)
+        if rules.buffer:  # as many as may start before the next step, failures included
+            wanted = fed.clients_per_round - len(busy) + 2 * rules.buffer + 8
+        ids = cohort.sample(seed, index, here, min(wanted, len(here)))
+        truth = fleet.truth(devices, seed, index, ids)
+        known = truth
+        if fleet.looked_at(devices, index) != index:
+            known = fleet.believed(devices, seed, index, ids)
+        factors = tier_factors[devices.tier_of_row[devices.row[ids]]].astype(float)
+        allowed = costs.floored(fed.table, *(limits * factors for limits in known))
+        budgets = types.Budgets(*allowed)
+        key = federation.round_key(seed, index)
+        assigned = policy.assign(policy_state, key, ids, budgets)
+        work = begin(index, ids, assigned, budgets, truth)
+        if rules.buffer:
+            outcome = clock.buffered(rules, timeline, work, index)
+        else:
+            outcome = clock.synchronous(
+                rules, timeline, work, fed.clients_per_round, index, limit
+            )
+        arrived = outcome.arrived
+        return Assignment(index, arrived.ids, clock.plans_of(arrived), outcome)
+
+    def observe(policy_state, assignment: Assignment, losses):
+        done, arrived = assignment.outcome.finished, assignment.outcome.arrived
+        there = np.isin(done.ids, arrived.ids)
+        if losses is not None:
+            by_id = dict(zip(arrived.ids.tolist(), losses.tolist(), strict=True))
+            losses = np.array([by_id.get(i, np.nan) for i in done.ids.tolist()])
+        seen = policies.Observation(done.loads[:, 0], done.loads[:, 1], there, losses)
+        budgets = types.Budgets(*done.budgets.T)
+        return policy.observe(
+            policy_state, done.ids, clock.plans_of(done), budgets, seen
+        )
+
+    def upload_bytes(work: clock.Work) -> int:
+        return clock.sent_bytes(work, [bytes_of(p) for p in clock.plans_of(work)])
+
+    return Schedule(
+        assign, observe, upload_bytes, functools.partial(_look_up, time), full_bytes
+    )

@@ -1,0 +1,353 @@
+"""Rounds on the clock: late, lost, broken and stale updates, against single clients."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from fljax import (
+    clock,
+    cohort,
+    costs,
+    devices,
+    failures,
+    federation,
+    fleet,
+    layers,
+    mesh,
+    plans,
+    policies,
+    schedule,
+    simulation,
+)
+from fljax.algorithms import averaging, cocofl, fedavg
+from fljax.failures import Fault
+from fljax.models import network
+from tests import conftest
+
+
+class Hidden(nn.Module):
+    @nn.compact
+    def __call__(self, x, call):
+        dense = layers.dense(6, relu=True, quantised=False, name="dense")
+        return dense(layers.flatten(x), call)
+
+
+class Head(nn.Module):
+    @nn.compact
+    def __call__(self, x, call):
+        return layers.dense(3, quantised=False, name="dense")(x, call)
+
+
+NET = network.Network("two_dense", (Hidden(), Head()), (8, 8, 1), 3)
+FULL, LAST = plans.full(2), plans.Plan(1, 1)
+TABLE = costs.CostTable(
+    num_blocks=2,
+    windows=np.array([[0, 1], [1, 1]]),
+    time=np.array([1.0, 0.4]),
+    upload=np.array([1.0, 0.1]),
+    memory=np.array([1.0, 0.4]),
+)
+TIERS = (
+    devices.Tier(name="strong", share=0.5, time=1.0, upload=1.0, memory=1.0),
+    devices.Tier(name="weak", share=0.5, time=0.5, upload=0.5, memory=0.5),
+)
+
+
+@pytest.fixture(scope="module")
+def fed(problem):
+    rules = clock.Clock(step_seconds=1.0, upload_rate=np.inf, download_rate=np.inf)
+    return federation.Federation(
+        net=NET,
+        data=problem.data,
+        shards=problem.shards,
+        fleet=fleet.of_tiers(6, TIERS),
+        table=TABLE,
+        counts=network.counts(NET),
+        training=problem.training._replace(local_epochs=1),
+        learning_rate=lambda index: 0.1 / (1 + index),
+        server_learning_rate=1.0,
+        clients_per_round=3,
+        weighting="uniform",
+        width=1,
+        seed=3,
+        devices=mesh.make(jax.devices()[:1]),
+        clock=rules,
+    )
+
+
+def play(algorithm, rounds, state=None, first=0):
+    state = algorithm.init() if state is None else state
+    states, reports = [state], []
+    for index in range(first, first + rounds):
+        state, report = algorithm.round(state, algorithm.assign(state, index))
+        states.append(state)
+        reports.append(report)
+    return states, reports
+
+
+def moved(fed, blocks, began, number, plan):
+    """Gives what one client adds to the parameters [n], from a round's network."""
+    result = conftest.train_one(
+        blocks,
+        fed.data,
+        fed.shards.indices[number],
+        fed.shards.counts[number],
+        jax.random.fold_in(federation.round_key(fed.seed, began), number),
+        jnp.float32(fed.learning_rate(began)),
+        net=fed.net,
+        plan=plan,
+        training=fed.training,
+    )
+    return [None if d is None else d["params"] for d in result.delta]
+
+
+def check_round(fed, states, report):
+    """Asserts a round's parameters: old + sum of weight * theirs over the arrivals."""
+    index, work = report.assignment.round, report.assignment.outcome.arrived
+    expected = [
+        jax.tree.map(np.array, b["params"]) for b in states[index].server.blocks
+    ]
+    scales = clock.weight(fed.clock, index, work.versions)
+    for number, version, plan, scale in zip(
+        work.ids, work.versions, report.assignment.plans, scales, strict=True
+    ):
+        began = states[version].server.blocks
+        deltas = moved(fed, began, int(version), int(number), plan)
+        for i, delta in enumerate(deltas):
+            if delta is not None:
+                expected[i] = jax.tree.map(
+                    lambda a, d, s=scale: a + s * np.asarray(d) / len(work.ids),
+                    expected[i],
+                    delta,
+                )
+    got = [block["params"] for block in states[index + 1].server.blocks]
+    conftest.assert_close(got, expected, 1e-5)
+
+
+def test_seconds_of_a_round_by_hand(fed):
+    states, reports = play(fedavg.fedavg(fed), 3)
+    counts, now = fed.shards.counts, 0.0
+    for report in reports:
+        ids = report.assignment.ids
+        steps = -(-counts[ids] // 4)
+        speed = np.where(ids < 3, 1.0, 0.5)
+        now += (steps / speed).max()
+        assert report.seconds == pytest.approx((steps / speed).max())
+        assert report.clock_seconds == pytest.approx(now)
+        assert report.joules is None
+    assert float(states[-1].timeline.now) == pytest.approx(now)
+
+
+def test_plans_that_fit_bring_slow_devices_in_on_time(fed):
+    _, full = play(fedavg.fedavg(fed), 8)
+    _, windows = play(cocofl.cocofl(fed), 8)
+    assert windows[-1].clock_seconds < full[-1].clock_seconds
+
+
+def test_carried_updates_are_those_of_the_network_they_began_with(fed):
+    rules = fed.clock.__class__(
+        step_seconds=1.0, upload_rate=np.inf, download_rate=np.inf, deadline=0.8,
+        late="carry", max_staleness=4,
+    )  # fmt: skip
+    late = fed._replace(clock=rules)
+    states, reports = play(fedavg.fedavg(late), 8)
+    ages = [r.assignment.round - r.assignment.outcome.arrived.versions for r in reports]
+    assert max(age.max(initial=0) for age in ages) >= 1
+    for report in reports:
+        check_round(late, states, report)
+    # Nobody is chosen who is still at work.
+    for state, report in zip(states, reports, strict=False):
+        busy = set(state.timeline.flight.ids.tolist()) - {clock.FREE}
+        outcome = report.assignment.outcome
+        assert not busy & set(outcome.finished.ids.tolist())
+
+
+@pytest.mark.parametrize("buffer", [1, 2])
+def test_a_buffered_server_by_hand(fed, buffer):
+    rules = clock.Clock(
+        step_seconds=1.0, upload_rate=np.inf, download_rate=np.inf, buffer=buffer,
+        max_staleness=6,
+    )  # fmt: skip
+    asynchronous = fed._replace(clock=rules)
+    states, reports = play(cocofl.cocofl(asynchronous), 9)
+    assert all(len(r.assignment.ids) == buffer for r in reports)
+    ages = [r.assignment.round - r.assignment.outcome.arrived.versions for r in reports]
+    assert max(age.max() for age in ages) >= 1
+    for report in reports:
+        check_round(asynchronous, states, report)
+    seconds = [report.clock_seconds for report in reports]
+    assert seconds == sorted(seconds)
+
+
+@pytest.mark.parametrize(
+    "rules",
+    [{"buffer": 2}, {"deadline": 0.8, "late": "carry", "max_staleness": 3}],
+    ids=["buffered", "carried"],
+)
+def test_a_resumed_run_goes_on_to_the_bit(fed, rules, tmp_path):
+    rules = clock.Clock(
+        step_seconds=1.0, upload_rate=np.inf, download_rate=np.inf, **rules
+    )
+    changes = fleet.Changes(drift=0.4, bandwidth=0.3, refresh=3)
+    made = fed._replace(
+        clock=rules,
+        fleet=fed.fleet._replace(changes=changes),
+        failures=failures.Rates(drop=0.2, delayed=0.2, nonfinite=0.1),
+        norm_bound=5.0,
+    )
+    algorithm = cocofl.cocofl(made)
+    whole, _ = simulation.run(algorithm, 8)
+    for rounds in (3, 5, 8):
+        last, records = simulation.run_in_folder(
+            algorithm, rounds, None, tmp_path, {}, may_change=("rounds",),
+            tensorboard=False,
+        )  # fmt: skip
+    conftest.assert_same_bits(
+        jax.tree.map(np.asarray, last), jax.tree.map(np.asarray, whole)
+    )
+    assert [record["round"] for record in records] == list(range(8))
+    assert records[-1]["clock_seconds"] == float(whole.timeline.now)
+
+
+def test_nothing_of_a_failed_client_enters_the_state(fed):
+    broken = fed._replace(failures=failures.Rates(drop=0.3, lost=0.3, truncated=0.2))
+    states, reports = play(fedavg.fedavg(broken), 6)
+    lengths = [len(report.assignment.ids) for report in reports]
+    assert min(lengths) < 3
+    assert max(lengths) > 0
+    for report in reports:
+        check_round(broken, states, report)
+    events = [set(report.assignment.outcome.events) for report in reports]
+    assert set.union(*events) <= {f.name.lower() for f in failures.FATAL}
+
+
+def test_a_round_with_nobody_left_changes_nothing(fed):
+    dead = fed._replace(failures=failures.Rates(lost=1.0))
+    algorithm = fedavg.fedavg(dead)
+    states, reports = play(algorithm, 2)
+    conftest.assert_same_bits(states[2].server.blocks, states[0].server.blocks)
+    assert reports[0].assignment.ids.tolist() == []
+    assert reports[0].upload_bytes == reports[0].download_bytes > 0  # it was sent
+    assert reports[1].clock_seconds > reports[0].clock_seconds > 0
+    _, records = simulation.run(algorithm, 2)
+    assert [r["participants"] for r in records] == [0, 0]
+    assert [r["train_loss"] for r in records] == [None, None]
+    assert set(records[0]["events"]) == {"lost"}
+
+
+def tampered(fault, index=0):
+    """Makes a round of clients 0, 1 and 4, the second of them broken."""
+    assignment = schedule.by_hand(index, np.array([0, 1, 4]), [FULL] * 3)
+    work = assignment.outcome.arrived
+    faults = np.array([0, fault, 0], np.int8)
+    outcome = assignment.outcome._replace(arrived=work._replace(faults=faults))
+    return assignment._replace(outcome=outcome)
+
+
+@pytest.mark.parametrize("index", [0, 1])
+@pytest.mark.parametrize(
+    ("fault", "why"),
+    [(Fault.NONFINITE, cohort.NOT_FINITE), (Fault.HUGE, cohort.TOO_LARGE)],
+)
+def test_a_broken_update_is_refused_and_the_rest_goes_on(fed, index, fault, why):
+    algorithm = fedavg.fedavg(fed._replace(norm_bound=10.0))
+    state = algorithm.init()
+    for r in range(index):
+        state, _ = algorithm.round(state, algorithm.assign(state, r))
+    new, report = algorithm.round(state, tampered(fault, index))
+    np.testing.assert_array_equal(report.failed, [0, why, 0])
+    without = schedule.by_hand(index, np.array([0, 4]), [FULL] * 2)
+    theirs, _ = algorithm.round(state, without)
+    conftest.assert_close(new.server.blocks, theirs.server.blocks, 1e-6)
+    record = simulation._training_fields(report)
+    assert record["refused"] == [1]
+    assert list(record["refused_for"].values()) == [[1]]
+    assert record["participants"] == 2
+
+
+def test_without_a_bound_only_what_is_not_finite_is_refused(fed):
+    algorithm = fedavg.fedavg(fed)
+    state = algorithm.init()
+    _, report = algorithm.round(state, tampered(Fault.HUGE))
+    assert not np.any(report.failed)
+    _, report = algorithm.round(state, tampered(Fault.NONFINITE))
+    np.testing.assert_array_equal(report.failed, [0, cohort.NOT_FINITE, 0])
+
+
+def test_usual_lengths_by_hand():
+    norms = jnp.array([[1.0, 0.0, 4.0], [3.0, 0.0, 0.0], [8.0, 0.0, 6.0]])
+    before = jnp.array([0.0, 7.0, 3.0])
+    np.testing.assert_allclose(averaging._usual(before, norms), [3, 7, 4])
+    # 3 a block of 9 values is 1 a value; the unknown block has 16 values.
+    limits = averaging._limits(jnp.array([3.0, 0.0]), bound=2.0, sizes=(9, 16))
+    np.testing.assert_allclose(limits, [36, 64])
+    unknown = averaging._limits(jnp.zeros(2), bound=2.0, sizes=(9, 16))
+    assert np.all(np.isinf(unknown))
+
+
+def test_a_device_with_too_little_memory_drops_out(fed):
+    # What the windows really need is far off, and weak devices have half of it all.
+    wrong = fed._replace(table_error=1.0, seed=5)
+    states, reports = play(cocofl.cocofl(wrong), 12)
+    _, memory = schedule.columns(TABLE, 1.0, 5)
+    out = [
+        i for r in reports for i in r.assignment.outcome.events.get("out_of_memory", ())
+    ]
+    weak = memory[1, 1] / 0.5 > 1
+    strong = min(memory[0, 1], 1) > 1
+    assert not strong
+    assert bool(out) == weak
+    assert all(number >= 3 for number in out)
+    for report in reports:
+        check_round(wrong, states, report)
+
+
+def test_fedavg_takes_no_notice_of_memory(fed):
+    _, reports = play(fedavg.fedavg(fed), 4)
+    assert all(len(report.assignment.ids) == 3 for report in reports)
+
+
+def test_a_policy_hears_what_became_of_its_clients(fed):
+    heard = []
+    spy = policies.full(2)._replace(
+        observe=lambda state, ids, plans, budgets, seen: (
+            heard.append((ids.tolist(), plans, budgets, seen)) or state
+        ),
+        needs_losses=True,
+    )
+    lossy = fed._replace(failures=failures.Rates(lost=0.5))
+    algorithm = averaging.averaging(lossy, spy, constrained=False)
+    _, reports = play(algorithm, 4)
+    for (ids, assigned, budgets, seen), report in zip(heard, reports, strict=True):
+        there = [i in report.assignment.ids for i in ids]
+        assert seen.arrived.tolist() == there
+        assert not all(there) or len(ids) == 3
+        np.testing.assert_array_equal(np.isfinite(seen.losses), there)
+        speed = np.where(np.array(ids) < 3, 1, 0.5)
+        np.testing.assert_allclose(seen.time, 1 / speed)
+        np.testing.assert_allclose(budgets.time, speed)
+        assert assigned == [FULL] * 3
+    assert any(not all(entry[3].arrived) for entry in heard)
+
+
+def test_caution_lowers_budgets_and_the_servers_rate(fed):
+    algorithm = cocofl.cocofl(fed)
+    state = algorithm.init()
+    careful = state._replace(
+        caution=averaging.Caution(np.float32(0), np.float32([0.5, 0.01]))
+    )
+    assignment = algorithm.assign(careful, 0)
+    assert set(assignment.plans) == {LAST}  # also where nothing fits any more
+    new, _ = algorithm.round(careful, assignment)
+    same = [b["params"] for b in state.server.blocks]
+    conftest.assert_same_bits([b["params"] for b in new.server.blocks], same)
+
+
+def test_one_program_a_plan_whatever_arrives(fed):
+    algorithm = cocofl.cocofl(fed._replace(failures=failures.Rates(drop=0.5)))
+    states, _ = play(algorithm, 4)
+    before = cohort.num_programs(), averaging._server_step._cache_size()
+    play(algorithm, 8, states[-1], first=4)
+    assert (cohort.num_programs(), averaging._server_step._cache_size()) == before
