@@ -42,11 +42,11 @@ WORKDIR = flags.DEFINE_string(
 )
 
 
-def _parse(arguments: list[str]) -> list[str]:
+def _parse(arguments: list[str], folders: bool = False) -> list[str]:
     """Parses flags; a wrong one is one line and exit code 2."""
     try:
         rest = flags.FLAGS(arguments)
-        if len(rest) > 1:
+        if len(rest) > 1 and not folders:
             raise flags.Error(
                 f"expected flags such as --rounds=10, got {' '.join(rest[1:])!r}"
             )
@@ -118,14 +118,14 @@ def _complain(error: BaseException) -> int:
     return 2
 
 
-def run(main: Callable[[], None]) -> None:
-    """Runs a command line's main.
+def run(main: Callable[..., None], folders: bool = False) -> None:
+    """Runs a command line's main; with `folders` it gets what is no flag as a list.
 
     Bad input (ValueError, or OSError of a path) is one line and exit code 2, a
     diverged run likewise with 1, Ctrl-C with 130, another host that is gone 3.
     """
 
-    def guarded(_: list[str]) -> int:
+    def guarded(arguments: list[str]) -> int:
         from fljax import simulation
 
         logging.set_verbosity(logging.WARNING)  # jax tells of backends it has not
@@ -134,7 +134,7 @@ def run(main: Callable[[], None]) -> None:
             jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
         try:
             _join()
-            main()
+            main(arguments[1:]) if folders else main()
         except jax.errors.JaxRuntimeError as error:
             if not _COORDINATOR.value or "RESOURCE_EXHAUSTED" in str(error):
                 raise
@@ -153,4 +153,4 @@ def run(main: Callable[[], None]) -> None:
             return 130
         return 0
 
-    app.run(guarded, flags_parser=_parse)
+    app.run(guarded, flags_parser=lambda given: _parse(given, folders))

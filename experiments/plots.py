@@ -1,4 +1,4 @@
-"""Curves of runs: accuracy against rounds and against upload, as one PNG."""
+"""Curves of runs, as one PNG: algorithms compared, or single runs as they went."""
 
 from __future__ import annotations
 
@@ -74,10 +74,87 @@ def curves(
         page.subplots(1, len(panels), sharey=True), panels, strict=True
     ):
         for name, style in styles.items():
-            _draw(panel, [curve(records) for records in runs[name]], style, name)
+            seeds = [made for made in map(curve, runs[name]) if made]
+            count = f"{len(seeds)} seeds" if len(seeds) > 1 else "1 seed"
+            _draw(panel, seeds, style, f"{name} ({count})")
         _dress(panel, x_label, y_label)
     _add_legend(page)
     page.savefig(path, format="png")
+
+
+def histories(
+    runs: Mapping[str, Sequence[Record]],
+    path: str | os.PathLike[str],
+    *,
+    apart: bool = False,
+    majority: Sequence[float] = (),
+) -> None:
+    """Draw accuracy and loss of runs by round.
+
+    Losses are of the test set, with a thin line for those of training.
+
+    Args:
+      runs: name -> metrics records in order of rounds, with `round`, `train_loss` and,
+        on evaluated rounds, `test_accuracy` and `test_loss`.
+      path: the PNG file to write.
+      apart: every run has panels of its own, under its name; else all share them, with
+        a legend.
+      majority: shares of the most frequent class, one for each run or one for all;
+        what guessing it would reach is drawn as a line.
+
+    Raises:
+      ValueError: `majority` has another length.
+    """
+    if len(majority) not in (0, 1, len(runs)):
+        raise ValueError(
+            f"expected one number, or {len(runs)}, one for each run, got "
+            f"{len(majority)}"
+        )
+    shares = list(majority) * (len(runs) if len(majority) == 1 else 1)
+    columns = len(runs) if apart else 1
+    shape = (2, columns) if apart else (1, 2)
+    size = (1 + 2.6 * columns, 5.2) if apart else (9, 4.4)
+    layout = layout_engine.ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08)
+    page = figure.Figure(figsize=size, dpi=100, layout=layout)
+    panels = page.subplots(*shape, squeeze=False).reshape(2, columns)  # [what, run]
+    styles = itertools.cycle(_STYLES)
+    for index, (name, records) in enumerate(runs.items()):
+        column = list(panels[:, index if apart else 0])
+        style = _STYLES[0] if apart else next(styles)
+        _add_history(column, name, records, style)
+        if apart:
+            column[0].set_title(name)
+    for index, share in enumerate(shares):
+        panel = panels[0, index if apart else 0]
+        panel.axhline(100 * share, color="0.4", linestyle=":", linewidth=1)
+    for accuracy, loss in panels.T:
+        _dress(accuracy, "round", "test accuracy (%)")
+        _dress(loss, "round", "loss (thin: training)")
+    if not apart:
+        _add_legend(page)
+    page.savefig(path, format="png")
+
+
+def _add_history(
+    panels: Sequence[axes.Axes], name: str, records: Sequence[Record], style: _Style
+) -> None:
+    """Draw a run's accuracy into the first panel and its losses into the second."""
+    accuracy, loss = panels
+    test, train = _by_round(records, "test_loss"), _by_round(records, "train_loss")
+    _draw(accuracy, [_by_round(records, "test_accuracy", 100)], style, name)
+    _draw(loss, [test], style, name)
+    if train:
+        x, y = zip(*train.values(), strict=True)
+        loss.plot(x, y, color=style.color, linestyle=style.line, linewidth=0.8)
+
+
+def _by_round(records: Sequence[Record], key: str, unit: float = 1) -> Curve:
+    """Take a figure of the rounds that have it."""
+    return {
+        record["round"]: (record["round"], unit * record[key])
+        for record in records
+        if record.get(key) is not None
+    }
 
 
 def _styles(names: Iterable[str]) -> dict[str, _Style]:
@@ -93,11 +170,7 @@ def _styles(names: Iterable[str]) -> dict[str, _Style]:
 
 
 def _test_by_round(records: Sequence[Record]) -> Curve:
-    return {
-        record["round"]: (record["round"], 100 * record["test_accuracy"])
-        for record in records
-        if record.get("test_accuracy") is not None
-    }
+    return _by_round(records, "test_accuracy", 100)
 
 
 def _worst_tier_by_round(records: Sequence[Record]) -> Curve:
@@ -129,17 +202,13 @@ def _test_by_upload(records: Sequence[Record]) -> Curve:
     }
 
 
-def _draw(
-    panel: axes.Axes, seeds: Sequence[Curve], style: _Style, algorithm: str
-) -> None:
+def _draw(panel: axes.Axes, seeds: Sequence[Curve], style: _Style, label: str) -> None:
     """Draw the mean of the seeds and the band between the lowest and the highest."""
-    seeds = [seed for seed in seeds if seed]
     rounds = sorted(set.intersection(*map(set, seeds))) if seeds else []
     if not rounds:
         return
     points = np.array([[seed[number] for number in rounds] for seed in seeds])
     x, y = points[..., 0].mean(0), points[..., 1]  # [rounds], [seeds, rounds]
-    count = f"{len(seeds)} seeds" if len(seeds) > 1 else "1 seed"
     panel.plot(
         x,
         y.mean(0),
@@ -148,7 +217,7 @@ def _draw(
         marker=style.marker,
         markersize=5,
         markevery=max(1, len(rounds) // _MARKERS),
-        label=f"{algorithm} ({count})",
+        label=label,
     )
     panel.fill_between(
         x, y.min(0), y.max(0), color=style.color, alpha=0.25, linewidth=0

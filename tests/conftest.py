@@ -155,12 +155,12 @@ class Outcome(NamedTuple):
 def call(capsys, monkeypatch):
     """Gives a function that runs a command line in this process."""
 
-    def run(module, *arguments):
+    def run(module, *arguments, **options):
         flags.FLAGS.unparse_flags()
         command = [f"python -m {module.__name__}", *map(str, arguments)]
         monkeypatch.setattr(sys, "argv", command)
         with pytest.raises(SystemExit) as stop:
-            main.run(module._main)
+            main.run(module._main, **options)
         return Outcome(stop.value.code, *capsys.readouterr())
 
     return run

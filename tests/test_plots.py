@@ -1,12 +1,13 @@
 """Curves: the numbers drawn, the styles, and the cases with little to draw."""
 
+import json
 import struct
 
 import numpy as np
 import pytest
 from matplotlib import figure
 
-from experiments import plots
+from experiments import plot, plots
 
 
 def _records(accuracies, upload=1_000_000, tier=None):
@@ -99,3 +100,93 @@ def test_an_algorithm_keeps_its_style_whoever_else_is_there():
 def test_styles_differ_in_grey():
     """Take any two lines: another line style or another marker tells them apart."""
     assert len({(style.line, style.marker) for style in plots._STYLES}) == 8
+
+
+RUN = [
+    {"round": 0, "train_loss": 2.0},
+    {"round": 1, "train_loss": 1.0, "test_accuracy": 0.25, "test_loss": 1.5},
+    {"round": 2, "train_loss": None, "test_accuracy": 0.5, "test_loss": 1.25},
+]
+
+
+def _xy(line):
+    return line.get_xydata().tolist()
+
+
+def test_histories_share_panels(tmp_path, page):
+    plots.histories({"a": RUN, "b": RUN[:1]}, tmp_path / "x.png", majority=[0.1])
+    accuracy, loss = page().axes
+    assert _xy(accuracy.lines[0]) == [[1, 25], [2, 50]]
+    assert {tuple(line.get_ydata()) for line in accuracy.lines[1:]} == {(10, 10)}
+    assert [_xy(line) for line in loss.lines] == [
+        [[1, 1.5], [2, 1.25]],
+        [[0, 2], [1, 1]],
+        [[0, 2]],
+    ]
+    (legend,) = page().legends
+    assert [text.get_text() for text in legend.get_texts()] == ["a"]
+
+
+def test_histories_stand_apart(tmp_path, page):
+    runs = {"a": RUN, "b": RUN[:2]}
+    plots.histories(runs, tmp_path / "x.png", apart=True, majority=[0.1, 0.5])
+    a, b, a_loss, b_loss = page().axes
+    assert [panel.get_title() for panel in (a, b)] == ["a", "b"]
+    assert _xy(b.lines[0]) == [[1, 25]]
+    assert [list(panel.lines[-1].get_ydata()) for panel in (a, b)] == [
+        [10, 10],
+        [50, 50],
+    ]
+    assert [len(panel.lines) for panel in (a_loss, b_loss)] == [2, 2]
+    assert page().legends == []
+
+
+def _folders(tmp_path):
+    folders = []
+    for name, records in (("a/seed_1", RUN), ("b/seed_1", RUN[:2])):
+        folder = tmp_path / name
+        folder.mkdir(parents=True)
+        lines = "".join(json.dumps(record) + "\n" for record in records)
+        (folder / "metrics.jsonl").write_text(lines)
+        folders.append(folder)
+    return folders
+
+
+def test_the_command_names_runs_by_what_tells_them_apart(call, tmp_path, page):
+    out = tmp_path / "out.png"
+    folders = _folders(tmp_path)
+    done = call(
+        plot, *folders, folders[0], f"--out={out}", "--majority=0.5", folders=True
+    )
+    assert (done.code, done.out, done.err) == (0, f"wrote {out}\n", "")
+    assert out.read_bytes()[:4] == b"\x89PNG"
+    (legend,) = page().legends
+    names = [text.get_text() for text in legend.get_texts()]
+    assert names == ["a/seed_1", "b/seed_1"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        (["{}"], "expected a run folder with records in metrics.jsonl, got {}"),
+        ([], "expected folders of runs, such as runs/x, got none"),
+        (
+            ["{}/a/seed_1", "--majority=12"],
+            "--majority: expected numbers from 0 to 1 such as 0.1,0.5, got '12'",
+        ),
+        (
+            ["{}/a/seed_1", "{}/b/seed_1", "--majority=0.1,0.2,0.3"],
+            "--majority: expected one number, or 2, one for each run, got 3",
+        ),
+        (
+            ["{}/a/seed_1", "--out={}/none/x.png"],
+            "[Errno 2] No such file or directory: '{}/none/x.png'",
+        ),
+    ],
+)
+def test_bad_input_is_one_line(call, tmp_path, arguments, error):
+    _folders(tmp_path)
+    given = [argument.format(tmp_path) for argument in arguments]
+    done = call(plot, *given, folders=True)
+    assert (done.code, done.out) == (2, "")
+    assert done.err == f"error: {error.format(tmp_path)}\n"

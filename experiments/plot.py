@@ -1,0 +1,68 @@
+"""Draws accuracy and loss of runs from their folders, also while they run.
+
+python -m experiments.plot runs/cocofl runs/fedavg --out=curves.png
+python -m experiments.plot runs/cifar10 runs/imdb --apart --majority=0.1,0.5
+"""
+
+from __future__ import annotations
+
+import os
+import pathlib
+from collections.abc import Sequence
+
+from absl import flags
+
+from experiments import config as configs
+from experiments import main, plots
+from fljax import writers
+
+_OUT = flags.DEFINE_string("out", "curves.png", "The PNG file to write.")
+_APART = flags.DEFINE_bool(
+    "apart", False, "Give every run panels of its own, for runs on different data."
+)
+_MAJORITY = flags.DEFINE_list(
+    "majority",
+    [],
+    "Share of the most frequent class in the test data, drawn as a line; one for all "
+    "runs or one for each.",
+)
+
+
+def _shares() -> list[float]:
+    try:
+        shares = [float(share) for share in _MAJORITY.value]
+    except ValueError:
+        shares = [-1.0]
+    if not all(0 <= share <= 1 for share in shares):
+        raise ValueError(
+            f"--majority: expected numbers from 0 to 1 such as 0.1,0.5, got "
+            f"{','.join(_MAJORITY.value)!r}"
+        )
+    return shares
+
+
+def _named(folders: Sequence[str]) -> dict[str, pathlib.Path]:
+    """Names runs by the part of their paths that tells them apart."""
+    paths = list(dict.fromkeys(pathlib.Path(os.path.abspath(f)) for f in folders))
+    common = os.path.commonpath([path.parent for path in paths])
+    return {path.relative_to(common).as_posix(): path for path in paths}
+
+
+def _main(folders: Sequence[str]) -> None:
+    if not folders:
+        raise ValueError("expected folders of runs, such as runs/x, got none")
+    shares = _shares()
+    runs = {}
+    for name, folder in _named(folders).items():
+        runs[name] = writers.read_metrics(folder)
+        if not runs[name]:
+            raise ValueError(
+                f"expected a run folder with records in metrics.jsonl, got {folder}"
+            )
+    with configs.naming("majority"):
+        plots.histories(runs, _OUT.value, apart=_APART.value, majority=shares)
+    print(f"wrote {_OUT.value}")
+
+
+if __name__ == "__main__":
+    main.run(_main, folders=True)
