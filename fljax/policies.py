@@ -97,6 +97,27 @@ def check_feasible(table: costs.CostTable, tiers: Sequence[devices.Tier]) -> Non
     _feasible(table, types.Budgets(*lowest.T), names.__getitem__)
 
 
+def lowered(
+    table: costs.CostTable, budgets: types.Budgets, factors: np.ndarray
+) -> types.Budgets:
+    """Lower budgets, though never below the lightest window that fits them.
+
+    Args:
+      table: costs of the windows.
+      budgets: of [K].
+      factors: [K] of each client's three budgets, in (0, 1]; 1 keeps every bit.
+
+    Returns:
+      Budgets of [K], into which a window fits where one fitted before.
+    """
+    before = np.stack(budgets)  # [3, K]
+    needs = np.minimum([table.time, table.upload, table.memory], 1.0)  # [3, P]
+    load = np.max(needs[:, None, :] / before[:, :, None], axis=0)  # fits: at most 1
+    lightest = needs[:, np.argmin(load, axis=1)]
+    floor = np.maximum(before * np.asarray(factors, np.float64), lightest)
+    return types.Budgets(*np.minimum(floor, before))
+
+
 def _stateless(assign: Callable[..., list[plans.Plan]]) -> Policy:
     """Make a policy that remembers nothing."""
     return Policy(

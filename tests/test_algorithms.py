@@ -179,6 +179,47 @@ def test_later_rounds_compile_nothing(fed, start):
     )
 
 
+def test_caution_scales_the_servers_step_and_compiles_nothing(fed, start):
+    algorithm = cocofl.cocofl(fed)
+    assignment = averaging.Assignment(0, np.arange(4), [FULL, MIDDLE, LATE, MIDDLE])
+    whole, _ = algorithm.round(start, assignment)
+    programs = averaging._server_step._cache_size()
+    caution = start.caution._replace(server=np.float32(0.25))
+    lower, _ = algorithm.round(start._replace(caution=caution), assignment)
+    assert programs == averaging._server_step._cache_size()
+    assert lower.caution.server == 0.25
+    for old, new, quarter in zip(
+        *(state.server.blocks for state in (start, whole, lower)), strict=True
+    ):
+        expected = jax.tree.map(
+            lambda a, b: a + 0.25 * (b - a), old["params"], new["params"]
+        )
+        conftest.assert_close(quarter["params"], expected, 1e-6)
+
+
+def test_caution_lowers_the_plans_of_its_tier_alone(problem, start):
+    table = costs.CostTable(
+        num_blocks=5,
+        windows=np.array([[0, 4], [2, 2], [2, 4]]),
+        time=np.array([1.0, 0.1, 0.5]),
+        upload=np.array([1.0, 0.1, 0.3]),
+        memory=np.array([1.0, 0.1, 0.5]),
+    )
+    fed = federation(problem, table=table, clients_per_round=6)
+    algorithm = cocofl.cocofl(fed)
+
+    def plans_of(tiers):
+        caution = averaging.Caution(np.float32(1), np.array(tiers, np.float32))
+        assignment = algorithm.assign(start._replace(caution=caution), 0)
+        return dict(zip(assignment.ids.tolist(), assignment.plans, strict=True))
+
+    weak = dict.fromkeys((2, 3, 4, 5), plans.Plan(2, 4))
+    assert plans_of([1, 1]) == {0: FULL, 1: FULL} | weak
+    assert plans_of([1, 0.5]) == {0: FULL, 1: FULL} | dict.fromkeys(weak, MIDDLE)
+    assert plans_of([0.5, 1]) == dict.fromkeys((0, 1), plans.Plan(2, 4)) | weak
+    assert plans_of([1e-6, 1e-6]) == dict.fromkeys(range(6), MIDDLE)
+
+
 def test_learning_rate_is_that_of_the_round(fed, start):
     rates = []
 

@@ -140,3 +140,26 @@ def test_participation_is_that_of_the_facts_sheet():
     last = np.array([plan.last for plan in chosen])[:, None]
     trained = (first <= np.arange(20)) & (np.arange(20) <= last)
     np.testing.assert_allclose(trained.mean(axis=0), PARTICIPATION, rtol=0, atol=0.02)
+
+
+def test_lowered_budgets_still_hold_the_lightest_window():
+    table = small_table()
+    before = types.Budgets(*np.array([[0.8, 0.7, 0.25, 0.1]] * 3))
+    after = policies.lowered(table, before, np.array([0.5, 1.0, 0.1, 0.5], np.float32))
+    # 0-0 is the lightest, with needs of 0.3, 0.1, 0.3: below the half of 0.8. Nothing
+    # fits 0.25 or 0.1, and lowering does not change that.
+    expected = [[0.4, 0.7, 0.25, 0.1], [0.4, 0.7, 0.1, 0.1], [0.4, 0.7, 0.25, 0.1]]
+    np.testing.assert_allclose(after, expected)
+    assert not costs.feasible(table, *after)[2:].any()
+    tight = types.Budgets(*np.array([[0.4], [0.5], [0.4]]))
+    after = policies.lowered(table, tight, np.array([0.1]))
+    # 2-2 fits with a load of 0.4 / 0.5 = 0.8, 0-0 with 0.3 / 0.4 = 0.75.
+    np.testing.assert_allclose(after, [[0.3], [0.1], [0.3]])
+    policy = policies.random_maximal(table)
+    assert assign(policy, [3], after) == [plans.Plan(0, 0)]
+
+
+def test_a_factor_of_one_keeps_every_bit():
+    budgets = types.Budgets(*np.random.default_rng(0).uniform(0.01, 1, (3, 500)))
+    same = policies.lowered(small_table(), budgets, np.ones(500, np.float32))
+    np.testing.assert_array_equal(same, budgets)

@@ -12,6 +12,7 @@ from fljax.algorithms import averaging
 
 FULL, BACK, FRONT = plans.Plan(0, 3), plans.Plan(2, 3), plans.Plan(0, 0)
 IDS = np.array([5, 1, 8])
+CAUTION = averaging.Caution(np.float32(1), np.ones(2, np.float32))
 
 
 def _never(index, client):
@@ -26,7 +27,7 @@ def counting(log=None, plans_of=lambda index: [FULL, FULL, BACK], broken=_never)
     log = [] if log is None else log
 
     def init():
-        return averaging.State({"rounds": jnp.zeros((), jnp.int32)}, ())
+        return averaging.State({"rounds": jnp.zeros((), jnp.int32)}, (), CAUTION)
 
     def assign(state, index):
         return averaging.Assignment(index, IDS, plans_of(index))
@@ -37,9 +38,8 @@ def counting(log=None, plans_of=lambda index: [FULL, FULL, BACK], broken=_never)
         losses = (assignment.ids + index).astype(np.float32)
         failed = np.array([broken(index, i) for i in assignment.ids.tolist()])
         counted = {"rounds": state.server["rounds"] + 1}
-        return averaging.State(counted, ()), averaging.Report(
-            assignment, losses, failed, 10 + index, 30, 0.5
-        )
+        report = averaging.Report(assignment, losses, failed, 10 + index, 30, 0.5)
+        return state._replace(server=counted), report
 
     return averaging.Algorithm(init, assign, round)
 

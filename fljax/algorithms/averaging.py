@@ -75,16 +75,30 @@ class Federation(NamedTuple):
     devices: Mesh
 
 
+class Caution(NamedTuple):
+    """What a rollback lowers; all ones until there is one.
+
+    Attributes:
+      server: [] float32 factor of the server's learning rate.
+      tiers: [T] float32 factor of the budgets of each tier.
+    """
+
+    server: types.ArrayLike
+    tiers: types.ArrayLike
+
+
 class State(NamedTuple):
     """State of an algorithm: what a checkpoint holds.
 
     Attributes:
       server: the global network and the server optimiser.
       policy: what the policy carries.
+      caution: what rollbacks have lowered.
     """
 
     server: server.ServerState
     policy: Any
+    caution: Caution
 
 
 class Assignment(NamedTuple):
@@ -157,10 +171,11 @@ def time_shares(
 
 
 @functools.partial(jax.jit, static_argnames=("optimiser_rate", "devices"))
-def _server_step(state, sums, cohort_weight, *, optimiser_rate, devices):
+def _server_step(state, sums, cohort_weight, caution, *, optimiser_rate, devices):
     """Adds up the devices' sums and ends the round; every device gets the result."""
     added = cohort.total(sums)
-    new = server.step(state, added.totals, cohort_weight, optax.sgd(optimiser_rate))
+    optimiser = optax.sgd(optimiser_rate * caution)
+    new = server.step(state, added.totals, cohort_weight, optimiser)
     result = new, added.losses, added.failed, trees.all_finite(new.blocks)
     return lax.with_sharding_constraint(result, NamedSharding(devices, mesh.SHARED))
 
@@ -212,12 +227,16 @@ def averaging(
 
     def init() -> State:
         optimiser = optax.sgd(fed.server_learning_rate)
-        return State(server.init(initial_blocks(fed), optimiser), policy.init())
+        caution = Caution(np.float32(1), np.ones(len(fed.tiers), np.float32))
+        start = server.init(initial_blocks(fed), optimiser)
+        return State(start, policy.init(), caution)
 
     def assign(state: State, index: int) -> Assignment:
         ids = cohort.sample(fed.seed, index, everyone, fed.clients_per_round)
         key = round_key(fed.seed, index)
         budgets = devices.draw_budgets(key, ids, fed.tier_index, fed.tiers)
+        factors = np.asarray(state.caution.tiers)[fed.tier_index[ids]]
+        budgets = policies.lowered(fed.table, budgets, factors)
         return Assignment(index, ids, policy.assign(state.policy, key, ids, budgets))
 
     def round(state: State, assignment: Assignment) -> tuple[State, Report]:
@@ -249,6 +268,7 @@ def averaging(
             before,
             sums,
             everywhere(weights[assignment.ids].sum()),
+            everywhere(state.caution.server),
             optimiser_rate=fed.server_learning_rate,
             devices=fed.devices,
         )
@@ -264,6 +284,6 @@ def averaging(
             float(time_shares(times, assignment.plans).mean()),
             finite,
         )
-        return State(new, policy_state), report
+        return State(new, policy_state, state.caution), report
 
     return Algorithm(init, assign, round)
