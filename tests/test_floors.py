@@ -56,7 +56,16 @@ FLOORS = (
         "cost_model",
         "devices",
     ),
-    ("client", "server", "evaluate", "policies", "cohort"),
+    (
+        "client",
+        "server",
+        "evaluate",
+        "policy_base",
+        "balanced_policy",
+        "learning_policies",
+        "policies",
+        "cohort",
+    ),
     ("algorithms.averaging", "algorithms.*", "algorithms"),
     ("simulation",),
 )

@@ -253,7 +253,11 @@ def averaging(
             devices=fed.devices,
         )
         policy_state = policy.observe(
-            state.policy, assignment.ids, assignment.plans, None
+            state.policy,
+            assignment.ids,
+            assignment.plans,
+            None,  # type: ignore[arg-type]
+            None,  # type: ignore[arg-type]
         )
         report = Report(
             assignment,
