@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fljax import costs, devices, plans, policy_base, types
+from fljax import costs, devices, plans, policy_base, types, typical
 
 MIXTURE_TAG = 0xFFFF0010  # see devices.BUDGET_TAG
 
@@ -45,7 +45,7 @@ class Mixture(NamedTuple):
 
 def balanced(
     table: costs.CostTable,
-    typical: types.Budgets,
+    budgets: types.Budgets,
     bits: int = plans.DEFAULT_BITS,
     fairness: float = FAIRNESS,
 ) -> policy_base.Policy:
@@ -64,7 +64,7 @@ def balanced(
 
     Args:
       table: costs of the windows that may be chosen.
-      typical: [M] budgets over clients and rounds, to solve for.
+      budgets: [M] over clients and rounds, to solve for.
       bits: width of the codes in the frozen blocks.
       fairness: alpha above: 0 maximises the mean, infinity the least participation.
 
@@ -72,9 +72,9 @@ def balanced(
       The policy; `assign` raises ValueError if nothing fits a client.
 
     Raises:
-      ValueError: nothing fits any of the typical budgets, or fairness is negative.
+      ValueError: nothing fits any of the budgets, or fairness is negative.
     """
-    mixture = solve(table, typical, fairness)
+    mixture = solve(table, budgets, fairness)
     last_below = np.cumsum(mixture.weights)[:-1]
 
     def choose(round_key, ids, options):
@@ -88,7 +88,7 @@ def balanced(
 
 def solve(
     table: costs.CostTable,
-    typical: types.Budgets,
+    budgets: types.Budgets,
     fairness: float = FAIRNESS,
     iterations: int = ITERATIONS,
 ) -> Mixture:
@@ -96,7 +96,7 @@ def solve(
 
     Args:
       table: costs of P windows.
-      typical: [M] budgets; those that nothing fits are left out.
+      budgets: [M]; those that nothing fits are left out.
       fairness: alpha of the utility.
       iterations: T of Frank and Wolfe, with steps 2 / (t + 3).
 
@@ -104,22 +104,15 @@ def solve(
       What clients draw from.
 
     Raises:
-      ValueError: nothing fits any of the typical budgets, or fairness is negative.
+      ValueError: nothing fits any of the budgets, or fairness is negative.
     """
     if not fairness >= 0:
         raise ValueError(f"fairness: expected a number of at least 0, got {fairness}")
-    fits = costs.feasible(table, *typical)
-    fits = fits[fits.any(axis=1)]
-    if not len(fits):
-        raise ValueError(
-            f"typical: expected budgets that a window of {table.source} fits, got "
-            f"{np.size(typical.time)} that none fits"
-        )
-    fits, counts = np.unique(fits, axis=0, return_counts=True)  # [F, P]
-    options, shares = costs.maximal(table.windows, fits), counts / counts.sum()
+    fits, shares = typical.feasible_sets(table, budgets)
+    options = costs.maximal(table.windows, fits)
     trained = trains(table)
     # Uniform draws: every block that anybody can train starts and stays above 0.
-    part = shares @ _evenly(options) @ trained
+    part = shares @ typical.evenly(options) @ trained
     reached = part > 0
     scores = []
     for t in range(iterations):
@@ -128,7 +121,7 @@ def solve(
         # as dear as the scarcest: somebody outside the sample might.
         prices = (np.where(reached, part, least) / least) ** -fairness
         scores.append(trained @ prices)
-        answer = shares @ _evenly(_best(options, scores[-1])) @ trained
+        answer = shares @ typical.evenly(_best(options, scores[-1])) @ trained
         part = part + 2 / (t + 3) * (answer - part)
     # The steps leave iteration t with this weight, and 2 / (T + 1) (T + 2) with the
     # uniform start, which is dropped.
@@ -147,8 +140,3 @@ def _best(options: np.ndarray, scores: np.ndarray) -> np.ndarray:
     """Keep the options [K, P] of the highest score, of [P] or [K, P] above 0."""
     values = np.where(options, scores, 0.0)
     return options & (values >= values.max(axis=1, keepdims=True) * (1 - _TIE))
-
-
-def _evenly(options: np.ndarray) -> np.ndarray:
-    """Give every option of a row the same probability: [F, P] float64."""
-    return options / options.sum(axis=1, keepdims=True)

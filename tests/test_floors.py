@@ -53,6 +53,7 @@ FLOORS = (
         "models",
         "plans",
         "costs",
+        "typical",
         "cost_model",
         "devices",
     ),
