@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from absl import flags
 
-from fljax import algorithms, augment, clock, failures, fleet, models
+from fljax import algorithms, augment, clock, failures, fleet, models, policies
 
 PARTITIONS = ("iid", "dirichlet", "resource_correlated", "natural")
 
@@ -84,8 +84,13 @@ class Config:
     norm_bound: float = _field(0.0, "Refuse updates longer than this many times the "
                                     "usual length (a running median); 0: none."
                                )  # fmt: skip
-    policy: str = _field("random_maximal", "Which plan for which device, for cocofl: "
-                                           "see docs/devices.md.")  # fmt: skip
+    policy: str = _field("random_maximal", "Which plan for which device (cocofl): "
+                                           "random_maximal, uniform, largest, "
+                                           "largest_compute, balanced, round_robin, "
+                                           "online or adaptive_bits.")  # fmt: skip
+    max_windows: int = _field(0, "Most windows of the cost table that are used, those "
+                                 "that the paper's policy chooses most: a program "
+                                 "each; 0: all.")  # fmt: skip
     table_error: float = _field(0.0, "Deviation of the log of what windows really cost "
                                      "against the cost table.")  # fmt: skip
     cost_table: str = _field("", "A JSON file with measured costs of the windows; "
@@ -113,6 +118,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "algorithm": tuple(algorithms.BY_NAME),
     "network": tuple(models.BY_NAME),
     "partition": PARTITIONS,
+    "policy": tuple(policies.BY_NAME),
     "image_mode": ("stored", "grey", "rgb"),
     "augment": tuple(augment.BY_NAME),
     "weighting": ("uniform", "examples"),
@@ -131,6 +137,7 @@ _LEAST: dict[str, float] = {
     "batch_size": 1,
     "weight_decay": 0,
     "momentum": 0,
+    "max_windows": 0,
     "norm_bound": 0,
     "table_error": 0,
     "eval_every": 1,

@@ -32,9 +32,11 @@ from fljax import (
     fleet_sources,
     mesh,
     models,
+    policies,
     quant,
     simulation,
     types,
+    typical,
     writers,
 )
 from fljax.algorithms import averaging, cocofl
@@ -303,14 +305,12 @@ def build(
     over = _mesh(config.devices)
     train_data, test_data = _data(config, data, over)
     counts = network.counts(net, config.reference_quirks)
-    table = _table(config, net, counts)
-    rules = configs.settings("clock", config.clock, clock.Clock)
     fed = federation.Federation(
         net=net,
         data=train_data,
         shards=shards,
         fleet=made,
-        table=table,
+        table=_table(config, net, counts),
         counts=counts,
         training=training,
         learning_rate=_learning_rate(config),
@@ -320,11 +320,18 @@ def build(
         width=config.client_width or cohort.default_width(),
         seed=config.seed,
         devices=over,
-        clock=clock.resolve(rules, made.reference, table, counts, config.batch_size),
+        clock=configs.settings("clock", config.clock, clock.Clock),
         failures=configs.settings("failures", config.failures, failures.Rates),
         norm_bound=config.norm_bound,
         table_error=config.table_error,
     )
+    if config.max_windows:
+        known = cocofl.setting(fed)
+        with configs.naming("max_windows"):
+            few = typical.restrict(
+                fed.table, known.typical, known.lowest, config.max_windows
+            )
+        fed = fed._replace(table=few)
     counts_by_class = partition.class_counts(data.y_train, parts, data.num_classes)
     mixes = evaluate.tier_mixes(counts_by_class, made.tier, len(made.names))
     evaluator = _evaluator(config, fed, test_data, mixes, running)
@@ -366,7 +373,8 @@ def algorithm(config: configs.Config, ready: Experiment) -> averaging.Algorithm:
     """
     with _naming_tiers(config):
         if config.algorithm == "cocofl":
-            return cocofl.cocofl(ready.federation, config.bits)
+            policy = policies.BY_NAME[config.policy]
+            return cocofl.cocofl(ready.federation, config.bits, policy)
         return algorithms.BY_NAME[config.algorithm](ready.federation)
 
 
@@ -379,7 +387,7 @@ def resolved(config: configs.Config, ready: Experiment) -> dict[str, Any]:
         "std": fed.data.std,
         "tiers": fed.fleet.names,
         "fleet_sha256": _digest(fed.fleet),
-        "clock": dataclasses.asdict(fed.clock),
+        "clock": dataclasses.asdict(federation.rules(fed)),
         "dataset_sha256": ready.dataset_sha256,
         "cost_table": fed.table.source,
         "cost_table_sha256": _sha256(config.cost_table),

@@ -23,7 +23,6 @@ from typing import NamedTuple
 import numpy as np
 
 from fljax import costs, failures, fleet, plans, types
-from fljax.failures import Fault
 
 FREE = -1  # number of the client in a slot that nobody works in
 
@@ -265,13 +264,15 @@ def spoil(
       counts as upload.
     """
     download, train, upload = seconds.T
-    never = np.isin(faults, (Fault.DROPPED_BEFORE, Fault.OUT_OF_MEMORY))
+    never = np.isin(
+        faults, (failures.Fault.DROPPED_BEFORE, failures.Fault.OUT_OF_MEMORY)
+    )
     train = np.where(never, 0, train)
-    train = np.where(faults == Fault.DROPPED_DURING, part * train, train)
-    gone = np.isin(faults, (*failures.DROPPED, Fault.OUT_OF_MEMORY))
+    train = np.where(faults == failures.Fault.DROPPED_DURING, part * train, train)
+    gone = np.isin(faults, (*failures.DROPPED, failures.Fault.OUT_OF_MEMORY))
     upload = np.where(gone, 0, upload)
-    upload = np.where(faults == Fault.TRUNCATED, upload / 2, upload)
-    late = np.where(faults == Fault.DELAYED, -np.log(part) * delay, 0)
+    upload = np.where(faults == failures.Fault.TRUNCATED, upload / 2, upload)
+    late = np.where(faults == failures.Fault.DELAYED, -np.log(part) * delay, 0)
     return np.stack([download, train, upload + late], axis=1)
 
 
@@ -414,8 +415,8 @@ def sent_bytes(work: Work, by_plan: Sequence[int]) -> int:
       by_plan: bytes of each one's plan.
     """
     times = np.ones(len(work.ids))
-    gone = (*failures.DROPPED, Fault.OUT_OF_MEMORY)
+    gone = (*failures.DROPPED, failures.Fault.OUT_OF_MEMORY)
     times[np.isin(work.faults, gone)] = 0
-    times[work.faults == Fault.TRUNCATED] = 0.5
-    times[work.faults == Fault.DUPLICATED] = 2
+    times[work.faults == failures.Fault.TRUNCATED] = 0.5
+    times[work.faults == failures.Fault.DUPLICATED] = 2
     return int(np.dot(times, by_plan)) if len(by_plan) else 0

@@ -62,6 +62,13 @@ class Federation(NamedTuple):
     table_error: float = 0.0
 
 
+def rules(fed: Federation) -> clocks.Clock:
+    """Gives the clock with all that it leaves open filled in."""
+    return clocks.resolve(
+        fed.clock, fed.fleet.reference, fed.table, fed.counts, fed.training.batch_size
+    )
+
+
 def round_key(seed: int, round_index: int) -> types.Key:
     """Gives the key of a round: fold_in(key(seed), round)."""
     return jax.random.fold_in(jax.random.key(seed), round_index)

@@ -1,53 +1,30 @@
 """Policies: which plan each client of a cohort gets.
 
 CoCoFL (arXiv 2203.05468): a device filters the table of windows by its budgets of the
-round, keeps the maximal ones and picks one of them at random.
+round, keeps the maximal ones and picks one of them at random. The others here pick
+otherwise; `balanced_policy` and `learning_policies` hold those that solve or learn.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable
 
 import numpy as np
 
-from fljax import costs, devices, fleet, plans, types
+from fljax import (
+    balanced_policy,
+    costs,
+    devices,
+    learning_policies,
+    plans,
+    policy_base,
+    types,
+)
 
-State = Any  # what a policy carries from round to round; () if nothing
-
-CHOICE_TAG = 0xFFFF0002  # see devices.BUDGET_TAG
-
-
-class Observation(NamedTuple):
-    """What a round reports of K clients.
-
-    Attributes:
-      time: [K] float64, what training took, as a share of what a round allows; above 1
-        it was late.
-      memory: [K] float64, peak memory as a share of what the device has.
-      arrived: [K] bool, the update entered the state.
-      losses: [K] float64 mean training losses, NaN where nothing arrived; None unless
-        the policy needs them.
-    """
-
-    time: np.ndarray
-    memory: np.ndarray
-    arrived: np.ndarray
-    losses: np.ndarray | None
-
-
-class Policy(NamedTuple):
-    """Pure functions that choose the plans of a cohort; K clients a round."""
-
-    # init() -> state
-    init: Callable[[], State]
-    # assign(state, round_key, ids [K], budgets of [K]) -> K plans
-    assign: Callable[[State, types.Key, np.ndarray, types.Budgets], list[plans.Plan]]
-    # observe(state, ids [K], plans, budgets of [K], observation) -> state
-    observe: Callable[
-        [State, np.ndarray, Sequence[plans.Plan], types.Budgets, Observation], State
-    ]
-    needs_losses: bool = False  # the host then waits for the losses of each round
+Observation = policy_base.Observation
+Policy = policy_base.Policy
+Setting = policy_base.Setting
+check_feasible = policy_base.check_feasible
 
 
 def random_maximal(table: costs.CostTable, bits: int = plans.DEFAULT_BITS) -> Policy:
@@ -65,11 +42,10 @@ def random_maximal(table: costs.CostTable, bits: int = plans.DEFAULT_BITS) -> Po
     """
 
     def choose(round_key, ids, options):
-        draw = devices.uniforms(round_key, CHOICE_TAG, ids, 1)[:, 0]
-        rank = np.floor(draw * options.sum(axis=1))  # which of the client's windows
-        return np.argmax(np.cumsum(options, axis=1) > rank[:, None], axis=1)
+        draw = devices.uniforms(round_key, policy_base.CHOICE_TAG, ids, 1)[:, 0]
+        return policy_base.pick(options, draw)
 
-    return _from_table(table, bits, choose)
+    return policy_base.from_rows(table, bits, choose)
 
 
 def largest(table: costs.CostTable, bits: int = plans.DEFAULT_BITS) -> Policy:
@@ -82,12 +58,47 @@ def largest(table: costs.CostTable, bits: int = plans.DEFAULT_BITS) -> Policy:
     Returns:
       The policy; `assign` raises ValueError if nothing fits a client.
     """
+    return _greatest(table, bits, table.upload)
 
-    def choose(round_key, ids, options):
-        del round_key, ids  # the same window in every round
-        return np.argmax(np.where(options, table.upload, 0.0), axis=1)
 
-    return _from_table(table, bits, choose)
+def largest_compute(table: costs.CostTable, bits: int = plans.DEFAULT_BITS) -> Policy:
+    """Choose the feasible window that takes the most time: who can work more, does.
+
+    Args:
+      table: costs of the windows that may be chosen.
+      bits: width of the codes in the frozen blocks.
+
+    Returns:
+      The policy; `assign` raises ValueError if nothing fits a client.
+    """
+    return _greatest(table, bits, table.time)
+
+
+def uniform(
+    table: costs.CostTable, lowest: types.Budgets, bits: int = plans.DEFAULT_BITS
+) -> Policy:
+    """Give everybody one plan: the window of most upload that fits the lowest budgets.
+
+    By upload, which is in proportion to the parameters trained: the blocks outside the
+    window stay as they were drawn for ever, and what matters then is how much of the
+    network learns, not how long a step takes. Upload is counted, too, not measured.
+
+    Args:
+      table: costs of the windows that may be chosen.
+      lowest: scalars, of each kind the least that any client may get in any round.
+      bits: width of the codes in the frozen blocks.
+
+    Returns:
+      The policy; it does not look at budgets again.
+
+    Raises:
+      ValueError: nothing fits the lowest budgets.
+    """
+    alone = types.Budgets(*(np.reshape(limit, 1) for limit in lowest))
+    (fits,) = policy_base.feasible(table, alone, lambda k: "the lowest budgets")
+    row = int(np.argmax(np.where(fits, table.upload, 0.0)))
+    plan = policy_base.every_plan(table, bits)[row]
+    return policy_base.stateless(lambda round_key, ids, budgets: [plan] * len(ids))
 
 
 def full(num_blocks: int) -> Policy:
@@ -100,60 +111,75 @@ def full(num_blocks: int) -> Policy:
       The policy.
     """
     plan = plans.full(num_blocks)
-    return _stateless(lambda round_key, ids, budgets: [plan] * len(ids))
+    return policy_base.stateless(lambda round_key, ids, budgets: [plan] * len(ids))
 
 
-def check_feasible(table: costs.CostTable, devices_: fleet.Fleet) -> None:
-    """Raise before any training if a tier may draw budgets into which nothing fits.
+def from_function(
+    assign: Callable[[types.Key, np.ndarray, types.Budgets], list[plans.Plan]],
+) -> Policy:
+    """Make a policy of a function of one's own, as in a notebook.
 
-    Of a fleet with a profile for every device nothing is expected: a device that can
-    do less than the smallest window asks for is given that one, and is late.
+    >>> def late_half(round_key, ids, budgets):
+    ...     return [
+    ...         plans.Plan(0, 4) if time >= 1 else plans.Plan(3, 4)
+    ...         for time in budgets.time
+    ...     ]
+    >>> policy = from_function(late_half)
+    >>> limits = np.array([1.0, 0.5])
+    >>> budgets = types.Budgets(limits, limits, limits)
+    >>> [str(p) for p in policy.assign((), None, np.arange(2), budgets)]
+    ['0-4', '3-4']
 
     Args:
-      table: costs of the windows.
-      devices_: the fleet, each tier looked at with its lowest limits.
+      assign: (round_key, ids [K], budgets of [K]) -> K plans. A run is reproducible if
+        a client's plan depends on these alone; `devices.uniforms` draws by round and
+        client.
 
-    Raises:
-      ValueError: names the tier, its budgets, the nearest window and what it needs.
+    Returns:
+      The policy; `assign` raises ValueError unless it gets one plan a client.
     """
-    lowest = devices_.profile.limits[..., 0]
-    if len(lowest) != len(devices_.names):
-        return
-    names = [f"tier {name!r} at its lowest" for name in devices_.names]
-    _feasible(table, types.Budgets(*lowest.T), names.__getitem__)
+
+    def checked(round_key, ids, budgets):
+        chosen = list(assign(round_key, ids, budgets))
+        if len(chosen) != len(ids) or not all(
+            isinstance(plan, plans.Plan) for plan in chosen
+        ):
+            kinds = sorted({type(plan).__name__ for plan in chosen})
+            raise ValueError(
+                f"{getattr(assign, '__name__', assign)}: expected {len(ids)} plans, "
+                f"one a client, got {len(chosen)} of {', '.join(kinds) or 'none'}"
+            )
+        return chosen
+
+    return policy_base.stateless(checked)
 
 
-def _stateless(assign: Callable[..., list[plans.Plan]]) -> Policy:
-    """Make a policy that remembers nothing."""
-    return Policy(
-        init=lambda: (),
-        assign=lambda state, round_key, ids, budgets: assign(round_key, ids, budgets),
-        observe=lambda state, *_: state,
-    )
+# What a user can name; each is made from the setting of a run.
+BY_NAME: dict[str, Callable[[Setting], Policy]] = {
+    "random_maximal": lambda given: random_maximal(given.table, given.bits),
+    "uniform": lambda given: uniform(given.table, given.lowest, given.bits),
+    "largest": lambda given: largest(given.table, given.bits),
+    "largest_compute": lambda given: largest_compute(given.table, given.bits),
+    "balanced": lambda given: balanced_policy.balanced(
+        given.table, given.typical, given.bits
+    ),
+    "round_robin": lambda given: learning_policies.round_robin(
+        given.table, given.num_clients, given.bits
+    ),
+    "online": lambda given: learning_policies.online(
+        given.table, given.num_clients, given.bits
+    ),
+    "adaptive_bits": lambda given: learning_policies.adaptive_bits(
+        given.table, given.bits
+    ),
+}
 
 
-def _from_table(
-    table: costs.CostTable, bits: int, choose: Callable[..., np.ndarray]
-) -> Policy:
-    """Make a policy out of choose(round_key, ids, options [K, P]) -> rows [K]."""
-    all_plans = [plans.Plan(a, b, bits) for a, b in table.windows.tolist()]
+def _greatest(table: costs.CostTable, bits: int, sizes: np.ndarray) -> Policy:
+    """Choose the feasible window of the greatest size [P]; ties go to the first row."""
 
-    def assign(round_key, ids, budgets):
-        fits = _feasible(table, budgets, lambda k: f"client {ids[k]}")
-        rows = choose(round_key, ids, costs.maximal(table.windows, fits))
-        return [all_plans[row] for row in rows]
+    def choose(round_key, ids, options):
+        del round_key, ids  # the same window in every round
+        return np.argmax(np.where(options, sizes, 0.0), axis=1)
 
-    return _stateless(assign)
-
-
-def _feasible(
-    table: costs.CostTable, budgets: types.Budgets, name: Callable[[int], str]
-) -> np.ndarray:
-    """Return feasible [K, P]; raise for the first client that nothing fits."""
-    fits = costs.feasible(table, *budgets)
-    stuck = np.flatnonzero(~fits.any(axis=1))
-    if stuck.size:
-        k = int(stuck[0])
-        missing = costs.nearest_fit(table, *(float(limit[k]) for limit in budgets))
-        raise ValueError(f"{name(k)}: {missing}")
-    return fits
+    return policy_base.from_rows(table, bits, choose)

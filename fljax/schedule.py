@@ -24,7 +24,6 @@ from fljax import (
     policies,
     types,
 )
-from fljax.failures import Fault
 
 
 class Assignment(NamedTuple):
@@ -129,7 +128,7 @@ def make(
     Returns:
       The schedule.
     """
-    devices, rules, seed = fed.fleet, fed.clock, fed.seed
+    devices, rules, seed = fed.fleet, federation.rules(fed), fed.seed
     counts = np.asarray(fed.shards.counts)
     time, _ = columns(fed.table)
     true_time, true_memory = columns(fed.table, fed.table_error, seed)
@@ -151,7 +150,9 @@ def make(
         time = _look_up(true_time, assigned) / truth.time
         memory = np.minimum(_look_up(true_memory, assigned), 1) / truth.memory
         if constrained:
-            faults = np.where(memory > 1 + 1e-9, np.int8(Fault.OUT_OF_MEMORY), faults)
+            faults = np.where(
+                memory > 1 + 1e-9, np.int8(failures.Fault.OUT_OF_MEMORY), faults
+            )
         steps = client.steps_of(counts[ids], fed.training)
         sent = np.array([bytes_of(plan) for plan in assigned])
         seconds = clock.durations(

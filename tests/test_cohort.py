@@ -147,7 +147,7 @@ def test_a_plan_compiles_once(problem):
         cohort.spread([np.array([1])], clients.counts, 1, 1)[0],
         jax.random.key(77),
         jnp.float32(0.001),
-        jnp.full(5, jnp.inf),
+        jnp.full(5, jnp.inf, jnp.float32),
         net=conftest.NET._replace(),  # equal, not the same object
         plan=plans.Plan(2, 2),
         training=problem.training._replace(),
@@ -214,7 +214,7 @@ def test_tampered_updates_and_stale_ones(problem):
             group,
             round_key(),
             jnp.float32(RATE),
-            jnp.full(5, jnp.inf),
+            jnp.full(5, jnp.inf, jnp.float32),
             net=problem.net,
             plan=LATE,
             training=problem.training,

@@ -96,6 +96,9 @@ def test_a_record_holds_its_own_round():
         "upload_bytes": 11,
         "download_bytes": 30,
         "compute_share": 0.5,
+        "participants": 3,
+        "round_seconds": 0.0,
+        "clock_seconds": 0.0,
         "plans": {"0-3": 2, "2-3": 1},
         "test_accuracy": 2,  # of the state after this round
         "test_loss": 0.5,
@@ -161,7 +164,7 @@ def test_a_plan_is_announced_once_before_it_runs():
 
 @pytest.mark.parametrize("rounds", [4, 6], ids=["last round", "round in between"])
 def test_divergence_names_round_clients_and_plans_after_the_last_good_round(rounds):
-    algorithm = counting(broken=lambda index, client: index >= 3 and client != 1)
+    algorithm = counting(broken=lambda index, client: index >= 3)
     outcomes = simulation.iterate(algorithm, algorithm.init(), 0, rounds)
     good = [next(outcomes) for _ in range(3)]
     assert [(rounds_of(state), record["round"]) for state, record in good] == [
@@ -172,14 +175,18 @@ def test_divergence_names_round_clients_and_plans_after_the_last_good_round(roun
     with pytest.raises(simulation.NonFiniteError) as error:
         next(outcomes)
     assert str(error.value).startswith(
-        "round 3: loss or update is not finite for clients 5 (plan 0-3), 8 (plan 2-3);"
+        "round 3: loss or update is not finite for clients 5 (plan 0-3), "
+        "1 (plan 0-3), 8 (plan 2-3);"
     )
 
 
-def test_one_diverged_client_is_named_alone():
+def test_one_broken_update_is_refused_and_named():
     algorithm = counting(broken=lambda index, client: client == 1)
-    with pytest.raises(simulation.NonFiniteError, match=r"for client 1 \(plan 0-3\);"):
-        simulation.run(algorithm, 1)
+    _, (record,) = simulation.run(algorithm, 1)
+    assert record["refused"] == [1]
+    assert record["refused_for"] == {"nonfinite": [1]}
+    assert record["participants"] == 2
+    assert record["train_loss"] == (5 + 8) / 2
 
 
 def test_a_server_step_that_overflows_is_no_good_round():

@@ -1,21 +1,55 @@
 """CoCoFL (Pfeiffer, Rapp, Khalili, Henkel, TMLR 2023): freezing and quantisation.
 
-Each client trains the window of blocks that its budgets of the round allow, drawn at
-random from the maximal ones; the rest is frozen and runs in fixed point.
+Each client trains the window of blocks that its budgets of the round allow (in the
+paper drawn at random from the maximal ones); the rest is frozen, in fixed point.
 """
 
 from __future__ import annotations
 
-from fljax import federation, policies
+from collections.abc import Callable
+
+import numpy as np
+
+from fljax import costs, federation, fleet, policies, types
 from fljax.algorithms import averaging
 
+Make = Callable[[policies.Setting], policies.Policy]
 
-def cocofl(fed: federation.Federation, bits: int = 8) -> averaging.Algorithm:
+
+def setting(fed: federation.Federation, bits: int = 8) -> policies.Setting:
+    """Gives what policies are made from.
+
+    Args:
+      fed: the clients and their devices.
+      bits: width of the codes of frozen blocks.
+
+    Returns:
+      The setting; budgets into which nothing fits are raised to the least that does, as
+      they are in a round.
+    """
+    lowest = (np.reshape(limit, 1) for limit in fleet.lowest(fed.fleet))
+    typical = fleet.typical(fed.fleet, fed.seed)
+    return policies.Setting(
+        fed.table,
+        bits,
+        len(fed.shards.counts),
+        types.Budgets(*(limit[0] for limit in costs.floored(fed.table, *lowest))),
+        types.Budgets(*costs.floored(fed.table, *typical)),
+    )
+
+
+def cocofl(
+    fed: federation.Federation,
+    bits: int = 8,
+    policy: Make = policies.BY_NAME["random_maximal"],
+) -> averaging.Algorithm:
     """Makes CoCoFL.
 
     Args:
       fed: the clients and how they train.
       bits: width of the codes of frozen blocks.
+      policy: which plan for which client; one of `policies.BY_NAME`, or for one's own
+        function `lambda setting: policies.from_function(mine)`.
 
     Returns:
       The algorithm.
@@ -24,4 +58,4 @@ def cocofl(fed: federation.Federation, bits: int = 8) -> averaging.Algorithm:
       ValueError: no window fits a tier's smallest budgets.
     """
     policies.check_feasible(fed.table, fed.fleet)
-    return averaging.averaging(fed, policies.random_maximal(fed.table, bits))
+    return averaging.averaging(fed, policy(setting(fed, bits)))
