@@ -100,6 +100,8 @@ class Config:
                                          "none (float32)."
                               )  # fmt: skip
     bits: int = _field(8, "Width of the codes of frozen blocks, 2 to 8.")
+    weight_scales: str = _field("own", "Scales of frozen weights: one a channel, one a "
+                                       "tensor, or fixed_point's own.")  # fmt: skip
     rounding: str = _field("nearest", "Rounding to codes: nearest or stochastic.")
     reference_quirks: bool = _field(False, "Reproduce the slips of the paper's code: "
                                            "see docs/design.md.")  # fmt: skip
@@ -124,6 +126,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "weighting": ("uniform", "examples"),
     "fixed_point": ("default", "reference", "none"),
     "rounding": ("nearest", "stochastic"),
+    "weight_scales": ("own", "channel", "tensor"),
     "norm_statistics": ("batch", "running"),
 }
 _LEAST: dict[str, float] = {
@@ -176,6 +179,18 @@ def from_flags(values: flags.FlagValues, **fixed: Any) -> Config:
     config = Config(**given, **fixed)
     check(config)
     return config
+
+
+def algorithm_fields(entry: str) -> dict[str, Any]:
+    """Reads ALGORITHM or ALGORITHM:POLICY into fields of the configuration."""
+    name, colon, policy = entry.partition(":")
+    if name not in algorithms.BY_NAME:
+        raise unknown("algorithms", name, algorithms.BY_NAME)
+    if not colon:
+        return {"algorithm": name}
+    if policy not in policies.BY_NAME:
+        raise unknown("algorithms", policy, policies.BY_NAME)
+    return {"algorithm": name, "policy": policy}
 
 
 def unknown(flag: str, value: str, choices: Iterable[str]) -> ValueError:

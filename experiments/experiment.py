@@ -239,6 +239,8 @@ def _spec(config: configs.Config) -> quant.Spec:
     quirks = config.reference_quirks
     if base.gradient_place == "product" and not quirks:
         base = dataclasses.replace(base, gradient_place="input")
+    if config.weight_scales != "own":
+        base = dataclasses.replace(base, per_channel=config.weight_scales == "channel")
     return dataclasses.replace(
         base, bits=config.bits, rounding=rounding, reference_quirks=quirks
     )

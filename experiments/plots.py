@@ -50,7 +50,7 @@ _MB = 1e6  # bytes
 def curves(
     runs: Mapping[str, Sequence[Sequence[Record]]], path: str | os.PathLike[str]
 ) -> None:
-    """Draw test accuracy, worst-tier accuracy and accuracy against upload.
+    """Draw accuracy by round, upload and virtual time, and that of the worst tier.
 
     A line is the mean over the seeds at the rounds that all of them have evaluated; its
     band reaches from the lowest to the highest seed. An algorithm that uploads nothing
@@ -66,18 +66,47 @@ def curves(
         ("round", "test accuracy (%)", _test_by_round),
         ("round", "worst-tier accuracy (%)", _worst_tier_by_round),
         ("total upload (MB)", "test accuracy (%)", _test_by_upload),
+        ("time on the clock of the devices (h)", "test accuracy (%)", _test_by_clock),
     )
     layout = layout_engine.ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.1)
-    page = figure.Figure(figsize=(12, 4.6), dpi=100, layout=layout)
+    page = figure.Figure(figsize=(12, 8.2), dpi=100, layout=layout)
     styles = _styles(runs)
     for panel, (x_label, y_label, curve) in zip(
-        page.subplots(1, len(panels), sharey=True), panels, strict=True
+        page.subplots(2, 2, sharey=True).flat, panels, strict=True
     ):
         for name, style in styles.items():
             seeds = [made for made in map(curve, runs[name]) if made]
             count = f"{len(seeds)} seeds" if len(seeds) > 1 else "1 seed"
             _draw(panel, seeds, style, f"{name} ({count})")
         _dress(panel, x_label, y_label)
+    _add_legend(page)
+    page.savefig(path, format="png")
+
+
+def settings(
+    result: Mapping[str, Mapping[str, Sequence[Sequence[Record]]]],
+    path: str | os.PathLike[str],
+) -> None:
+    """Draw accuracy on the clock of the devices, a panel for each setting of a study.
+
+    Args:
+      result: setting -> variant -> seeds -> metrics records, as of `curves`.
+      path: the PNG file to write.
+    """
+    columns = min(len(result), 2)
+    rows = -(-len(result) // columns)
+    layout = layout_engine.ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.1)
+    page = figure.Figure(figsize=(12, 0.6 + 3.8 * rows), dpi=100, layout=layout)
+    panels = list(page.subplots(rows, columns, sharey=True, squeeze=False).flat)
+    styles = _styles(dict.fromkeys(name for runs in result.values() for name in runs))
+    for panel, (setting, runs) in zip(panels, result.items(), strict=False):
+        for name, seeds in runs.items():
+            made = [_test_by_clock(records) for records in seeds]
+            _draw(panel, made, styles[name], name)
+        _dress(panel, "time on the clock of the devices (h)", "test accuracy (%)")
+        panel.set_title(setting)
+    for panel in panels[len(result) :]:
+        panel.remove()
     _add_legend(page)
     page.savefig(path, format="png")
 
@@ -188,6 +217,14 @@ def _worst_tier(record: Record) -> float | None:
         return record["worst_tier_accuracy"]
     tiers = (record.get("tier_accuracy") or {}).values()
     return min((value for value in tiers if value is not None), default=None)
+
+
+def _test_by_clock(records: Sequence[Record]) -> Curve:
+    return {
+        record["round"]: (record["clock_seconds"] / 3600, 100 * record["test_accuracy"])
+        for record in records
+        if record.get("test_accuracy") is not None and "clock_seconds" in record
+    }
 
 
 def _test_by_upload(records: Sequence[Record]) -> Curve:

@@ -137,31 +137,10 @@ def uniforms(round_key: types.Key, tag: int, ids: np.ndarray, draws: int) -> np.
     return np.asarray(values, np.float64)
 
 
-def draw_budgets(
-    round_key: types.Key,
-    ids: np.ndarray,
-    tier_index: np.ndarray,
-    tiers: Sequence[Tier] = REFERENCE_TIERS,
-) -> types.Budgets:
-    """Draw the limits of a cohort for one round.
-
-    Args:
-      round_key: key of the round; a client's draw depends on it and on its id only.
-      ids: [K] client ids.
-      tier_index: [N] tier of every client, of `tier_of`.
-      tiers: the tiers that `tier_index` points to.
-
-    Returns:
-      Budgets of [K] float64 arrays; a constant limit is returned to the last bit.
-    """
-    ranges = np.stack([limits(tier) for tier in tiers])[tier_index[np.asarray(ids)]]
-    return draw_between(round_key, ids, ranges)
-
-
 def draw_between(
     round_key: types.Key, ids: np.ndarray, ranges: np.ndarray
 ) -> types.Budgets:
-    """Draw the limits of a cohort, each between its own bounds.
+    """Draw the limits of a cohort for one round, each between its own bounds.
 
     Args:
       round_key: key of the round; a client's draw depends on it and on its id only.
@@ -169,7 +148,7 @@ def draw_between(
       ranges: [K, 3, 2] low and high of time, upload and memory.
 
     Returns:
-      As of `draw_budgets`.
+      Budgets of [K] float64 arrays; a constant limit is returned to the last bit.
     """
     low, high = ranges[..., 0], ranges[..., 1]  # [K, 3]
     values = low + (high - low) * uniforms(round_key, BUDGET_TAG, ids, len(_KINDS))

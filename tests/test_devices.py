@@ -11,6 +11,12 @@ from fljax import devices
 FLAG = "strong:0.33:1:1:1,medium:0.33:0.66:0.5-1:0.66,weak:0.34:0.33:0.5-1:0.33"
 
 
+def draw_budgets(key, ids, index, tiers=devices.REFERENCE_TIERS):
+    """Draws the limits of clients of tiers."""
+    ranges = np.stack([devices.limits(tier) for tier in tiers])[index[np.asarray(ids)]]
+    return devices.draw_between(key, ids, ranges)
+
+
 def round_key(round_number=3, seed=11):
     return jax.random.fold_in(jax.random.key(seed), round_number)
 
@@ -39,7 +45,7 @@ def test_borders_do_not_suffer_from_rounding():
 def test_constants_are_exact_and_ranges_are_filled():
     ids = np.arange(3000)
     index = devices.tier_of(3000)
-    budgets = devices.draw_budgets(round_key(), ids, index)
+    budgets = draw_budgets(round_key(), ids, index)
     assert all(limit.shape == (3000,) for limit in budgets)
     assert all(limit.dtype == np.float64 for limit in budgets)
     np.testing.assert_array_equal(budgets.time, np.array([1, 0.66, 0.33])[index])
@@ -53,7 +59,7 @@ def test_constants_are_exact_and_ranges_are_filled():
 
 
 def test_limits_of_a_client_are_drawn_apart():
-    budgets = devices.draw_budgets(
+    budgets = draw_budgets(
         round_key(),
         np.arange(2000),
         np.zeros(2000, np.int32),
@@ -66,15 +72,15 @@ def test_limits_of_a_client_are_drawn_apart():
 def test_draws_depend_on_seed_round_and_client_only():
     index = devices.tier_of(100)
     ids = np.array([40, 99, 70, 5])
-    drawn = devices.draw_budgets(round_key(), ids, index).upload
-    again = devices.draw_budgets(round_key(), ids, index).upload
+    drawn = draw_budgets(round_key(), ids, index).upload
+    again = draw_budgets(round_key(), ids, index).upload
     np.testing.assert_array_equal(drawn, again)
-    turned = devices.draw_budgets(round_key(), ids[::-1], index).upload
+    turned = draw_budgets(round_key(), ids[::-1], index).upload
     np.testing.assert_array_equal(drawn, turned[::-1])
-    alone = devices.draw_budgets(round_key(), ids[1:2], index).upload
+    alone = draw_budgets(round_key(), ids[1:2], index).upload
     np.testing.assert_array_equal(drawn[1:2], alone)
     for other_key in (round_key(round_number=4), round_key(seed=12)):
-        other = devices.draw_budgets(other_key, ids, index).upload
+        other = draw_budgets(other_key, ids, index).upload
         assert np.all(other[:3] != drawn[:3])
 
 
@@ -88,7 +94,7 @@ def test_uses_draw_apart():
 def test_a_million_clients_are_one_array():
     index = devices.tier_of(1_000_000)
     assert index.nbytes == 4_000_000
-    budgets = devices.draw_budgets(round_key(), np.array([0, 999_999]), index)
+    budgets = draw_budgets(round_key(), np.array([0, 999_999]), index)
     np.testing.assert_array_equal(budgets.time, [1.0, 0.33])
 
 

@@ -15,8 +15,10 @@ def _records(accuracies, upload=1_000_000, tier=None):
     records = []
     for number, accuracy in enumerate(accuracies):
         records.append({"round": 2 * number, "upload_bytes": upload})
+        seconds = 3600 * (2 * number + 2)
         evaluation = {"test_accuracy": accuracy, "worst_tier_accuracy": tier}
         record = {"round": 2 * number + 1, "upload_bytes": upload}
+        record["clock_seconds"] = seconds
         records.append(record | evaluation)
     return records
 
@@ -38,11 +40,12 @@ def page(monkeypatch):
 def test_lines_are_means_and_bands_reach_from_lowest_to_highest(tmp_path, page):
     seeds = [_records([0.25, 0.5, 0.9], tier=0.1), _records([0.75, 1.0], tier=0.3)]
     plots.curves({"cocofl": seeds}, tmp_path / "curves.png")
-    by_round, worst, by_upload = page().axes
+    by_round, worst, by_upload, by_clock = page().axes
     # The second seed has no third evaluation, so the third point is left out.
     np.testing.assert_allclose(by_round.lines[0].get_xydata(), [[1, 50], [3, 75]])
     np.testing.assert_allclose(worst.lines[0].get_xydata(), [[1, 20], [3, 20]])
     np.testing.assert_allclose(by_upload.lines[0].get_xydata(), [[2, 50], [4, 75]])
+    np.testing.assert_allclose(by_clock.lines[0].get_xydata(), [[2, 50], [4, 75]])
     (band,) = by_round.collections
     corners = band.get_paths()[0].vertices
     assert corners.min(0).tolist() == [1, 25]
@@ -63,7 +66,7 @@ def test_the_png_is_1200_pixels_wide(tmp_path):
 def test_centralized_is_left_out_of_the_upload_panel(tmp_path, page):
     runs = {"centralized": [_records([0.5], 0)], "fedavg": [_records([0.4])]}
     plots.curves(runs, tmp_path / "curves.png")
-    assert [len(panel.lines) for panel in page().axes] == [2, 0, 1]
+    assert [len(panel.lines) for panel in page().axes] == [2, 0, 1, 2]
     assert page().axes[1].texts[0].get_text() == "not recorded"
 
 

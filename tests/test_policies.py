@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from fljax import costs, devices, plans, policies, types
+from fljax import costs, devices, fleet, plans, policies, types
 
 TABLES = pathlib.Path(__file__).resolve().parents[2] / "shared/reference/tables"
 # E[r_b] of MobileNet's blocks under the reference's tiers (facts sheet, section 3).
@@ -110,7 +110,7 @@ def test_check_feasible_looks_at_the_lowest_limits():
         strong = devices.Tier(
             name="strong", share=0.5, time=1.0, upload=1.0, memory=1.0
         )
-        return (strong, weak)
+        return fleet.of_tiers(10, (strong, weak))
 
     policies.check_feasible(small_table(), tiers(0.1))
     with pytest.raises(
@@ -127,14 +127,14 @@ def published():
 
 
 def test_reference_tiers_fit_the_published_table():
-    policies.check_feasible(published(), devices.REFERENCE_TIERS)
+    policies.check_feasible(published(), fleet.of_tiers(100))
 
 
 def test_participation_is_that_of_the_facts_sheet():
     table = published()
     num_clients = 20_000
     ids = np.arange(num_clients)
-    budgets = devices.draw_budgets(round_key(), ids, devices.tier_of(num_clients))
+    budgets = fleet.truth(fleet.of_tiers(num_clients), 11, 0, ids)
     chosen = assign(policies.random_maximal(table), ids, budgets)
     first = np.array([plan.first for plan in chosen])[:, None]
     last = np.array([plan.last for plan in chosen])[:, None]

@@ -1,0 +1,204 @@
+"""Studies of devices: algorithms, widths of codes, policies, under several settings.
+
+    python -m experiments.study --study=imbalance --dataset=npz:fashion_mnist.npz
+    python -m experiments.study --study=bits --dataset=npz:fashion_mnist.npz
+    python -m experiments.study --study=policies --dataset=npz:fashion_mnist.npz
+
+All flags of `experiments.train` hold for every run; a study changes what it is about.
+WORKDIR gets table.md, summary.json, curves.png and a run folder for each run. Stop it
+anywhere, run the same command, and it goes on.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from absl import flags
+
+from experiments import experiment, main, plots, summary
+from experiments import config as configs
+from fljax import simulation, writers
+
+Fields = Mapping[str, Any]  # of the configuration
+
+
+class Study(NamedTuple):
+    """Every variant runs under every setting.
+
+    Attributes:
+      settings: name -> fields.
+      variants: name -> fields.
+    """
+
+    settings: Mapping[str, Fields]
+    variants: Mapping[str, Fields]
+
+
+_MILD = "strong:.34:1:1:1,medium:.33:.8:.75-1:.8,weak:.33:.6:.6-1:.6"
+_STRONG = "strong:.34:1:1:1,medium:.33:.5:.4-.8:.5,weak:.33:.3:.3-.6:.3"
+_CORRELATED = {"partition": "resource_correlated", "alpha": 0.1}
+
+_IMBALANCE = Study(
+    {
+        f"{how} imbalance, {data}": {"tiers": tiers, **fields}
+        for how, tiers in (("mild", _MILD), ("strong", _STRONG))
+        for data, fields in (
+            ("IID", {"partition": "iid"}),
+            ("resource-correlated", _CORRELATED),
+        )
+    },
+    {
+        "cocofl": {"algorithm": "cocofl"},
+        "uniform": {"algorithm": "cocofl", "policy": "uniform"},
+        "fedavg": {"algorithm": "fedavg"},
+        "fedavg_drop": {"algorithm": "fedavg_drop"},
+    },
+)
+
+_WIDTHS = (8, 6, 5, 4, 3, 2)
+_BITS = Study(
+    {
+        f"{rounding}, one scale a {scales}": {
+            "rounding": rounding,
+            "weight_scales": scales,
+            **_CORRELATED,
+        }
+        for rounding in ("nearest", "stochastic")
+        for scales in ("channel", "tensor")
+    },
+    {"float": {"fixed_point": "none"}}
+    | {f"{bits} bits": {"bits": bits} for bits in _WIDTHS}
+    | {"adaptive": {"policy": "adaptive_bits"}},
+)
+
+# Speeds and bandwidths that move while the server looks every tenth round only; a cost
+# table that is off; a deadline that half a window too much misses.
+_STALE = {
+    "changes": "drift=.3,drift_rounds=15,bandwidth=.3,refresh=10",
+    "table_error": 0.2,
+    "clock": "deadline=1.5",
+    **_CORRELATED,
+}
+_POLICIES = Study(
+    {
+        f"{rate:.0%} drop out": {"failures": f"drop={rate}", **_STALE}
+        for rate in (0.0, 0.2, 0.4)
+    },
+    {
+        name: {"algorithm": "cocofl", "policy": name}
+        for name in ("random_maximal", "balanced", "online", "uniform")
+    },
+)
+
+STUDIES = {"imbalance": _IMBALANCE, "bits": _BITS, "policies": _POLICIES}
+
+configs.define_flags(skip=("seed",))
+_STUDY = flags.DEFINE_string("study", "imbalance", ", ".join(STUDIES) + ".")
+_SEEDS = flags.DEFINE_list("seeds", ["1"], "Seeds, comma separated.")
+
+_COLUMNS = (
+    ("accuracy", "{mean:.3f} ± {std:.3f}", "test_accuracy"),
+    ("worst tier", "{mean:.3f}", "worst_tier_accuracy"),
+    ("spread", "{mean:.3f}", "tier_spread"),
+    ("upload MB", "{mean:.1f}", "upload_megabytes"),
+    ("clock h", "{mean:.3g}", "clock_hours"),
+    ("arrived", "{mean:.2f}", "arrived"),
+)
+
+
+def _folder(name: str) -> str:
+    """Makes a name one for a folder."""
+    return "".join(c if c.isalnum() else "_" for c in name)
+
+
+def _arrived(records: list[simulation.Record], wanted: int) -> float:
+    """Gives the share of the wanted updates that entered the state."""
+    return sum(r["participants"] for r in records) / (wanted * len(records))
+
+
+def run(
+    study: Study, base: configs.Config, seeds: list[int], workdir: pathlib.Path,
+    cache: str = "",
+) -> dict[str, dict[str, list[list[simulation.Record]]]]:  # fmt: skip
+    """Runs every variant under every setting with every seed.
+
+    Args:
+      study: what to run.
+      base: the fields that the study leaves alone.
+      seeds: of the experiments.
+      workdir: gets a run folder for each.
+      cache: folder that keeps decoded data; empty: none.
+
+    Returns:
+      setting -> variant -> seeds -> records.
+    """
+    result: dict[str, dict[str, list[list[simulation.Record]]]] = {}
+    for setting, fields in study.settings.items():
+        runs: dict[str, list[list[simulation.Record]]] = {
+            name: [] for name in study.variants
+        }
+        for seed in seeds:
+            for name, more in study.variants.items():
+                config = dataclasses.replace(base, **{**fields, **more, "seed": seed})
+                configs.check(config)
+                where = workdir / _folder(setting) / _folder(name) / f"seed_{seed}"
+                ready = experiment.build(config, workdir=str(where), cache=cache)
+                label = f"{setting}: {name}"
+                runs[name].append(
+                    experiment.run(
+                        config, ready, str(where), tensorboard=False, label=label
+                    )
+                )
+        result[setting] = runs
+    return result
+
+
+def summarise(result, wanted: int) -> dict[str, dict[str, Any]]:
+    """Computes the figures of every setting and variant, as `summary.summarise`."""
+    figures: dict[str, dict[str, Any]] = {}
+    for setting, runs in result.items():
+        figures[setting] = summary.summarise(runs)
+        for name, seeds in runs.items():
+            shares = [_arrived(records, wanted) for records in seeds]
+            mean = sum(shares) / len(shares)
+            figures[setting][name]["arrived"] = {"mean": mean}
+    return figures
+
+
+def table(figures_by_setting: Mapping[str, Mapping[str, Any]]) -> str:
+    """Lays a summary out as Markdown."""
+    titles = ("setting", "variant", *(title for title, _, _ in _COLUMNS))
+    lines = ["| " + " | ".join(titles) + " |", "|---" * len(titles) + "|"]
+    for setting, variants in figures_by_setting.items():
+        for index, (name, figures) in enumerate(variants.items()):
+            cells = [form.format(**figures[key]) for _, form, key in _COLUMNS]
+            first = setting if index == 0 else ""
+            lines.append("| " + " | ".join((first, name, *cells)) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _main() -> None:
+    if _STUDY.value not in STUDIES:
+        raise configs.unknown("study", _STUDY.value, STUDIES)
+    seeds = summary.numbers("seeds", _SEEDS.value)
+    base = configs.from_flags(flags.FLAGS, seed=seeds[0])
+    workdir = pathlib.Path(main.WORKDIR.value or f"runs/{_STUDY.value}")
+    result = run(STUDIES[_STUDY.value], base, seeds, workdir, main.DATA_CACHE.value)
+    if not main.is_first():
+        return
+    figures = summarise(result, base.clients_per_round)
+    text = table(figures)
+    writers.replace_file(workdir / "table.md", text.encode())
+    content = json.dumps({"settings": figures, "seeds": seeds}, indent=2)
+    writers.replace_file(workdir / "summary.json", content.encode() + b"\n")
+    plots.settings(result, workdir / "curves.png")
+    print(text)
+    print(f"wrote {workdir}/table.md, {workdir}/summary.json and {workdir}/curves.png")
+
+
+if __name__ == "__main__":
+    main.run(_main)

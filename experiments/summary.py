@@ -1,0 +1,95 @@
+"""Figures of runs: what a comparison and a study say of each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from fljax import simulation
+
+
+def numbers(flag: str, texts: Sequence[str]) -> list[int]:
+    """Reads a flag of different whole numbers, 0 or more.
+
+    Raises:
+      ValueError: it is none.
+    """
+    try:
+        seeds = [int(text) for text in texts]
+    except ValueError:
+        seeds = []
+    if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds):
+        raise ValueError(
+            f"--{flag}: expected different whole numbers such as 10,11, got "
+            f"{','.join(texts)!r}"
+        )
+    return seeds
+
+
+def _reached(records: Sequence[simulation.Record], target: float, key: str) -> float:
+    """Gives rounds or clock seconds until an accuracy was reached; NaN: never."""
+    for record in records:
+        if record.get("test_accuracy", 0.0) >= target:
+            return float(record[key]) + (key == "round")
+    return float("nan")
+
+
+def _of_run(
+    records: Sequence[simulation.Record], target: float = 0.0
+) -> dict[str, float]:
+    """Takes the figures of one run: the last evaluation, the sums of all rounds."""
+    last = [record for record in records if "test_accuracy" in record][-1]
+    upload = sum(record["upload_bytes"] for record in records)
+    figures = {
+        "test_accuracy": last["test_accuracy"],
+        "test_loss": last["test_loss"],
+        "macro_f1": last["macro_f1"],
+        "worst_tier_accuracy": last["worst_tier_accuracy"],
+        "tier_spread": last["tier_spread"],
+        "upload_bytes": upload,
+        "upload_megabytes": upload / 1e6,
+        "compute_share": float(np.mean([r["compute_share"] for r in records])),
+        "clock_hours": last["clock_seconds"] / 3600,
+        "wall_seconds": sum(record["wall_seconds"] for record in records),
+    }
+    if target:
+        figures["rounds_to_target"] = _reached(records, target, "round")
+        hours = _reached(records, target, "clock_seconds") / 3600
+        figures["hours_to_target"] = hours
+    return figures
+
+
+def summarise(
+    runs: Mapping[str, Sequence[Sequence[simulation.Record]]], target: float = 0.0
+) -> dict:
+    """Computes mean and spread over seeds of every figure of every algorithm.
+
+    Args:
+      runs: algorithm -> seeds -> records.
+      target: accuracy whose rounds and hours are wanted, too; 0: none.
+
+    Returns:
+      {algorithm: {figure: {"mean": m, "std": s}}}, with the total upload_bytes a
+      plain mean, and tier_accuracy by tier.
+    """
+    summary: dict[str, dict[str, Any]] = {}
+    for name, seeds in runs.items():
+        figures = [_of_run(records, target) for records in seeds]
+        summary[name] = {
+            key: {
+                "mean": float(np.mean([f[key] for f in figures])),
+                "std": float(np.std([f[key] for f in figures])),
+            }
+            for key in figures[0]
+        }
+        summary[name]["upload_bytes"] = summary[name]["upload_bytes"]["mean"]
+        last = [
+            [r["tier_accuracy"] for r in records if "tier_accuracy" in r][-1]
+            for records in seeds
+        ]
+        summary[name]["tier_accuracy"] = {
+            tier: float(np.mean([tiers[tier] for tiers in last])) for tier in last[0]
+        }
+    return summary
