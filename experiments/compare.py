@@ -12,7 +12,7 @@ import dataclasses
 import json
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from absl import flags
@@ -39,7 +39,7 @@ _CENTRALIZED_ROUNDS = flags.DEFINE_integer(
 _TARGET = flags.DEFINE_float(
     "target_accuracy",
     0.0,
-    "Also say after how many rounds and hours on the clock it was reached; 0: not.",
+    "Also say after how many rounds and seconds on the clock it was reached; 0: not.",
     lower_bound=0.0,
     upper_bound=1.0,
 )
@@ -54,12 +54,12 @@ _COLUMNS = (
     ("tier spread", "{mean:.4f}", "tier_spread"),
     ("upload MB", "{mean:.2f}", "upload_megabytes"),
     ("compute share", "{mean:.3f}", "compute_share"),
-    ("clock h", "{mean:.3g}", "clock_hours"),
+    ("clock s", "{mean:.4g}", "clock_seconds"),
     ("seconds", "{mean:.1f}", "wall_seconds"),
 )
 _TARGET_COLUMNS = (
     ("rounds to", "{mean:.1f}", "rounds_to_target"),
-    ("hours to", "{mean:.3g}", "hours_to_target"),
+    ("seconds to", "{mean:.4g}", "seconds_to_target"),
 )
 
 

@@ -66,7 +66,7 @@ def curves(
         ("round", "test accuracy (%)", _test_by_round),
         ("round", "worst-tier accuracy (%)", _worst_tier_by_round),
         ("total upload (MB)", "test accuracy (%)", _test_by_upload),
-        ("time on the clock of the devices (h)", "test accuracy (%)", _test_by_clock),
+        ("virtual time (s)", "test accuracy (%)", _test_by_clock),
     )
     layout = layout_engine.ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.1)
     page = figure.Figure(figsize=(12, 8.2), dpi=100, layout=layout)
@@ -103,7 +103,7 @@ def settings(
         for name, seeds in runs.items():
             made = [_test_by_clock(records) for records in seeds]
             _draw(panel, made, styles[name], name)
-        _dress(panel, "time on the clock of the devices (h)", "test accuracy (%)")
+        _dress(panel, "virtual time (s)", "test accuracy (%)")
         panel.set_title(setting)
     for panel in panels[len(result) :]:
         panel.remove()
@@ -221,7 +221,7 @@ def _worst_tier(record: Record) -> float | None:
 
 def _test_by_clock(records: Sequence[Record]) -> Curve:
     return {
-        record["round"]: (record["clock_seconds"] / 3600, 100 * record["test_accuracy"])
+        record["round"]: (record["clock_seconds"], 100 * record["test_accuracy"])
         for record in records
         if record.get("test_accuracy") is not None and "clock_seconds" in record
     }

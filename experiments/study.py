@@ -19,8 +19,8 @@ from typing import Any, NamedTuple
 
 from absl import flags
 
-from experiments import experiment, main, plots, summary
 from experiments import config as configs
+from experiments import experiment, main, plots, summary
 from fljax import simulation, writers
 
 Fields = Mapping[str, Any]  # of the configuration
@@ -105,7 +105,7 @@ _COLUMNS = (
     ("worst tier", "{mean:.3f}", "worst_tier_accuracy"),
     ("spread", "{mean:.3f}", "tier_spread"),
     ("upload MB", "{mean:.1f}", "upload_megabytes"),
-    ("clock h", "{mean:.3g}", "clock_hours"),
+    ("clock s", "{mean:.4g}", "clock_seconds"),
     ("arrived", "{mean:.2f}", "arrived"),
 )
 

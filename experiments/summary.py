@@ -51,13 +51,13 @@ def _of_run(
         "upload_bytes": upload,
         "upload_megabytes": upload / 1e6,
         "compute_share": float(np.mean([r["compute_share"] for r in records])),
-        "clock_hours": last["clock_seconds"] / 3600,
+        "clock_seconds": last["clock_seconds"],
         "wall_seconds": sum(record["wall_seconds"] for record in records),
     }
     if target:
         figures["rounds_to_target"] = _reached(records, target, "round")
-        hours = _reached(records, target, "clock_seconds") / 3600
-        figures["hours_to_target"] = hours
+        seconds = _reached(records, target, "clock_seconds")
+        figures["seconds_to_target"] = seconds
     return figures
 
 
