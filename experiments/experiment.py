@@ -387,7 +387,7 @@ def resolved(config: configs.Config, ready: Experiment) -> dict[str, Any]:
         "num_clients": len(fed.shards.counts),
         "mean": fed.data.mean,
         "std": fed.data.std,
-        "tiers": fed.fleet.names,
+        "tiers": _described_tiers(config, fed),
         "fleet_sha256": _digest(fed.fleet),
         "clock": dataclasses.asdict(federation.rules(fed)),
         "dataset_sha256": ready.dataset_sha256,
@@ -399,6 +399,12 @@ def resolved(config: configs.Config, ready: Experiment) -> dict[str, Any]:
 
 def _sha256(path: str) -> str | None:
     return hashlib.sha256(pathlib.Path(path).read_bytes()).hexdigest() if path else None
+
+
+def _described_tiers(config: configs.Config, fed) -> list:
+    if config.fleet != "tiers":
+        return list(fed.fleet.names)
+    return [dataclasses.asdict(tier) for tier in _tiers(config)]
 
 
 def _digest(devices: fleet.Fleet) -> str:

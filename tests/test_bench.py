@@ -69,4 +69,4 @@ def test_a_population_shares_few_examples():
     fed = workloads.build_population(load, settings, 3000)
     assert fed.shards.indices.shape == (100_000, 50)
     assert fed.shards.indices.max() < len(fed.data.x) == 3000
-    assert len(fed.tier_index) == 100_000
+    assert len(fed.fleet.row) == 100_000

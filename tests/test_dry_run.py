@@ -48,12 +48,15 @@ def test_fedavg_is_one_program_and_centralized_sends_nothing():
 
 
 def test_text_by_hand():
-    cost = dry_run.Estimate(1000, 3, 2.0, 0.05, 30.0, 30006.0, 5_680_000, 1_950_000_000)
+    cost = dry_run.Estimate(
+        1000, 3, 2.0, 0.05, 30.0, 30006.0, 5_680_000, 1_950_000_000, 90.0
+    )
     assert dry_run.show(cost).splitlines() == [
         "3 programs to compile, 2.0 s each",
         "5.68 MB on each device",
         "30 s a round (50 ms a step of the full network)",
         "8.34 h for 1000 rounds",
         "1.95 GB sent by clients",
+        "90 s on the clock of the devices",
     ]
     assert "an unknown amount" in dry_run.show(cost._replace(device_bytes=None))

@@ -68,7 +68,8 @@ def test_a_run_folder_holds_config_metrics_events_and_checkpoints(call, tmp_path
     ]
     records = records_of(folder)
     every = {"round", "train_loss", "upload_bytes", "download_bytes", "plans"}
-    every |= {"compute_share", "wall_seconds"}
+    every |= {"compute_share", "wall_seconds", "participants"}
+    every |= {"round_seconds", "clock_seconds"}
     evaluation = {"test_accuracy", "test_loss", "class_accuracy", "tier_accuracy"}
     evaluation |= {"worst_tier_accuracy", "tier_spread", "macro_f1"}
     assert [record["round"] for record in records] == [0, 1, 2]
@@ -94,7 +95,12 @@ def test_config_json_is_resolved_and_names_versions_and_device(call, tmp_path):
     assert call(train, *arguments).code == 0
     stored = json.loads((tmp_path / "config.json").read_text())
     fields = set(configs.Config.__dataclass_fields__)
-    assert set(stored["config"]) == fields | {"dataset_sha256", "cost_table_sha256"}
+    assert set(stored["config"]) == fields | {
+        "dataset_sha256",
+        "cost_table_sha256",
+        "fleet_sha256",
+    }
+    assert stored["config"]["clock"]["upload_rate"] == 1e6  # filled in
     assert stored["config"]["cost_table_sha256"] is None
     given = {"algorithm": "fedavg", "network": "logistic", "rounds": 1, "seed": 5}
     assert given.items() <= stored["config"].items()
