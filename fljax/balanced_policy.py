@@ -117,9 +117,9 @@ def solve(
     scores = []
     for t in range(iterations):
         least = part[reached].min()
-        # Relative to the least, or alpha would overflow. What nobody here can train is
-        # as dear as the scarcest: somebody outside the sample might.
-        prices = (np.where(reached, part, least) / least) ** -fairness
+        # Relative to the least, or alpha would overflow. What nobody here can train
+        # counts as scarcer than all else: somebody outside the sample might.
+        prices = (np.where(reached, part, least / 2) / least) ** -fairness
         scores.append(trained @ prices)
         answer = shares @ typical.evenly(_best(options, scores[-1])) @ trained
         part = part + 2 / (t + 3) * (answer - part)

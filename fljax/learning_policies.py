@@ -85,8 +85,9 @@ def online(
         )
 
     def assign(state, round_key, ids, budgets):
-        corrections = state.windows[:, None] + state.clients[:, ids, None]
-        needs = believed[:, None] * np.exp(corrections.astype(np.float64))  # [2, K, P]
+        windows = believed * np.exp(state.windows.astype(np.float64))
+        clients = np.exp(state.clients[:, ids].astype(np.float64))
+        needs = windows[:, None] * clients[..., None]  # [2, K, P]
         limits = np.stack([budgets.time, budgets.memory])[..., None]
         learned = (needs / limits).max(axis=0) / (1 + ROUNDING)
         sent = np.minimum(table.upload, 1.0) / budgets.upload[:, None]

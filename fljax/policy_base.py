@@ -131,7 +131,8 @@ def rows_of(
     table: costs.CostTable,
 ) -> Callable[[Sequence[plans.Plan]], np.ndarray]:
     """Make a function that finds plans' rows in the table: K plans -> [K] int64."""
-    places = {window: row for row, window in enumerate(map(tuple, table.windows))}
+    windows = map(tuple, table.windows.tolist())
+    places = {window: row for row, window in enumerate(windows)}
 
     def find(assigned: Sequence[plans.Plan]) -> np.ndarray:
         rows = [places[plan.first, plan.last] for plan in assigned]

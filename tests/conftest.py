@@ -17,7 +17,7 @@ import pytest
 from absl import flags
 
 from experiments import main
-from fljax import client, mesh, plans, quant, types
+from fljax import client, devices, mesh, plans, quant, types
 from fljax.algorithms import averaging
 from fljax.data import partition
 from fljax.models import mobilenetv2, network, small_convnet
@@ -120,6 +120,12 @@ def train_one(blocks, data, indices, count, key, rate, *, net, plan, training):
     return client.train(
         net, plan, training, blocks, frozen, data, indices, count, key, rate
     )
+
+
+def draw_budgets(key, ids, index, tiers=devices.REFERENCE_TIERS):
+    """Draws the limits of clients of tiers."""
+    ranges = np.stack([devices.limits(tier) for tier in tiers])[index[np.asarray(ids)]]
+    return devices.draw_between(key, ids, ranges)
 
 
 def assert_close(ours, theirs, tolerance: float = 1e-5) -> None:

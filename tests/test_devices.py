@@ -7,14 +7,9 @@ import numpy as np
 import pytest
 
 from fljax import devices
+from tests import conftest
 
 FLAG = "strong:0.33:1:1:1,medium:0.33:0.66:0.5-1:0.66,weak:0.34:0.33:0.5-1:0.33"
-
-
-def draw_budgets(key, ids, index, tiers=devices.REFERENCE_TIERS):
-    """Draws the limits of clients of tiers."""
-    ranges = np.stack([devices.limits(tier) for tier in tiers])[index[np.asarray(ids)]]
-    return devices.draw_between(key, ids, ranges)
 
 
 def round_key(round_number=3, seed=11):
@@ -45,7 +40,7 @@ def test_borders_do_not_suffer_from_rounding():
 def test_constants_are_exact_and_ranges_are_filled():
     ids = np.arange(3000)
     index = devices.tier_of(3000)
-    budgets = draw_budgets(round_key(), ids, index)
+    budgets = conftest.draw_budgets(round_key(), ids, index)
     assert all(limit.shape == (3000,) for limit in budgets)
     assert all(limit.dtype == np.float64 for limit in budgets)
     np.testing.assert_array_equal(budgets.time, np.array([1, 0.66, 0.33])[index])
@@ -59,7 +54,7 @@ def test_constants_are_exact_and_ranges_are_filled():
 
 
 def test_limits_of_a_client_are_drawn_apart():
-    budgets = draw_budgets(
+    budgets = conftest.draw_budgets(
         round_key(),
         np.arange(2000),
         np.zeros(2000, np.int32),
@@ -72,15 +67,15 @@ def test_limits_of_a_client_are_drawn_apart():
 def test_draws_depend_on_seed_round_and_client_only():
     index = devices.tier_of(100)
     ids = np.array([40, 99, 70, 5])
-    drawn = draw_budgets(round_key(), ids, index).upload
-    again = draw_budgets(round_key(), ids, index).upload
+    drawn = conftest.draw_budgets(round_key(), ids, index).upload
+    again = conftest.draw_budgets(round_key(), ids, index).upload
     np.testing.assert_array_equal(drawn, again)
-    turned = draw_budgets(round_key(), ids[::-1], index).upload
+    turned = conftest.draw_budgets(round_key(), ids[::-1], index).upload
     np.testing.assert_array_equal(drawn, turned[::-1])
-    alone = draw_budgets(round_key(), ids[1:2], index).upload
+    alone = conftest.draw_budgets(round_key(), ids[1:2], index).upload
     np.testing.assert_array_equal(drawn[1:2], alone)
     for other_key in (round_key(round_number=4), round_key(seed=12)):
-        other = draw_budgets(other_key, ids, index).upload
+        other = conftest.draw_budgets(other_key, ids, index).upload
         assert np.all(other[:3] != drawn[:3])
 
 
@@ -94,7 +89,7 @@ def test_uses_draw_apart():
 def test_a_million_clients_are_one_array():
     index = devices.tier_of(1_000_000)
     assert index.nbytes == 4_000_000
-    budgets = draw_budgets(round_key(), np.array([0, 999_999]), index)
+    budgets = conftest.draw_budgets(round_key(), np.array([0, 999_999]), index)
     np.testing.assert_array_equal(budgets.time, [1.0, 0.33])
 
 

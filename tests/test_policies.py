@@ -1,12 +1,14 @@
 """Policies: hand-made tables, keyed choices, participation of the paper's tiers."""
 
+import doctest
 import pathlib
 
 import jax
 import numpy as np
 import pytest
 
-from fljax import costs, devices, fleet, plans, policies, types
+from fljax import checkpoints, costs, devices, fleet, plans, policies, types
+from tests import conftest
 
 TABLES = pathlib.Path(__file__).resolve().parents[2] / "shared/reference/tables"
 # E[r_b] of MobileNet's blocks under the reference's tiers (facts sheet, section 3).
@@ -78,17 +80,144 @@ def test_largest_uploads_the_most():
     ) == [plans.Plan(2, 2), plans.Plan(1, 2), plans.Plan(2, 2)]
 
 
+def test_largest_compute_takes_the_longest():
+    # 0-1 needs more time than 2-2, which uploads more.
+    assert assign(
+        policies.largest_compute(small_table()), [0, 1, 2], budgets_of(0.5, 0.7, 0.25)
+    ) == [plans.Plan(0, 1), plans.Plan(1, 2), plans.Plan(2, 2)]
+
+
+def test_uniform_gives_all_what_the_lowest_budgets_allow():
+    lowest = types.Budgets(*(np.float64(limit) for limit in (0.5, 0.3, 0.6)))
+    policy = policies.uniform(small_table(), lowest, bits=6)
+    # 2-2 uploads 0.4; 0-1 the most of those that fit.
+    assert assign(policy, [3, 9], budgets_of(1.0, 0.5)) == [plans.Plan(0, 1, 6)] * 2
+    lowest = lowest._replace(time=np.float64(0.1))
+    with pytest.raises(ValueError, match=r"the lowest budgets: no window .* time 0.1,"):
+        policies.uniform(small_table(), lowest)
+
+
+def test_a_function_is_a_policy():
+    assert doctest.testmod(policies).failed == 0
+    assert doctest.testmod(policies).attempted > 0
+
+
+@pytest.mark.parametrize(
+    ("chosen", "got"),
+    [
+        ([], "got 0 of none"),
+        ([plans.Plan(0, 1)], "got 1 of Plan"),
+        ([1, 2], "2 of int"),
+    ],
+)
+def test_a_function_must_give_one_plan_a_client(chosen, got):
+    policy = policies.from_function(lambda round_key, ids, budgets: chosen)
+    with pytest.raises(ValueError, match=f"lambda.*: expected 2 plans, .*{got}"):
+        assign(policy, [0, 1], budgets_of(1.0, 1.0))
+
+
+def setting(num_clients=60):
+    """The small table, and clients of 0.3 to 1.0."""
+    limits = np.linspace(0.3, 1.0, num_clients)
+    typical = types.Budgets(limits, np.ones(num_clients), limits)
+    lowest = types.Budgets(*(limit.min() for limit in typical))
+    return policies.Setting(small_table(), 8, num_clients, lowest, typical)
+
+
+def observation_of(count, share=1.3):
+    return policies.Observation(
+        time=np.full(count, share),
+        memory=np.full(count, share),
+        arrived=np.ones(count, bool),
+        losses=np.full(count, 2.0),
+    )
+
+
+def after_rounds(policy, ids, budgets, rounds=3):
+    """Gives the states before each round and after the last."""
+    states = [policy.init()]
+    for r in range(rounds):
+        chosen = policy.assign(states[-1], round_key(r), ids, budgets)
+        seen = observation_of(len(ids))
+        states.append(policy.observe(states[-1], ids, chosen, budgets, seen))
+    return states
+
+
+every_policy = pytest.mark.parametrize("name", sorted(policies.BY_NAME))
+
+
+@every_policy
+def test_a_choice_depends_on_nobody_else(name):
+    given = setting()
+    policy = policies.BY_NAME[name](given)
+    ids = np.arange(0, 60, 2)
+    budgets = types.Budgets(*(limit[ids] for limit in given.typical))
+    state = after_rounds(policy, ids, budgets)[-1]
+    chosen = policy.assign(state, round_key(), ids, budgets)
+    order = np.random.default_rng(0).permutation(30)[:11]
+    few = types.Budgets(*(limit[order] for limit in budgets))
+    turned = policy.assign(state, round_key(), ids[order], few)
+    assert turned == [chosen[i] for i in order]
+    assert all(type(plan) is plans.Plan for plan in chosen)
+
+
+@every_policy
+def test_plans_fit(name):
+    given = setting()
+    policy = policies.BY_NAME[name](given)
+    rows = {tuple(w): row for row, w in enumerate(given.table.windows.tolist())}
+    ids = np.arange(60)
+    for r in range(4):
+        chosen = policy.assign(policy.init(), round_key(r), ids, given.typical)
+        time = given.table.time[[rows[plan.first, plan.last] for plan in chosen]]
+        late = time > given.typical.time
+        # Only `online` is bold, with probability 0.05: 20 of 60 would be 10 too many.
+        assert late.sum() <= (20 if name == "online" else 0)
+
+
+@every_policy
+def test_states_are_new_arrays_that_a_checkpoint_brings_back(name, tmp_path):
+    given = setting()
+    policy = policies.BY_NAME[name](given)
+    ids = np.arange(60)
+    states = after_rounds(policy, ids, given.typical)
+    conftest.assert_same_bits(policy.init(), states[0])  # untouched
+    kinds = [jax.tree.map(lambda a: (a.shape, a.dtype), state) for state in states]
+    assert kinds == kinds[:1] * len(kinds)
+    leaves = jax.tree.leaves(states)
+    assert all(isinstance(leaf, np.ndarray) for leaf in leaves)
+    assert all(leaf.dtype in (np.float32, np.int32) for leaf in leaves)
+    checkpoints.save(tmp_path, 3, states[-1])
+    restored = checkpoints.restore(tmp_path, policy.init())
+    conftest.assert_same_bits(restored.state, states[-1])
+    assert policy.assign(
+        restored.state, round_key(), ids, given.typical
+    ) == policy.assign(states[-1], round_key(), ids, given.typical)
+
+
+def test_who_needs_losses_says_so():
+    given = setting()
+    needs = {name for name in policies.BY_NAME if policies.BY_NAME[name](given)[3]}
+    assert needs == {"adaptive_bits"}
+
+
+@every_policy
+def test_losses_are_only_for_who_needs_them(name):
+    given = setting()
+    policy = policies.BY_NAME[name](given)
+    ids = np.arange(60)
+    chosen = policy.assign(policy.init(), round_key(), ids, given.typical)
+    seen = observation_of(60)
+    if not policy.needs_losses:
+        seen = seen._replace(losses=None)
+    policy.observe(policy.init(), ids, chosen, given.typical, seen)
+
+
 def test_full_ignores_budgets():
     assert (
         assign(policies.full(3), [4, 5], budgets_of(0.01, 0.01))
         == [plans.Plan(0, 2)] * 2
     )
-
-
-def test_policies_remember_nothing():
-    for policy in (policies.full(3), policies.random_maximal(small_table())):
-        state = policy.init()
-        assert policy.observe(state, np.array([1]), [plans.Plan(0, 2)], {}) == state
 
 
 @pytest.mark.parametrize("factory", [policies.random_maximal, policies.largest])
