@@ -38,6 +38,7 @@ FLOORS = (
         "data",
         "writers",
         "checkpoints",
+        "alerts",
     ),
     (
         "operations",
@@ -58,7 +59,7 @@ FLOORS = (
     ),
     ("client", "server", "evaluate", "policies", "cohort"),
     ("algorithms.averaging", "algorithms.*", "algorithms"),
-    ("simulation",),
+    ("guard", "simulation"),
 )
 ORDER = tuple(pattern for floor in FLOORS for pattern in floor)
 NOWHERE = {"experiments", "absl", "tqdm", "tests"}

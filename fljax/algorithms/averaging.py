@@ -227,7 +227,7 @@ def averaging(
 
     def init() -> State:
         optimiser = optax.sgd(fed.server_learning_rate)
-        caution = Caution(np.float32(1), np.ones(len(fed.tiers), np.float32))
+        caution = Caution(np.ones((), np.float32), np.ones(len(fed.tiers), np.float32))
         start = server.init(initial_blocks(fed), optimiser)
         return State(start, policy.init(), caution)
 
