@@ -82,7 +82,7 @@ def _config(name: str, seed: int) -> configs.Config:
 
 def _of_run(records: Sequence[simulation.Record]) -> dict[str, float]:
     """Takes the figures of one run: the last evaluation, the sums of all rounds."""
-    last = [record for record in records if "test_accuracy" in record][-1]
+    last = simulation.final_evaluation(records)
     upload = sum(record["upload_bytes"] for record in records)
     return {
         "test_accuracy": last["test_accuracy"],
@@ -119,8 +119,7 @@ def summarise(runs: Mapping[str, Sequence[Sequence[simulation.Record]]]) -> dict
         }
         summary[name]["upload_bytes"] = summary[name]["upload_bytes"]["mean"]
         last = [
-            [r["tier_accuracy"] for r in records if "tier_accuracy" in r][-1]
-            for records in seeds
+            simulation.final_evaluation(records)["tier_accuracy"] for records in seeds
         ]
         summary[name]["tier_accuracy"] = {
             tier: float(np.mean([tiers[tier] for tiers in last])) for tier in last[0]
@@ -159,7 +158,13 @@ def _main() -> None:
         for name in names:
             folder = workdir / name / f"seed_{seed}"
             label = f"{name} seed {seed}"
-            records = experiment.run(settings[name], ready, str(folder), label=label)
+            records = experiment.run(
+                settings[name],
+                ready,
+                str(folder),
+                label=label,
+                alert_command=main.ALERT_COMMAND.value,
+            )
             runs[name].append(records)
     if not main.is_first():
         return
