@@ -36,7 +36,7 @@ def of_record(record: Mapping[str, Any]) -> list[Alert]:
 
     if back := record.get("rollback"):
         add("rollback", _rollback(back), rollback=back)
-    if ids := [int(client) for client in record.get("refused") or ()]:
+    if ids := [int(client) for client in record.get("refused", ())]:
         names = ", ".join(map(str, ids))
         update = "updates of clients" if len(ids) > 1 else "the update of client"
         add("refused", f"the server refused {update} {names}", refused=ids)

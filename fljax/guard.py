@@ -206,7 +206,7 @@ def _worse(guard: Guard, memory: Memory, record: Mapping[str, Any]) -> str | Non
         if loss > guard.loss_factor * usual:
             return (
                 f"training loss {loss:.4g} is above {guard.loss_factor:g} times "
-                f"{usual:.4g}, the median of the last {losses.size} rounds"
+                f"{usual:.4g}, the median of {_number(losses.size, 'round')} before"
             )
     seen = np.asarray(memory.accuracies)
     seen = seen[np.isfinite(seen)]
@@ -215,9 +215,13 @@ def _worse(guard: Guard, memory: Memory, record: Mapping[str, Any]) -> str | Non
         if best - accuracy > guard.accuracy_drop + _ROUNDING:
             return (
                 f"test accuracy {accuracy:.4f} is more than {guard.accuracy_drop:g} "
-                f"below {best:.4f}, the best of the last {seen.size} evaluations"
+                f"below {best:.4f}, the best of {_number(seen.size, 'evaluation')}"
             )
     return None
+
+
+def _number(count: int, what: str) -> str:
+    return f"{count} {what}{'s' * (count != 1)}"
 
 
 def _passed(
