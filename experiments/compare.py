@@ -117,7 +117,13 @@ def _main() -> None:
         for name in names:
             folder = workdir / folder_of(name) / f"seed_{seed}"
             label = f"{name} seed {seed}"
-            records = experiment.run(settings[name], ready, str(folder), label=label)
+            records = experiment.run(
+                settings[name],
+                ready,
+                str(folder),
+                label=label,
+                alert_command=main.ALERT_COMMAND.value,
+            )
             runs[name].append(records)
     if not main.is_first():
         return

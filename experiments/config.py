@@ -14,7 +14,16 @@ from typing import Any, TypeVar
 
 from absl import flags
 
-from fljax import algorithms, augment, clock, failures, fleet, models, policies
+from fljax import (
+    algorithms,
+    augment,
+    clock,
+    failures,
+    fleet,
+    guard,
+    models,
+    policies,
+)
 
 PARTITIONS = ("iid", "dirichlet", "resource_correlated", "natural")
 
@@ -114,6 +123,21 @@ class Config:
     devices: str = _field("all", "Devices that a round is spread over: all or a "
                                  "number.")  # fmt: skip
     seed: int = _field(11, "Of everything that is drawn.")
+    rollback_drop: float = _field(0.0, "Go back to the last good state when the test "
+                                       "accuracy is by more than this, such as 0.1, "
+                                       "below the best of --rollback_window; 0: "
+                                       "never.")  # fmt: skip
+    rollback_loss: float = _field(0.0, "Go back, too, when the training loss is above "
+                                       "this times its median, such as 3; 0: never. "
+                                       "With either one, updates that are not finite "
+                                       "are also a reason.")  # fmt: skip
+    rollback_window: int = _field(10, "Evaluations, and rounds for the loss, that are "
+                                      "looked back.")  # fmt: skip
+    rollback_lowers: str = _field("server", "What a rollback lowers: the learning rate "
+                                            "of the server, or the budgets of the tier "
+                                            "that did worst.")  # fmt: skip
+    rollback_factor: float = _field(0.5, "What it is multiplied by, each time.")
+    rollback_limit: int = _field(3, "Rollbacks of a run; the next reason stops it.")
 
 
 CHOICES: dict[str, tuple[str, ...]] = {
@@ -128,6 +152,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "rounding": ("nearest", "stochastic"),
     "weight_scales": ("own", "channel", "tensor"),
     "norm_statistics": ("batch", "running"),
+    "rollback_lowers": guard.LOWERS,
 }
 _LEAST: dict[str, float] = {
     "image_size": 0,
@@ -147,7 +172,10 @@ _LEAST: dict[str, float] = {
     "eval_batch_size": 1,
     "client_width": 0,
     "seed": 0,
+    "rollback_window": 1,
+    "rollback_limit": 0,
 }
+_WITHOUT_BUDGETS = ("fedavg", "fedavg_drop", "centralized")  # plans ignore them
 
 
 def define_flags(skip: Iterable[str] = ()) -> None:
@@ -295,3 +323,21 @@ def check(config: Config) -> None:
     settings("changes", config.changes, fleet.Changes)
     settings("clock", config.clock, clock.Clock)
     settings("failures", config.failures, failures.Rates)
+    _check_rollback(config)
+
+
+def _check_rollback(config: Config) -> None:
+    drop, loss, factor = (
+        getattr(config, f"rollback_{name}") for name in ("drop", "loss", "factor")
+    )
+    if not 0 <= drop < 1:
+        raise ValueError(f"--rollback_drop: expected 0 or more, below 1, got {drop}")
+    if loss and not 1 < loss < float("inf"):
+        raise ValueError(f"--rollback_loss: expected 0 or above 1, got {loss}")
+    if not 0 < factor < 1:
+        raise ValueError(f"--rollback_factor: expected above 0, below 1, got {factor}")
+    if config.rollback_lowers == "tier" and config.algorithm in _WITHOUT_BUDGETS:
+        raise ValueError(
+            f"--rollback_lowers=tier: expected an algorithm whose plans follow "
+            f"budgets, got --algorithm={config.algorithm}"
+        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import inspect
@@ -17,6 +18,7 @@ from jax.sharding import Mesh
 from experiments import config as configs
 from experiments import progress
 from fljax import (
+    alerts,
     algorithms,
     augment,
     client,
@@ -30,6 +32,7 @@ from fljax import (
     federation,
     fleet,
     fleet_sources,
+    guard,
     mesh,
     models,
     policies,
@@ -380,6 +383,22 @@ def algorithm(config: configs.Config, ready: Experiment) -> averaging.Algorithm:
         return algorithms.BY_NAME[config.algorithm](ready.federation)
 
 
+def rollback(config: configs.Config, fed: averaging.Federation) -> guard.Guard | None:
+    """Makes the configured guard; None: there is none."""
+    if not (config.rollback_drop or config.rollback_loss):
+        return None
+    return guard.Guard(
+        accuracy_drop=config.rollback_drop,
+        loss_factor=config.rollback_loss,
+        window=config.rollback_window,
+        lower=config.rollback_lowers,
+        factor=config.rollback_factor,
+        limit=config.rollback_limit,
+        tiers=fed.fleet.names,
+        tier_index=fed.fleet.tier,
+    )
+
+
 def resolved(config: configs.Config, ready: Experiment) -> dict[str, Any]:
     """Gives the configuration as plain data, with what its flags left open."""
     fed = ready.federation
@@ -428,30 +447,41 @@ def run(
     tensorboard: bool = True,
     checkpoint_every: int = 1,
     label: str | None = None,
+    alert_command: str = "",
 ) -> list[simulation.Record]:
     """Runs one configuration with a progress bar; returns its records."""
     made = algorithm(config, ready)
     label = label or config.algorithm
-    shown = sys.stderr if jax.process_index() == 0 else io.StringIO()
-    with progress.Progress(config.rounds, label=label, stream=shown) as bar:
+    watch = rollback(config, ready.federation)
+    first_host = jax.process_index() == 0
+    shown = sys.stderr if first_host else io.StringIO()
+    with contextlib.ExitStack() as stack:
+        bar = stack.enter_context(
+            progress.Progress(config.rounds, label=label, stream=shown)
+        )
+        hooks = simulation.Hooks(record=bar.update, message=bar.message)
+        if alert_command and first_host:
+            command = alerts.Command(alert_command, bar.message)
+            hooks = hooks._replace(alert=stack.enter_context(command))
 
         def start(first: int) -> None:  # the folder is this run's by now
             if workdir is not None:
                 _keep_tokenizer(workdir, ready.tokenizer)
             bar.start(first)
 
-        hooks = simulation.Hooks(start, bar.update, bar.message)
+        hooks = hooks._replace(start=start)
         if workdir is None:
-            return simulation.run(made, config.rounds, ready.evaluator, hooks)[1]
+            return simulation.run(made, config.rounds, ready.evaluator, hooks, watch)[1]
         return simulation.run_in_folder(
             made,
             config.rounds,
             ready.evaluator,
             workdir,
             resolved(config, ready),
-            # These change nothing but the order of sums.
-            may_change=("client_width", "devices"),
+            # Nothing but the order of sums; a stopped run goes on with more rollbacks.
+            may_change=("client_width", "devices", "rollback_limit"),
             tensorboard=tensorboard,
             checkpoint_every=checkpoint_every,
             hooks=hooks,
+            rollback=watch,
         )[1]

@@ -10,6 +10,8 @@ from collections.abc import Callable
 import jax
 from absl import app, flags, logging
 
+from fljax import alerts
+
 _CACHE = flags.DEFINE_string(
     "compilation_cache",
     str(
@@ -40,6 +42,21 @@ DATA_CACHE = flags.DEFINE_string(
 WORKDIR = flags.DEFINE_string(
     "workdir", "", "Folder that everything goes to; empty: nothing is kept."
 )
+
+ALERT_COMMAND = flags.DEFINE_string(
+    "alert_command",
+    "",
+    "Command to run for every alert (a rollback, a run that stops, refused updates, a "
+    "round without clients), which it reads as JSON from its standard input.",
+)
+
+
+@flags.validator(ALERT_COMMAND.name)
+def _check_command(command: str) -> bool:
+    try:
+        return not command or bool(alerts.parse(command))
+    except ValueError as error:
+        raise flags.ValidationError(str(error)) from error
 
 
 def _parse(arguments: list[str], folders: bool = False) -> list[str]:
@@ -143,7 +160,7 @@ def run(main: Callable[..., None], folders: bool = False) -> None:
             if os.environ.get("FLJAX_TRACEBACK"):
                 raise
             return _complain(error)
-        except simulation.NonFiniteError as error:
+        except simulation.DivergedError as error:
             _complain(error)
             return 1
         except KeyboardInterrupt:

@@ -40,7 +40,7 @@ def _of_run(
     records: Sequence[simulation.Record], target: float = 0.0
 ) -> dict[str, float]:
     """Takes the figures of one run: the last evaluation, the sums of all rounds."""
-    last = [record for record in records if "test_accuracy" in record][-1]
+    last = simulation.final_evaluation(records)
     upload = sum(record["upload_bytes"] for record in records)
     figures = {
         "test_accuracy": last["test_accuracy"],
@@ -86,8 +86,7 @@ def summarise(
         }
         summary[name]["upload_bytes"] = summary[name]["upload_bytes"]["mean"]
         last = [
-            [r["tier_accuracy"] for r in records if "tier_accuracy" in r][-1]
-            for records in seeds
+            simulation.final_evaluation(records)["tier_accuracy"] for records in seeds
         ]
         summary[name]["tier_accuracy"] = {
             tier: float(np.mean([tiers[tier] for tiers in last])) for tier in last[0]

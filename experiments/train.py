@@ -11,6 +11,7 @@ from absl import flags
 
 from experiments import config as configs
 from experiments import dry_run, experiment, main
+from fljax import simulation
 
 configs.define_flags()
 _TENSORBOARD = flags.DEFINE_bool("tensorboard", True, "Write TensorBoard events.")
@@ -36,10 +37,11 @@ def _main() -> None:
         workdir,
         _TENSORBOARD.value,
         _CHECKPOINT_EVERY.value,
+        alert_command=main.ALERT_COMMAND.value,
     )
     if not main.is_first():
         return
-    last = [r for r in records if "test_accuracy" in r][-1]
+    last = simulation.final_evaluation(records)
     tiers = ", ".join(f"{k} {v:.4f}" for k, v in last["tier_accuracy"].items())
     print(
         f"round {last['round']}: test accuracy {last['test_accuracy']:.4f}, "

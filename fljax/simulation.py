@@ -1,7 +1,7 @@
 """The host loop: rounds, evaluation cadence, checkpoints, metrics one round late.
 
 While round r computes, the host reads what round r - 1 reported, so the device never
-waits for it.
+waits for it. Only with a guard is every round judged before the next one is dispatched.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ import collections
 import itertools
 import pathlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from fljax import checkpoints, cohort, evaluate, mesh, writers
+from fljax import alerts, checkpoints, cohort, evaluate, guard, mesh, types, writers
 from fljax.algorithms import averaging
 
 Record = dict[str, Any]
@@ -26,7 +26,20 @@ def _ignore(_: Any) -> None:
     """Does nothing with what a hook is given."""
 
 
-class NonFiniteError(RuntimeError):
+class DivergedError(RuntimeError):
+    """Training went wrong, and rollbacks, if there were any, did not help.
+
+    Attributes:
+      round: that brought it.
+    """
+
+    def __init__(self, round: int, message: str) -> None:
+        """Make the error of a round."""
+        super().__init__(f"round {round}: {message}")
+        self.round = round
+
+
+class NonFiniteError(DivergedError):
     """A round brought a loss or an update that is not finite."""
 
 
@@ -56,12 +69,14 @@ class Hooks(NamedTuple):
     Attributes:
       start: is given the index of the first round that will run.
       record: is given every finished round's record.
+      alert: is given every alert, as `alerts` describes them.
       message: is given lines for the user.
     """
 
     start: Callable[[int], None] = _ignore
     record: Callable[[Record], None] = _ignore
     message: Callable[[str], None] = _ignore
+    alert: Callable[[alerts.Alert], None] = _ignore
 
 
 class _Pending(NamedTuple):
@@ -72,24 +87,24 @@ class _Pending(NamedTuple):
     scores: evaluate.Scores | None
 
 
+def _require_finite(report: averaging.Report) -> None:
+    """Raises NonFiniteError."""
+    if reason := guard.not_finite(report):
+        raise NonFiniteError(report.assignment.round, _advise(report, reason))
+
+
+def _advise(report: averaging.Report, reason: str) -> str:
+    """Adds what would help to what of a round is not finite."""
+    if np.asarray(report.failed).any():
+        return f"{reason}; lower the learning rate or look at their data"
+    return f"{reason}; lower the server's learning rate"
+
+
 def _training_fields(report: averaging.Report) -> Record:
-    """Reads the losses of a round; raises NonFiniteError."""
+    """Reads the losses of a round."""
     assigned = report.assignment
     size = len(assigned.ids)
     failed = np.asarray(report.failed)[:size]
-    broken = np.flatnonzero(failed == cohort.NOT_FINITE)
-    if size and len(broken) == size:  # a few are refused; all: training diverges
-        names = [f"{assigned.ids[k]} (plan {assigned.plans[k]})" for k in broken]
-        raise NonFiniteError(
-            f"round {assigned.round}: loss or update is not finite for "
-            f"client{'s' * (len(names) > 1)} {', '.join(names)}; lower the learning "
-            f"rate or look at their data"
-        )
-    if not np.asarray(report.finite):
-        raise NonFiniteError(
-            f"round {assigned.round}: every update is finite, but the network "
-            f"after the server's step is not; lower the server's learning rate"
-        )
     plans_used = collections.Counter(map(str, sorted(assigned.plans)))
     losses = np.asarray(report.losses, np.float64)[:size][failed == 0]
     refused = {
@@ -142,20 +157,90 @@ def iterate(
     Raises:
       NonFiniteError: after the last good round was yielded.
     """
+    dispatch = _dispatcher(algorithm, rounds, evaluator, message)
+    read = _reader(evaluator)
     pending: _Pending | None = None
-    seen: set = set()
-    clock = time.perf_counter()
-
-    def finish(done: _Pending) -> tuple[averaging.State, Record]:
-        nonlocal clock
-        record = _training_fields(done.report)
-        if done.scores is not None and evaluator is not None:
-            record |= evaluator.fields(jax.device_get(done.scores))
-        now = time.perf_counter()
-        record["wall_seconds"], clock = now - clock, now
-        return done.state, record
-
     for index in range(first, rounds):
+        new = dispatch(state, index)
+        state = new.state
+        if pending is not None:
+            _require_finite(pending.report)
+            yield pending.state, read(pending)
+        pending = new
+    if pending is not None:
+        _require_finite(pending.report)
+        yield pending.state, read(pending)
+
+
+def iterate_guarded(
+    algorithm: averaging.Algorithm,
+    rollback: guard.Guard,
+    carry: guard.Guarded,
+    first: int,
+    rounds: int,
+    evaluator: Evaluator | None = None,
+    message: Callable[[str], None] = _ignore,
+) -> Iterator[tuple[guard.Guarded, Record]]:
+    """Runs rounds as `iterate`, but judges each before the next one is dispatched.
+
+    Args:
+      algorithm: what to run.
+      rollback: the guard.
+      carry: before round `first`.
+      first: index of the first round to run.
+      rounds: index after the last.
+      evaluator: whose accuracy tells good states.
+      message: is given a line when a plan compiles, and at a rollback.
+
+    Yields:
+      (what the next round starts from, record). The record of a round that must not
+      stand has `rollback`, the fields of the guard's verdict.
+
+    Raises:
+      ValueError: there is no evaluator.
+      DivergedError: after the guard's limit of rollbacks; NonFiniteError if the last
+        reason is one.
+    """
+    if evaluator is None:
+        raise ValueError("rollback: expected an evaluator, got none")
+    dispatch = _dispatcher(algorithm, rounds, evaluator, message)
+    read = _reader(evaluator)
+    for index in range(first, rounds):
+        done = dispatch(carry.state, index)
+        record = read(done)
+        memory, verdict = guard.judge(
+            rollback, carry.memory, done.state, record, done.report
+        )
+        carry = guard.Guarded(done.state, memory)
+        if verdict is not None:
+            if verdict.stop:
+                raise _limit_reached(rollback, verdict, done.report)
+            carry = carry._replace(state=verdict.state)
+            record["rollback"] = verdict.fields
+        yield carry, record
+
+
+def _limit_reached(
+    rollback: guard.Guard, verdict: guard.Verdict, report: averaging.Report
+) -> DivergedError:
+    index, tries = report.assignment.round, rollback.limit
+    after = f" (after {tries} rollback{'s' * (tries != 1)})"
+    if verdict.finite:
+        text = f"{verdict.reason}{after}; lower the learning rates"
+        return DivergedError(index, text)
+    return NonFiniteError(index, _advise(report, verdict.reason + after))
+
+
+def _dispatcher(
+    algorithm: averaging.Algorithm,
+    rounds: int,
+    evaluator: Evaluator | None,
+    message: Callable[[str], None],
+) -> Callable[[averaging.State, int], _Pending]:
+    """Makes (state, round index) -> the round, still computing."""
+    seen: set = set()
+
+    def dispatch(state: averaging.State, index: int) -> _Pending:
         assignment = algorithm.assign(state, index)
         new = sorted(set(assignment.plans) - seen)
         if new:
@@ -165,11 +250,58 @@ def iterate(
         state, report = algorithm.round(state, assignment)
         due = evaluator is not None and evaluator.due(index, rounds)
         scores = evaluator.scores(state) if evaluator is not None and due else None
-        if pending is not None:
-            yield finish(pending)
-        pending = _Pending(state, report, scores)
-    if pending is not None:
-        yield finish(pending)
+        return _Pending(state, report, scores)
+
+    return dispatch
+
+
+def _reader(evaluator: Evaluator | None) -> Callable[[_Pending], Record]:
+    """Makes (round) -> its record, which waits for the round."""
+    clock = time.perf_counter()
+
+    def read(done: _Pending) -> Record:
+        nonlocal clock
+        record = _training_fields(done.report)
+        if done.scores is not None and evaluator is not None:
+            record |= evaluator.fields(jax.device_get(done.scores))
+        now = time.perf_counter()
+        record["wall_seconds"], clock = now - clock, now
+        return record
+
+    return read
+
+
+def final_evaluation(records: Sequence[Record]) -> Record:
+    """Finds the record with the evaluation of the state that a run ended with.
+
+    Args:
+      records: of a whole run; the last one was evaluated.
+
+    Returns:
+      The last one, or if it was rolled back the one of the round it went back to (the
+      last one all the same if that is the start).
+    """
+    last = [record for record in records if "test_accuracy" in record][-1]
+    back = last.get("rollback", {}).get("to_round", last["round"])
+    return next((record for record in records if record["round"] == back), last)
+
+
+def _carry(state: averaging.State, rollback: guard.Guard | None) -> types.Tree:
+    """Gives what a run carries from round to round: the state, or `guard.Guarded`."""
+    if rollback is None:
+        return state
+    return guard.Guarded(state, guard.init(rollback, state))
+
+
+def _state(carry: types.Tree) -> averaging.State:
+    return carry.state if isinstance(carry, guard.Guarded) else carry
+
+
+def _outcomes(algorithm, rollback, carry, *more) -> Iterator[tuple[types.Tree, Record]]:
+    """Runs rounds with or without a guard."""
+    if rollback is None:
+        return iterate(algorithm, carry, *more)
+    return iterate_guarded(algorithm, rollback, carry, *more)
 
 
 def run(
@@ -177,6 +309,7 @@ def run(
     rounds: int,
     evaluator: Evaluator | None = None,
     hooks: Hooks | None = None,
+    rollback: guard.Guard | None = None,
 ) -> tuple[averaging.State, list[Record]]:
     """Runs an algorithm in memory, as notebooks do.
 
@@ -185,21 +318,40 @@ def run(
       rounds: how many.
       evaluator: None: no evaluation.
       hooks: what to tell the user.
+      rollback: when to go back to a good state; None: never.
 
     Returns:
       The final state and the record of every round.
 
     Raises:
-      NonFiniteError: training diverged.
+      DivergedError: training diverged; NonFiniteError if in numbers that are not
+        finite.
     """
     hooks = hooks or Hooks()
-    last, records = algorithm.init(), []
+    last, records = _carry(algorithm.init(), rollback), []
     hooks.start(0)
-    for state, record in iterate(algorithm, last, 0, rounds, evaluator, hooks.message):
-        last = state
+    outcomes = _outcomes(algorithm, rollback, last, 0, rounds, evaluator, hooks.message)
+    for carry, record in _telling(outcomes, hooks):
+        last = carry
         records.append(record)
         hooks.record(record)
-    return last, records
+    return _state(last), records
+
+
+def _telling(
+    outcomes: Iterator[tuple[types.Tree, Record]], hooks: Hooks
+) -> Iterator[tuple[types.Tree, Record]]:
+    """Tells the alerts of each round, then passes it on to be kept."""
+    try:
+        for carry, record in outcomes:
+            for alert in alerts.of_record(record):
+                if alert["kind"] == "rollback":
+                    hooks.message(alert["message"])
+                hooks.alert(alert)
+            yield carry, record
+    except DivergedError as error:
+        hooks.alert(alerts.stopped(error.round, str(error)))
+        raise
 
 
 def run_in_folder(
@@ -213,6 +365,7 @@ def run_in_folder(
     tensorboard: bool = True,
     checkpoint_every: int = 1,
     hooks: Hooks | None = None,
+    rollback: guard.Guard | None = None,
 ) -> tuple[averaging.State, list[Record]]:
     """Runs an algorithm in a run folder, from where an earlier call stopped.
 
@@ -228,7 +381,9 @@ def run_in_folder(
       may_change: names in `config` whose values may change from call to call.
       tensorboard: write TensorBoard events too.
       checkpoint_every: rounds between checkpoints; a kill loses at most these.
-      hooks: what to tell the user.
+      hooks: what to tell the user; a resumed run tells the alerts of the rounds that
+        it runs again once more.
+      rollback: when to go back to a good state; None: never.
 
     Returns:
       The final state, and the records of all rounds, those before a resume included
@@ -236,57 +391,67 @@ def run_in_folder(
 
     Raises:
       ValueError: the folder is another run's, in use, or its checkpoints are damaged.
-      NonFiniteError: training diverged; the last good state is saved.
+      DivergedError: training diverged; NonFiniteError if in numbers that are not
+        finite. The state before that round is saved.
     """
     hooks = hooks or Hooks()
     if jax.process_index() > 0:
-        return _follow(algorithm, rounds, evaluator)
+        return _follow(algorithm, rounds, evaluator, rollback)
     if rounds >= len(writers.read_metrics(workdir)):  # fewer: another run's
         may_change = ("rounds", *may_change)
     with writers.open_run(workdir, config, may_change) as folder:
-        first, state, notes = _restore(algorithm, folder.path)
-        first, state = _agreed(first, state)
+        first, carry, notes = _restore(algorithm, rollback, folder.path)
+        first, carry = _agreed(first, carry)
         for note in (*folder.notes, *notes):
             hooks.message(note)
         hooks.start(first)
         if first >= rounds:  # finished: there is nothing to write
-            return state, writers.read_metrics(folder.path)
+            return _state(carry), writers.read_metrics(folder.path)
+        alarm = writers.AlertsWriter(folder.path, first)
+
+        def tell(alert: alerts.Alert) -> None:
+            alarm.write(alert)
+            hooks.alert(alert)
+
         with writers.MetricsWriter(folder.path, first, tensorboard) as metrics:
-            for note in metrics.notes:
+            for note in (*metrics.notes, *alarm.notes):
                 hooks.message(note)
             if first:
                 hooks.message(f"resuming {workdir} at round {first} of {rounds}")
-            outcomes = iterate(
-                algorithm, state, first, rounds, evaluator, hooks.message
+            outcomes = _outcomes(
+                algorithm, rollback, carry, first, rounds, evaluator, hooks.message
             )
-            kept = _keep(outcomes, metrics, folder.path, checkpoint_every, hooks)
-        return kept or state, writers.read_metrics(folder.path)
+            told = _telling(outcomes, hooks._replace(alert=tell))
+            kept = _keep(told, metrics, folder.path, checkpoint_every, hooks)
+        return _state(kept or carry), writers.read_metrics(folder.path)
 
 
-def _agreed(first: int, state: averaging.State) -> tuple[int, averaging.State]:
-    """Gives every host the round and the state to start from."""
-    round, state = mesh.from_first_host((np.int32(first), state))
-    return int(round), state
+def _agreed(first: int, carry: types.Tree) -> tuple[int, types.Tree]:
+    """Gives every host the round and what to start it from."""
+    round, carry = mesh.from_first_host((np.int32(first), carry))
+    return int(round), carry
 
 
-def _follow(algorithm, rounds: int, evaluator) -> tuple[averaging.State, list[Record]]:
-    """Takes part in the rounds of the first host's run."""
-    first, state = _agreed(0, algorithm.init())
+def _follow(algorithm, rounds: int, evaluator, rollback):
+    """Takes part in the rounds of the first host's run; returns as `run_in_folder`."""
+    first, carry = _agreed(0, _carry(algorithm.init(), rollback))
     records = []
-    for new, record in iterate(algorithm, state, first, rounds, evaluator):
-        state = new
+    for new, record in _outcomes(
+        algorithm, rollback, carry, first, rounds, evaluator, _ignore
+    ):
+        carry = new
         records.append(record)
-    return state, records
+    return _state(carry), records
 
 
-def _restore(algorithm: averaging.Algorithm, path: pathlib.Path):
+def _restore(algorithm: averaging.Algorithm, rollback, path: pathlib.Path):
     """Reads the newest sound checkpoint, or starts anew."""
-    start = algorithm.init()  # also tells which leaves lie on the host
+    start = _carry(algorithm.init(), rollback)  # also tells what lies on the host
     return checkpoints.restore(path, start) or checkpoints.Restored(0, start, ())
 
 
-def _keep(outcomes, metrics, path, every: int, hooks: Hooks) -> averaging.State | None:
-    """Writes records and checkpoints as rounds finish; returns the last state."""
+def _keep(outcomes, metrics, path, every: int, hooks: Hooks) -> types.Tree | None:
+    """Writes records and checkpoints as rounds finish; returns the last carry."""
     last, unsaved, done = None, False, 0
     with checkpoints.AsyncCheckpointer(path) as checkpointer:
         try:

@@ -1,9 +1,9 @@
 """Run folders: configuration, lock, metrics as JSON lines and TensorBoard.
 
-A run folder holds `config.json`, `metrics.jsonl`, TensorBoard events and what
-`checkpoints` writes. Everything lives through kill -9 at any moment: whole files appear
-by `os.replace`, `metrics.jsonl` grows a line at a time. With several JAX processes only
-process 0 writes.
+A run folder holds `config.json`, `metrics.jsonl`, `alerts.jsonl`, TensorBoard events
+and what `checkpoints` writes. Everything lives through kill -9 at any moment: whole
+files appear by `os.replace`, files of lines grow a line at a time. With several JAX
+processes only process 0 writes.
 
 Example, which appends to the records of an earlier call (`checkpoints` has one that
 restores the state too):
@@ -38,6 +38,7 @@ import numpy as np
 
 _CONFIG = "config.json"
 _METRICS = "metrics.jsonl"
+_ALERTS = "alerts.jsonl"
 _LOCK = "lock"
 _PACKAGES = ("fljax", "jax", "flax", "optax", "numpy")
 
@@ -269,8 +270,7 @@ class MetricsWriter:
         self.notes: list[str] = []  # lines worth logging
         self._path = path / _METRICS
         self._board: Any = None
-        if torn := _drop_from(self._path, first_round):
-            self.notes.append(f"{_METRICS}: dropped {torn} torn or unreadable lines")
+        self.notes += _drop_from(self._path, first_round)
         if tensorboard:
             self._open_board(path, first_round)
 
@@ -302,9 +302,7 @@ class MetricsWriter:
         Raises:
           ValueError: if a value cannot be written as JSON.
         """
-        plain = _plain(record, lambda _: None)
-        with open(self._path, "ab") as file:
-            file.write(json.dumps(plain, allow_nan=False).encode() + b"\n")
+        plain = _append(self._path, record)
         if self._board is None:
             return
         for tag, value in _flat(plain, "/").items():
@@ -323,6 +321,33 @@ class MetricsWriter:
         self.close()
 
 
+class AlertsWriter:
+    """Appends alerts to `alerts.jsonl`, which appears with the first one."""
+
+    def __init__(self, folder: Folder, first_round: int = 0) -> None:
+        """Drop the alerts that the coming rounds bring again, then append.
+
+        Args:
+          folder: path of a run folder that this process holds.
+          first_round: as of `MetricsWriter`.
+        """
+        self.notes: list[str] = []  # lines worth logging
+        self._path = pathlib.Path(folder) / _ALERTS
+        if self._path.exists():
+            self.notes += _drop_from(self._path, first_round)
+
+    def write(self, alert: Mapping[str, Any]) -> None:
+        """Append one alert.
+
+        Args:
+          alert: plain data or arrays, with `round`.
+
+        Raises:
+          ValueError: if a value cannot be written as JSON.
+        """
+        _append(self._path, alert)
+
+
 def read_metrics(folder: Folder) -> list[dict[str, Any]]:
     """Read the records of a run, also of one that is still being written.
 
@@ -332,12 +357,28 @@ def read_metrics(folder: Folder) -> list[dict[str, Any]]:
     Returns:
       The whole records in the order written; none if there is no `metrics.jsonl`.
     """
-    return [record for _, record in _lines(folder) if record is not None]
+    return _read(pathlib.Path(folder) / _METRICS)
 
 
-def _lines(folder: Folder) -> list[tuple[bytes, dict[str, Any] | None]]:
-    """Pair every line of `metrics.jsonl` with its record, None if unreadable."""
-    path = pathlib.Path(folder) / _METRICS
+def read_alerts(folder: Folder) -> list[dict[str, Any]]:
+    """Read the alerts of a run, as `read_metrics` does its records."""
+    return _read(pathlib.Path(folder) / _ALERTS)
+
+
+def _read(path: pathlib.Path) -> list[dict[str, Any]]:
+    return [record for _, record in _lines(path) if record is not None]
+
+
+def _append(path: pathlib.Path, record: Mapping[str, Any]) -> dict[str, Any]:
+    """Write one line; return the record as plain data, null where not finite."""
+    plain = _plain(record, lambda _: None)
+    with open(path, "ab") as file:
+        file.write(json.dumps(plain, allow_nan=False).encode() + b"\n")
+    return plain
+
+
+def _lines(path: pathlib.Path) -> list[tuple[bytes, dict[str, Any] | None]]:
+    """Pair every line of a file with its record, None if unreadable."""
     lines = path.read_bytes().splitlines() if path.exists() else []
     return [(line, _record(line)) for line in lines]
 
@@ -350,13 +391,14 @@ def _record(line: bytes) -> dict[str, Any] | None:
     return record if isinstance(record, dict) and "round" in record else None
 
 
-def _drop_from(path: pathlib.Path, first_round: int) -> int:
-    """Keep the whole records before a round; return how many lines were unreadable."""
-    lines = _lines(path.parent)
+def _drop_from(path: pathlib.Path, first_round: int) -> list[str]:
+    """Keep the whole records before a round; say how many lines were unreadable."""
+    lines = _lines(path)
     kept = [
         line
         for line, record in lines
         if record is not None and record["round"] < first_round
     ]
     replace_file(path, b"".join(line + b"\n" for line in kept))
-    return sum(record is None for _, record in lines)
+    torn = sum(record is None for _, record in lines)
+    return [f"{path.name}: dropped {torn} torn or unreadable lines"] if torn else []

@@ -38,6 +38,7 @@ FLOORS = (
         "data",
         "writers",
         "checkpoints",
+        "alerts",
     ),
     (
         "operations",
@@ -74,7 +75,7 @@ FLOORS = (
         "schedule",
     ),
     ("algorithms.averaging", "algorithms.*", "algorithms"),
-    ("simulation",),
+    ("guard", "simulation"),
 )
 ORDER = tuple(pattern for floor in FLOORS for pattern in floor)
 NOWHERE = {"experiments", "absl", "tqdm", "tests"}

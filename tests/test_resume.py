@@ -68,6 +68,16 @@ def stop(folder, round, *rest):
 
 checkpoints.save = stop
 """
+_DIE_AFTER_A_RECORD = """
+write = writers.MetricsWriter.write
+
+def stop(metrics, record):
+    write(metrics, record)
+    if record["round"] == ROUND:
+        die()
+
+writers.MetricsWriter.write = stop
+"""
 
 
 @pytest.fixture(scope="module")
@@ -230,3 +240,30 @@ def test_a_run_holds_its_folder_until_ctrl_c_and_then_goes_on(start, tmp_path):
     assert len([line for line in err if "loss" in line]) <= 3
     numbers = [json.loads(record)["round"] for record in records(tmp_path)]
     assert numbers == list(range(done + 2))
+
+
+def test_a_run_with_a_rollback_killed_around_it_ends_like_one_that_was_not(
+    start, tmp_path
+):
+    command = (
+        *(*LOGISTIC, "--rounds=8", "--server_lr=30", "--checkpoint_every=2"),
+        *("--rollback_drop=0.15", "--rollback_loss=50"),
+    )
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert finish(start(whole, *command))[0] == 0
+    found = [json.loads(record) for record in records(whole)]
+    back = [record["round"] for record in found if "rollback" in record]
+    assert back == [3]
+    # Before it; between its record and its checkpoint; after the checkpoint.
+    for number in (2, 3, 4):
+        change = _DIE_AFTER_A_RECORD.replace("ROUND", str(number))
+        child = start(killed, *command, change=change)
+        assert child.wait(_DEADLINE) == -signal.SIGKILL, child.communicate()
+        assert count(killed) == number + 1
+    code, _, err = finish(start(killed, *command))
+    assert code == 0
+    assert f"[fedavg] resuming {killed} at round 4 of 8" in err
+    assert_same_end(killed, whole, 8)
+    alerts = (whole / "alerts.jsonl").read_bytes()
+    assert alerts.count(b'"kind": "rollback"') == 1
+    assert (killed / "alerts.jsonl").read_bytes() == alerts

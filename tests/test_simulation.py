@@ -222,12 +222,20 @@ def test_run_returns_all_records_and_tells_the_hooks():
     ]
 
 
-def in_folder(folder, rounds, algorithm=None, config=None, hooks=None, **options):
+def in_folder(
+    folder,
+    rounds,
+    algorithm=None,
+    config=None,
+    hooks=None,
+    evaluator=None,
+    **options,
+):
     """Runs the counting algorithm in a folder."""
     return simulation.run_in_folder(
         algorithm or counting(),
         rounds,
-        counter(2),
+        evaluator or counter(2),
         str(folder),
         {"lr": 0.1, "rounds": rounds, **(config or {})},
         tensorboard=False,
