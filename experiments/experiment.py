@@ -383,7 +383,7 @@ def algorithm(config: configs.Config, ready: Experiment) -> averaging.Algorithm:
         return algorithms.BY_NAME[config.algorithm](ready.federation)
 
 
-def rollback(config: configs.Config, fed: averaging.Federation) -> guard.Guard | None:
+def rollback(config: configs.Config, fed: federation.Federation) -> guard.Guard | None:
     """Makes the configured guard; None: there is none."""
     if not (config.rollback_drop or config.rollback_loss):
         return None

@@ -192,7 +192,7 @@ def _back(
     flight = clock.empty(len(state.timeline.flight.ids))
     return good._replace(
         timeline=state.timeline._replace(flight=flight),
-        history=(good.server.blocks,) * len(good.history),
+        history=tuple(good.server.blocks for _ in good.history),
         caution=caution,
     )
 
@@ -275,8 +275,8 @@ def _lowered(
 ) -> tuple[averaging.Caution, str, float]:
     """Lowers what the guard says; returns it, its name and its factor by now."""
     if guard.lower == "server":
-        rate = np.asarray(caution.server) * np.float32(guard.factor)
-        return caution._replace(server=np.asarray(rate)), "server", float(rate)
+        rate = np.float32(caution.server) * np.float32(guard.factor)
+        return caution._replace(server=rate), "server", float(rate)
     tier = _worst_tier(guard, report)
     factors = np.array(caution.tiers)
     factors[tier] *= np.float32(guard.factor)

@@ -360,9 +360,11 @@ def test_algorithms_by_name(fed):
 def test_a_diverging_client_is_reported(fed, start):
     algorithm = cocofl.cocofl(fed._replace(learning_rate=lambda index: 1e30))
     assignment = schedule.by_hand(0, np.array([3, 2, 4, 5]), [LATE, *[MIDDLE] * 3])
-    _, report = algorithm.round(start, assignment)
+    new, report = algorithm.round(start, assignment)
     assert report.failed[0]
-    assert not report.finite
+    # It is refused: nothing of it is in the network.
+    assert report.finite
+    conftest.assert_same_bits(new.server.blocks[3:], start.server.blocks[3:])
 
 
 def test_a_server_step_that_overflows_is_reported(problem):

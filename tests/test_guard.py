@@ -11,9 +11,11 @@ from fljax import (
     alerts,
     checkpoints,
     client,
+    clock,
     evaluate,
     guard,
     plans,
+    schedule,
     simulation,
     writers,
 )
@@ -29,11 +31,11 @@ def state_of(number, caution=None):
     caution = caution or averaging.Caution(
         np.ones((), np.float32), np.ones(2, np.float32)
     )
-    return averaging.State(number, (), caution)
+    return averaging.State(number, *test_simulation.EMPTY[:-1], caution)
 
 
 def report_of(index, losses=(1, 1, 1), failed=(0, 0, 0), finite=True):
-    assignment = averaging.Assignment(index, IDS, [plans.Plan(0, 1)] * 3)
+    assignment = schedule.by_hand(index, IDS, [plans.Plan(0, 1)] * 3)
     return averaging.Report(
         assignment, np.array(losses, np.float32), np.array(failed), 0, 0, 1.0, finite
     )
@@ -82,7 +84,7 @@ def test_a_fall_of_accuracy_by_more_than_the_limit_goes_back_to_the_best():
 
 def test_every_rollback_lowers_further_from_the_same_state():
     watch = guard.Guard(accuracy_drop=0.1, factor=0.5, limit=2)
-    memory, verdicts = judge_all(watch, [(1, 0.8), (1, 0.5), (1, 0.6), (1, 0.1)])
+    _, verdicts = judge_all(watch, [(1, 0.8), (1, 0.5), (1, 0.6), (1, 0.1)])
     assert [v and v.fields["factor"] for v in verdicts] == [None, 0.5, 0.25, 0.125]
     assert [v and v.fields["count"] for v in verdicts] == [None, 1, 2, 3]
     assert [v and v.fields["to_round"] for v in verdicts] == [None, 0, 0, 0]
@@ -132,7 +134,10 @@ def test_a_loss_is_compared_with_the_median_of_the_window():
 @pytest.mark.parametrize(
     ("report", "reason"),
     [
-        ({"failed": (0, 1, 0)}, "loss or update is not finite for client 1 (plan 0-1)"),
+        (
+            {"failed": (1, 1, 1)},
+            "loss or update is not finite for clients 5 (plan 0-1), 1 (plan 0-1), 8",
+        ),
         ({"finite": False}, "every update is finite, but the network"),
     ],
 )
@@ -177,6 +182,29 @@ def test_the_tier_that_did_worst_is_lowered(report, tier):
     np.testing.assert_array_equal(before.tiers, [0.5, 1])
 
 
+def test_a_refused_update_among_finite_ones_is_no_reason():
+    watch = guard.Guard(accuracy_drop=0.5)
+    state = state_of(7)
+    record = {"round": 0, "train_loss": 1.0, "test_accuracy": 0.9}
+    report = report_of(0, failed=(0, 1, 0))
+    memory = guard.init(watch, state)
+    _, verdict = guard.judge(watch, memory, state_of(8), record, report)
+    assert verdict is None
+
+
+def test_the_clock_does_not_go_back_and_nobody_is_waited_for():
+    watch = guard.Guard(accuracy_drop=0.1)
+    memory, _ = judge_all(watch, [(1.0, 0.9)])
+    busy = clock.empty(2)._replace(ids=np.array([4, clock.FREE], np.int32))
+    later = clock.Timeline(np.array(77.0), busy)
+    record = {"round": 1, "train_loss": 1.0, "test_accuracy": 0.2}
+    state = state_of(1)._replace(timeline=later)
+    _, verdict = guard.judge(watch, memory, state, record, report_of(1))
+    assert verdict.state.server == 0
+    assert float(verdict.state.timeline.now) == 77
+    assert verdict.state.timeline.flight.ids.tolist() == [clock.FREE] * 2
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
@@ -199,7 +227,7 @@ def test_a_guard_that_makes_no_sense_is_refused(changes, words):
 
 
 def falling(bad=(), log=None, first=0):
-    """Makes an evaluator: accuracy 0.9, in the rounds `bad` 0.1; `first` is the first."""
+    """Makes an evaluator: accuracy 0.9, in the rounds `bad` 0.1, from `first` on."""
     seen = itertools.count(first)
 
     def scores(state):
@@ -451,7 +479,7 @@ def evaluator_of(problem):
 @pytest.fixture(scope="module")
 def wild(problem):
     """Gives FedAvg whose server takes much too long steps, and its evaluator."""
-    fed = test_algorithms.federation(
+    fed = test_algorithms.make(
         problem, server_learning_rate=20.0, learning_rate=lambda index: 0.1
     )
     return fedavg.fedavg(fed), evaluator_of(problem)

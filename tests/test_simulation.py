@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fljax import checkpoints, plans, schedule, simulation, writers
+from fljax import checkpoints, clock, plans, schedule, simulation, writers
 from fljax.algorithms import averaging
 
 FULL, BACK, FRONT = plans.Plan(0, 3), plans.Plan(2, 3), plans.Plan(0, 0)
@@ -18,7 +18,14 @@ def _never(index, client):
     return False
 
 
-EMPTY = ((),) * 5  # what the host loop does not look at
+# What a state holds beside the server, none of which the host loop changes.
+EMPTY = (
+    (),
+    clock.Timeline(np.zeros(()), clock.empty(0)),
+    (),
+    (),
+    averaging.Caution(np.ones((), np.float32), np.ones(2, np.float32)),
+)
 
 
 def counting(log=None, plans_of=lambda index: [FULL, FULL, BACK], broken=_never):
@@ -40,7 +47,7 @@ def counting(log=None, plans_of=lambda index: [FULL, FULL, BACK], broken=_never)
         losses = (assignment.ids + index).astype(np.float32)
         failed = np.array([broken(index, i) for i in assignment.ids.tolist()])
         counted = {"rounds": state.server["rounds"] + 1}
-        return averaging.State(counted, *EMPTY), averaging.Report(
+        return state._replace(server=counted), averaging.Report(
             assignment, losses, failed, 10 + index, 30, 0.5
         )
 

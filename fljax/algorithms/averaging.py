@@ -46,7 +46,7 @@ class Caution(NamedTuple):
       tiers: [T] float32, factors of what the server allows the devices of a tier.
     """
 
-    server: np.float32
+    server: types.ArrayLike
     tiers: np.ndarray
 
 
