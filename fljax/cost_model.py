@@ -371,7 +371,9 @@ def _prices(
     def errors(prices: np.ndarray) -> np.ndarray:
         shares = [
             (x @ prices / max(full @ prices, 1e-12) - cost) * weight
-            for x, full, cost, weight in zip(scaled, ends, costs_of, weights, strict=True)
+            for x, full, cost, weight in zip(
+                scaled, ends, costs_of, weights, strict=True
+            )
         ]
         return np.concatenate(shares)
 

@@ -34,7 +34,7 @@ class CostTable:
     time: np.ndarray  # [P] float64
     upload: np.ndarray  # [P] float64
     memory: np.ndarray  # [P] float64
-    full_step_seconds: float | None = None  # one step, everything trained (published: batch 32)
+    full_step_seconds: float | None = None  # one step, all trained (published: of 32)
     full_step_memory_gb: float | None = None  # GB (1e9 bytes) of that step
     source: str = "cost table"  # where it comes from: opens every error message
 
