@@ -26,10 +26,9 @@ import numpy as np
 from absl import flags
 
 from experiments import config as configs
-from experiments import experiment, main, workloads
-from fljax import client, cohort, federation, plans, programs, quant, simulation, types
+from experiments import experiment, main, windows, workloads
+from fljax import client, cohort, federation, plans, quant, simulation, types
 from fljax.algorithms import averaging, fedavg
-from fljax.models import network
 
 _WORKLOAD = flags.DEFINE_list("workload", ["small_cnn", "logistic"], "Which to time.")
 _REPEATS = flags.DEFINE_integer("repeats", 10, "Rounds to time.", lower_bound=1)
@@ -203,40 +202,23 @@ def measure_windows(repeats: int, steps: int = 4) -> Figures:
     settings = workloads.config(load, num_clients=2, clients_per_round=1)
     fed = workloads.build(load, settings).federation
     blocks = averaging.initial_blocks(fed)
-    indices = jnp.arange(steps * settings.batch_size, dtype=jnp.int32)
-
-    def step(blocks, data, indices, plan_key, rate, plan, training):
-        roles = plans.roles(plan, fed.net.num_blocks)
-        spec = client.plan_spec(plan, training)
-        frozen = network.freeze(fed.net, blocks, roles, spec)
-        count = jnp.int32(indices.shape[0])
-        return client.train(
-            fed.net, plan, training, blocks, frozen, data, indices, count, plan_key,
-            rate,
-        )  # fmt: skip
-
-    options = programs.compiler_options()
-    timed = jax.jit(
-        step, static_argnames=("plan", "training"), compiler_options=options
-    )
-    calls = {}
+    made: dict[str, windows.Step] = {}
+    start = time.perf_counter()
     for window in WINDOWS:
         plan = plans.Plan(*window)
         for kind, spec in FROZEN.items():
             full = window == WINDOWS[0]
             if full and kind != "int8":  # nothing is frozen
                 continue
-            calls[f"{plan}" if full else f"{plan} {kind}"] = functools.partial(
-                timed,
-                *(blocks, fed.data, indices, jax.random.key(0), jnp.float32(0.1)),
-                plan=plan,
-                training=fed.training._replace(spec=spec),
+            made[f"{plan}" if full else f"{plan} {kind}"] = windows.compile_step(
+                fed, blocks, plan, steps, fed.training._replace(spec=spec)
             )
-    compiling = sum(_seconds(call) for call in calls.values())
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(repeats):
-        for name, call in calls.items():
-            times[name].append(_seconds(call) / steps * 1e3)
+    compiling = time.perf_counter() - start
+    seconds = windows.interleaved(list(made.values()), repeats)
+    times = {
+        name: [1e3 * value for value in of_step]
+        for name, of_step in zip(made, seconds, strict=True)
+    }
     full_step = statistics.median(next(iter(times.values())))
     return {"compile_seconds": compiling} | {
         name: {

@@ -37,10 +37,17 @@ class Attention(nn.Module):
         batch, length, channels = query.shape
         split = (batch, length, self.heads, channels // self.heads)
         q, k, v = (signals.to_float(x).reshape(split) for x in (query, key, value))
-        if self.is_mutable_collection("counts"):
-            weights = self.heads * length * length
-            self.put_variable("counts", "macs", 2 * weights * split[-1])
-            self.put_variable("counts", "kept", weights)
+        weights = self.heads * length * length
+        macs = 2 * weights * split[-1]
+        layers.count(
+            self,
+            macs=macs,
+            float_macs=macs,
+            kept=weights,
+            values=weights,
+            after_values=weights,
+            before_values=weights,
+        )
         mask = valid[:, None, None, :]
         y = jax.nn.dot_product_attention(q, k, v, mask=mask)
         y = jnp.reshape(y, (batch, length, channels))

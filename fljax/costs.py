@@ -17,6 +17,8 @@ from typing import Any
 
 import numpy as np
 
+from fljax import writers
+
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class CostTable:
@@ -32,7 +34,7 @@ class CostTable:
     time: np.ndarray  # [P] float64
     upload: np.ndarray  # [P] float64
     memory: np.ndarray  # [P] float64
-    full_step_seconds: float | None = None  # one step at batch 32, everything trained
+    full_step_seconds: float | None = None  # one step, all trained (published: of 32)
     full_step_memory_gb: float | None = None  # GB (1e9 bytes) of that step
     source: str = "cost table"  # where it comes from: opens every error message
 
@@ -193,7 +195,7 @@ def save(table: CostTable, path: str | pathlib.Path) -> None:
 
     Args:
       table: the table.
-      path: the file to write.
+      path: the file to write, whole or not at all.
     """
     costs = np.stack([table.time, table.upload, table.memory], axis=1)
     content = {
@@ -205,7 +207,7 @@ def save(table: CostTable, path: str | pathlib.Path) -> None:
             for window, cost in zip(table.windows.tolist(), costs.tolist(), strict=True)
         ],
     }
-    pathlib.Path(path).write_text(json.dumps(content) + "\n", encoding="utf-8")
+    writers.replace_file(pathlib.Path(path), json.dumps(content).encode() + b"\n")
 
 
 def _clipped(table: CostTable) -> np.ndarray:

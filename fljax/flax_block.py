@@ -65,5 +65,13 @@ class FlaxBlock(nn.Module):
             *jax.tree.map(lambda t: jax.ShapeDtypeStruct(t.shape, t.dtype), shapes)
         )
         flops = (lowered.cost_analysis() or {}).get("flops", 0.0)
-        self.put_variable("counts", "macs", int(flops / 2) // x.shape[0])
-        self.put_variable("counts", "kept", (x.size + y.size) // x.shape[0])
+        macs, values = int(flops / 2) // x.shape[0], y.size // x.shape[0]
+        layers.count(
+            self,
+            macs=macs,
+            float_macs=macs,
+            kept=(x.size + y.size) // x.shape[0],
+            values=values,
+            after_values=values,
+            before_values=values,
+        )

@@ -19,6 +19,8 @@ class Concat(nn.Module):
         """Joins a and b [B, ..., channels]; float, QArray or Ranged by role."""
         if call.role is types.Role.TRAINED:
             y = jnp.concatenate([signals.to_float(x) for x in (a, b)], axis=-1)
+            size = y.size // y.shape[0]
+            layers.count(self, values=size, after_values=size)
             seen = lax.stop_gradient(y)
             layers.record_range(self, call, lambda: quant.amax(seen))
             return y

@@ -108,15 +108,32 @@ def frozen_range(module: nn.Module) -> types.Array:
     return module.variable("frozen", "output", read).value
 
 
-def _count(module, operation, x, y, kernel) -> None:
-    """Stores in `counts`, where asked for, what the product computes and keeps."""
+def count(module: nn.Module, **counted: int) -> None:
+    """Stores in `counts`, where asked for, what a layer does: see `network.COUNTED`."""
     if module.is_mutable_collection("counts"):
-        positions = y.size // (y.shape[0] * y.shape[-1])
-        macs = positions * kernel.size
-        depthwise = operation.kind == "depthwise"
-        module.put_variable("counts", "depthwise_macs", macs if depthwise else 0)
-        module.put_variable("counts", "macs", 0 if depthwise else macs)
-        module.put_variable("counts", "kept", (x.size + y.size) // x.shape[0])
+        for name, value in counted.items():
+            module.put_variable("counts", name, value)
+
+
+def _count(module: Product, x: types.Array, y: types.Array, kernel) -> None:
+    """Counts what a product computes and keeps, of one example."""
+    inputs, outputs = x.size // x.shape[0], y.size // y.shape[0]
+    macs = outputs // y.shape[-1] * kernel.size
+    depthwise = module.operation.kind == "depthwise"
+    floats = not module.quantised
+    values = outputs * (module.norm + module.relu)
+    # A frozen product holds the norm in its weights, in codes the ReLU as well.
+    count(
+        module,
+        macs=0 if depthwise else macs,
+        depthwise_macs=macs if depthwise else 0,
+        float_macs=macs if floats and not depthwise else 0,
+        kept=inputs + outputs,
+        values=values,
+        after_values=values if floats else outputs * module.relu,
+        before_values=values if floats else 0,
+        coded=0 if floats else inputs + outputs,
+    )
 
 
 def _bias_uniform(fan_in: int):
@@ -231,7 +248,7 @@ class Product(nn.Module):
         probed = self._probing(call.spec)
         x = probed(x, "input")
         product = self.operation.floats(x, kernel)
-        _count(self, self.operation, x, product, kernel)
+        _count(self, x, product, kernel)
         y = probed(product, "product")
         if self.norm:
             y, factor, offset = self._normalise(y, scale, bias, call)
@@ -421,6 +438,8 @@ class Add(nn.Module):
         return signals.Ranged(jax.nn.relu(y) if self.relu else y, observed, self.relu)
 
     def _trained(self, y: types.Array, call: Call) -> types.Array:
+        values = y.size // y.shape[0] * (1 + self.relu)
+        count(self, values=values, after_values=values)
         activated = jax.nn.relu(y) if self.relu else y
         seen = lax.stop_gradient(activated if call.spec.observes_after_relu else y)
         record_range(self, call, lambda: quant.amax(seen))

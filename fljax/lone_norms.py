@@ -70,8 +70,7 @@ class GroupNorm(nn.Module):
 
     def _trained(self, x: types.Array, call: layers.Call) -> types.Array:
         scale, bias = _affine(self, x.shape[-1])
-        if self.is_mutable_collection("counts"):
-            self.put_variable("counts", "kept", x.size // x.shape[0])
+        _count(self, x, self.relu)
         x = _probed(self, x, call) if self.quantised else x
         y = self.normalise(x, scale, bias)
         activated = jax.nn.relu(y) if self.relu else y
@@ -138,7 +137,10 @@ class BatchNorm(nn.Module):
 
     def _trained(self, x: types.Array, call: layers.Call) -> types.Array:
         scale, bias = _affine(self, x.shape[-1])
-        _count(self, x)
+        _count(self, x, relu=True)
+        sent = 2 * x.shape[-1] + 1 if self.tracked else 0
+        # Not sent where the block is the window's first.
+        layers.count(self, entry=sent + (2 if self.quantised else 0))
         x = _probed(self, x, call) if self.quantised else x
         running = self._running(x.shape[-1]) if self.tracked else None
         if running is not None and call.running:
@@ -166,10 +168,14 @@ class BatchNorm(nn.Module):
             )
 
 
-def _count(module: BatchNorm, x: types.Array) -> None:
-    """Stores in `counts` what the norm keeps, and sends unless its block is first."""
-    if module.is_mutable_collection("counts"):
-        statistics = 2 * x.shape[-1] + 1 if module.tracked else 0
-        ranges = 2 if module.quantised else 0
-        module.put_variable("counts", "kept", x.size // x.shape[0])
-        module.put_variable("counts", "entry", statistics + ranges)
+def _count(module: GroupNorm | BatchNorm, x: types.Array, relu: bool) -> None:
+    """Counts what a norm computes and keeps, of one example."""
+    size = x.size // x.shape[0]
+    values = size * (1 + relu)
+    layers.count(
+        module,
+        kept=size,
+        values=values,
+        after_values=values,
+        before_values=0 if module.quantised else values,
+    )

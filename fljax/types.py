@@ -55,6 +55,11 @@ class BlockCounts(NamedTuple):
     entry_bytes: int = 0  # of these, not sent where the block is the window's first
     before_bytes: int = 0  # bytes that are sent though the block is before the window
     after_bytes: int = 0  # bytes that are sent though the block is after it
+    float_macs: int = 0  # of `macs`, those that stay in float32 when frozen
+    values: int = 0  # values that norms, activations and sums of a trained block write
+    after_values: int = 0  # of these, written in float32 after the window as well
+    before_values: int = 0  # of these, written in float32 before it as well
+    coded: int = 0  # values that enter and leave products in fixed point
 
 
 class Budgets(NamedTuple):

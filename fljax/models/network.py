@@ -17,10 +17,14 @@ from flax import linen as nn
 from fljax import layers, quant, signals, trees, types
 
 STATE = ("params", "norms", "ranges", "backward")
-# What layers may put into the collection `counts`, of one example: multiplications,
-# values kept for the backward pass, and values that are not sent where the block is the
-# window's first, or by a slip of the reference sent where it is after the window.
-COUNTED = ("macs", "depthwise_macs", "kept", "entry", "after")
+# What layers may put into the collection `counts`, of one example: the fields of
+# `types.BlockCounts` of these names, and values that are not sent where the block is
+# the window's first, or by a slip of the reference sent where it is after the window.
+WORK = (
+    *("macs", "depthwise_macs", "float_macs", "kept"),
+    *("values", "after_values", "before_values", "coded"),
+)
+COUNTED = (*WORK, "entry", "after")
 
 
 class Network(NamedTuple):
@@ -192,9 +196,7 @@ def counts(
         sent_before = reference_quirks and index in network.always_sent
         result.append(
             types.BlockCounts(
-                macs=work["macs"],
-                depthwise_macs=work["depthwise_macs"],
-                kept=work["kept"],
+                **{name: work[name] for name in WORK},
                 outputs=signals.bare(x).size,
                 params=trees.size(variables["params"]),
                 upload_bytes=upload,

@@ -63,8 +63,14 @@ class Embedding(nn.Module):
         valid = (tokens != 0).at[:, 0].set(True)
         places = jnp.where(valid, jnp.arange(length) + 1, 0)
         y = table[tokens] + jnp.asarray(sinusoids(length + 1, self.features))[places]
-        if self.is_mutable_collection("counts"):
-            self.put_variable("counts", "kept", length)
+        values = length * self.features
+        layers.count(
+            self,
+            kept=length,
+            values=values,
+            after_values=values,
+            before_values=values,
+        )
         return signals.Padded(y if trained else signals.Ranged(y, None), valid)
 
     def _table(self) -> types.Array:
@@ -106,9 +112,8 @@ class EncoderLayer(nn.Module):
         middle = joined(1, x.value, h)
         h = dense("widen", middle, self.inner, relu=True)
         y = joined(2, middle, dense("narrow", h))
-        if self.is_mutable_collection("counts"):
-            # Scale and bias of both norms, which the reference leaves trainable.
-            self.put_variable("counts", "after", 4 * channels)
+        # Scale and bias of both norms, which the reference leaves trainable.
+        layers.count(self, after=4 * channels)
         return signals.Padded(y, x.valid)
 
 

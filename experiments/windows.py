@@ -1,0 +1,92 @@
+"""One client's training step under a window: compiled, to be timed and measured."""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from fljax import client, federation, plans, programs
+from fljax.models import network
+
+
+class Step(NamedTuple):
+    """A compiled call of some local steps.
+
+    Attributes:
+      run: () -> the client's result, still computing.
+      steps: of one call.
+      bytes: peak memory of the program: arguments, results and temporaries, without
+        the data set, which a device does not share with others; None: not told.
+    """
+
+    run: Callable[[], Any]
+    steps: int
+    bytes: int | None
+
+
+def compile_step(
+    fed: federation.Federation,
+    blocks: tuple[dict, ...],
+    plan: plans.Plan,
+    steps: int,
+    training: client.Training | None = None,
+) -> Step:
+    """Compiles what a client does under a plan: freeze, then train for some steps.
+
+    Args:
+      fed: its data, of which the first examples are used, and how it trains.
+      blocks: state of the network.
+      plan: the window.
+      steps: local steps of a call.
+      training: instead of the federation's.
+
+    Returns:
+      The step.
+    """
+    training = training or fed.training
+    spec = client.plan_spec(plan, training)
+
+    def train(blocks, data, indices, key, rate):
+        roles = plans.roles(plan, fed.net.num_blocks)
+        frozen = network.freeze(fed.net, blocks, roles, spec)
+        count = jnp.int32(indices.shape[0])
+        return client.train(
+            fed.net, plan, training, blocks, frozen, data, indices, count, key, rate
+        )
+
+    indices = jnp.arange(steps * training.batch_size, dtype=jnp.int32)
+    arguments = (blocks, fed.data, indices, jax.random.key(0), jnp.float32(0.1))
+    options = programs.compiler_options()
+    program = jax.jit(train).lower(*arguments).compile(compiler_options=options)
+    usage = program.memory_analysis()
+    size = None
+    if usage is not None:
+        kinds = ("argument", "output", "temp")
+        size = sum(getattr(usage, f"{kind}_size_in_bytes") for kind in kinds)
+        size -= sum(leaf.nbytes for leaf in jax.tree.leaves(fed.data))
+    return Step(functools.partial(program, *arguments), steps, size)
+
+
+def interleaved(steps: Sequence[Step], repeats: int) -> list[list[float]]:
+    """Times steps in turns, after one call of each.
+
+    Args:
+      steps: what to time.
+      repeats: how often each.
+
+    Returns:
+      For every step the seconds of one local step, `repeats` of them.
+    """
+    times: list[list[float]] = [[] for _ in steps]
+    for turn in range(repeats + 1):
+        for step, seconds in zip(steps, times, strict=True):
+            start = time.perf_counter()
+            jax.block_until_ready(step.run())
+            if turn:
+                seconds.append((time.perf_counter() - start) / step.steps)
+    return times
