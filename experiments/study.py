@@ -98,7 +98,9 @@ STUDIES = {"imbalance": _IMBALANCE, "bits": _BITS, "policies": _POLICIES}
 
 configs.define_flags(skip=("seed",))
 _STUDY = flags.DEFINE_string("study", "imbalance", ", ".join(STUDIES) + ".")
-_SEEDS = flags.DEFINE_list("seeds", ["1"], "Seeds, comma separated.")
+_SEEDS = flags.DEFINE_list(
+    "seeds", ["1"], "Seeds, comma separated.", allow_override=True
+)
 
 _COLUMNS = (
     ("accuracy", "{mean:.3f} ± {std:.3f}", "test_accuracy"),
@@ -121,9 +123,12 @@ def _arrived(records: list[simulation.Record], wanted: int) -> float:
 
 
 def run(
-    study: Study, base: configs.Config, seeds: list[int], workdir: pathlib.Path,
+    study: Study,
+    base: configs.Config,
+    seeds: list[int],
+    workdir: pathlib.Path,
     cache: str = "",
-) -> dict[str, dict[str, list[list[simulation.Record]]]]:  # fmt: skip
+) -> dict[str, dict[str, list[list[simulation.Record]]]]:
     """Runs every variant under every setting with every seed.
 
     Args:

@@ -1,0 +1,66 @@
+"""Studies: every variant under every setting, their table, that all of them start."""
+
+import dataclasses
+import json
+
+import pytest
+
+from experiments import config as configs
+from experiments import study
+
+SMALL = (
+    "--network=logistic",
+    "--num_clients=12",
+    "--clients_per_round=3",
+    "--rounds=2",
+    "--seeds=1,2",
+)
+STUDY = study.Study(
+    {"calm": {}, "30% lost, all": {"failures": "lost=0.3", "clock": "deadline=9"}},
+    {"fedavg": {"algorithm": "fedavg"}, "slow": {"algorithm": "fedavg", "lr": 0.01}},
+)
+
+
+def test_a_study_runs_everything_and_goes_on(call, tmp_path, monkeypatch):
+    monkeypatch.setitem(study.STUDIES, "imbalance", STUDY)
+    done = call(study, *SMALL, f"--workdir={tmp_path}")
+    assert done.code == 0, done.err
+    folders = {path.parent.relative_to(tmp_path) for path in
+               tmp_path.rglob("config.json")}  # fmt: skip
+    assert len(folders) == 2 * 2 * 2
+    written = json.loads((tmp_path / "summary.json").read_text())
+    assert written["seeds"] == [1, 2]
+    calm, lossy = (written["settings"][name] for name in STUDY.settings)
+    assert calm["fedavg"]["arrived"]["mean"] == 1
+    lines = (tmp_path / "table.md").read_text().splitlines()
+    assert len(lines) == 2 + 4
+    assert lines[2].startswith("| calm | fedavg | ")
+    assert lines[3].startswith("|  | slow | ")
+    records = [
+        json.loads(line)
+        for line in (tmp_path / "30__lost__all/slow/seed_1/metrics.jsonl")
+        .read_text()
+        .splitlines()
+    ]
+    shares = [record["participants"] / 3 for record in records]
+    assert 0 <= sum(shares) / 2 <= 1
+    assert lossy["slow"]["arrived"]["mean"] <= 1
+    assert (tmp_path / "curves.png").read_bytes()[:4] == b"\x89PNG"
+    again = call(study, *SMALL, f"--workdir={tmp_path}")
+    assert (again.code, again.out, again.err) == (0, done.out, "")
+
+
+@pytest.mark.parametrize("name", list(study.STUDIES))
+def test_settings_and_variants_are_configurations(name):
+    chosen = study.STUDIES[name]
+    base = configs.Config()
+    for fields in chosen.settings.values():
+        for more in chosen.variants.values():
+            configs.check(dataclasses.replace(base, **{**fields, **more}))
+
+
+def test_an_unknown_study_is_refused_in_one_line(call):
+    done = call(study, "--study=imbalanced")
+    assert done.code == 2
+    assert "did you mean 'imbalance'" in done.err
+    assert done.err.count("\n") == 1
