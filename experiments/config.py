@@ -71,6 +71,7 @@ class Config:
     lr_schedule: str = _field("", "Rounds at which it is divided by 10: 600,800.")
     weight_decay: float = _field(1e-3, "Weight decay of the clients.")
     momentum: float = _field(0.0, "Momentum of the clients, from zero every round.")
+    client_optimizer: str = _field("sgd", "Clients train by sgd or adamw.")
     server_lr: float = _field(1.0, "Learning rate of the server.")
     weighting: str = _field("uniform", "Clients count uniform or by examples.")
     tiers: str = _field("", "Device tiers name:share:time:upload:memory, comma "
@@ -147,6 +148,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "policy": tuple(policies.BY_NAME),
     "image_mode": ("stored", "grey", "rgb"),
     "augment": tuple(augment.BY_NAME),
+    "client_optimizer": ("sgd", "adamw"),
     "weighting": ("uniform", "examples"),
     "fixed_point": ("default", "reference", "none"),
     "rounding": ("nearest", "stochastic"),
@@ -307,6 +309,11 @@ def check(config: Config) -> None:
     if not 0 <= config.test_share < 1:
         raise ValueError(
             f"--test_share: expected 0 or more and less than 1, got {config.test_share}"
+        )
+    if config.client_optimizer == "adamw" and config.momentum:
+        raise ValueError(
+            f"--momentum: expected 0 with --client_optimizer=adamw, got "
+            f"{config.momentum}"
         )
     if config.seed >= 2**32:
         raise ValueError(f"--seed: expected a number below 2**32, got {config.seed}")

@@ -299,11 +299,13 @@ def build(
     parts = split(config, data)
     shards = partition.index_table(parts)
     made = _fleet(config, len(parts))
+    rule: Any = config.client_optimizer  # a name that config.check lets through
     training = client.Training(
         batch_size=config.batch_size,
         local_epochs=config.local_epochs,
         weight_decay=config.weight_decay,
         momentum=config.momentum,
+        rule=rule,
         spec=_spec(config),
         augment=_augment(config, data),
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -41,10 +41,14 @@ class Training(NamedTuple):
     Attributes:
       batch_size: examples of a local step.
       local_epochs: passes over the shard in a round.
-      weight_decay: added to the gradient as weight_decay * parameter, as torch does.
+      weight_decay: added to the gradient as weight_decay * parameter, as torch does;
+        with adamw to what the moments make of it.
       momentum: of local SGD, from zero in every round.
       spec: fixed point choices of the frozen blocks; the plan sets the width.
-      optimiser: (learning rate) -> optax transformation; None: SGD with the above.
+      rule: "sgd", or "adamw" (Loshchilov and Hutter, ICLR 2019), whose moments start
+        from zero in every round.
+      optimiser: (learning rate) -> optax transformation, instead of rule, weight decay
+        and momentum.
       augment: (key, batch) -> batch, of `augment`; None: batches as they are.
     """
 
@@ -53,6 +57,7 @@ class Training(NamedTuple):
     weight_decay: float = 1e-3
     momentum: float = 0.0
     spec: quant.Spec = quant.DEFAULT
+    rule: Literal["sgd", "adamw"] = "sgd"
     optimiser: Callable[[types.Array], optax.GradientTransformation] | None = None
     augment: Callable[[types.Key, types.Array], types.Array] | None = None
 
@@ -91,6 +96,8 @@ def make_optimiser(
     """Makes the optimiser of the window's parameters."""
     if training.optimiser is not None:
         return training.optimiser(learning_rate)
+    if training.rule == "adamw":
+        return optax.adamw(learning_rate, weight_decay=training.weight_decay)
     return optax.chain(
         optax.add_decayed_weights(training.weight_decay),
         optax.sgd(learning_rate, momentum=training.momentum or None),

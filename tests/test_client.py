@@ -82,6 +82,25 @@ def test_momentum_by_hand():
     assert result.examples == 4
 
 
+def test_two_steps_of_adamw_by_hand():
+    training = client.Training(
+        batch_size=2, local_epochs=2, weight_decay=0.1, rule="adamw"
+    )
+    _, delta = train_logistic(training, rate=0.05)
+    start = weights = np.concatenate([KERNEL, BIAS[None]])
+    mean = square = np.zeros_like(weights)
+    for step in (1, 2):
+        _, kernel, bias = gradient_step(weights[:-1], weights[-1], X, Y)
+        gradient = np.concatenate([kernel, bias[None]])
+        mean = 0.9 * mean + 0.1 * gradient
+        square = 0.999 * square + 0.001 * gradient**2
+        unbiased = np.sqrt(square / (1 - 0.999**step)) + 1e-8
+        move = mean / (1 - 0.9**step) / unbiased + 0.1 * weights
+        weights = weights - 0.05 * move
+    moved = np.concatenate([delta["kernel"], delta["bias"][None]])
+    np.testing.assert_allclose(moved, weights - start, rtol=1e-4)
+
+
 def test_a_partial_batch_averages_over_its_examples():
     # Three equal examples in batches of 2: the second step sees one of them.
     training = client.Training(batch_size=2, weight_decay=0.0)

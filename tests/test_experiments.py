@@ -228,6 +228,25 @@ def test_both_kinds_of_tiers_are_refused(call):
     assert_refused(call(train, *FEDAVG, *tiers), "--tiers", "--tiers_file", "both")
 
 
+def test_momentum_is_refused_beside_adamw(call):
+    arguments = ("--client_optimizer=adamw", "--momentum=0.9")
+    assert_refused(call(train, *FEDAVG, *arguments), "--momentum", "adamw", "0.9")
+
+
+def test_the_optimizer_of_the_clients_changes_what_they_train(call, tmp_path):
+    losses = set()
+    for name in ("sgd", "adamw"):
+        folder = tmp_path / name
+        done = call(
+            train,
+            *(*FEDAVG, "--rounds=1", f"--client_optimizer={name}", "--lr=0.01"),
+            f"--workdir={folder}",
+        )
+        assert done.code == 0, done.err
+        losses.add(records_of(folder)[0]["train_loss"])
+    assert len(losses) == 2
+
+
 def write_npz(path, drop=None, users=None, **changes):
     """Writes a data set of 24 grey images of 8 x 8 and 3 classes."""
     pixels = np.arange(24 * 64, dtype=np.uint8).reshape(24, 8, 8)
