@@ -105,6 +105,8 @@ class Config:
                                      "against the cost table.")  # fmt: skip
     cost_table: str = _field("", "A JSON file with measured costs of the windows; "
                                  "empty: a model from operation counts.")  # fmt: skip
+    device_class: str = _field("generic", "Whose prices the cost model takes: generic, "
+                                          "x64, arm or a file.")  # fmt: skip
     fixed_point: str = _field("default", "Fixed point of frozen blocks: default (the "
                                          "best measured), reference (the paper's) or "
                                          "none (float32)."

@@ -222,7 +222,9 @@ def _naming_tiers(config: configs.Config):
 
 def _table(config: configs.Config, net, counts) -> costs.CostTable:
     if not config.cost_table:
-        return cost_model.from_counts(counts, config.batch_size)
+        with configs.naming("device_class"):
+            made = config.device_class
+            return cost_model.from_counts(counts, config.batch_size, made)
     table = costs.load(config.cost_table)
     if table.num_blocks != net.num_blocks:
         raise ValueError(

@@ -55,6 +55,7 @@ FLOORS = (
         "plans",
         "costs",
         "typical",
+        "generic_costs",
         "cost_model",
         "devices",
         "fleet",
