@@ -277,7 +277,8 @@ def averaging(
             if assignment.round == 0:  # everybody is measured before anybody is taken
                 tried = train(before, assignment, limits)
                 norms = _usual(norms, cohort.total(tried).norms)
-            limits = _limits(norms, bound=fed.norm_bound, sizes=sizes)
+            known = _limits(norms, bound=fed.norm_bound, sizes=sizes)
+            limits = everywhere(known)
         sums = train(before, assignment, limits)
         server_rate = np.float32(fed.server_learning_rate) * state.caution.server
         new, losses, failed, finite, norms = _server_step(
