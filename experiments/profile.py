@@ -1,7 +1,7 @@
 """Measures what training the windows of a network costs on this machine.
 
-    python -m experiments.profile --network=small_convnet --windows=all --out=costs.json
-    python -m experiments.profile --network=mobilenetv2 --windows=12 --out=costs.json
+    python -m experiments.profile --network=small_convnet --windows=all --costs_out=costs.json
+    python -m experiments.profile --network=mobilenetv2 --windows=12 --costs_out=costs.json
 
 Writes a cost table (`--cost_table` of the other commands). With a number, so many
 windows are measured, the model from operation counts is fitted to them and fills in the
@@ -39,7 +39,7 @@ _WINDOWS = flags.DEFINE_string(
 )
 _TIMINGS = flags.DEFINE_integer("timings", 5, "Timings of each.", lower_bound=1)
 _STEPS = flags.DEFINE_integer("steps", 2, "Local steps of a timing.", lower_bound=1)
-_OUT = flags.DEFINE_string("out", "", "The JSON file that the table goes to.")
+_OUT = flags.DEFINE_string("costs_out", "", "The JSON file that the table goes to.")
 _CLASS_OUT = flags.DEFINE_string("class_out", "", "A JSON file for the device class.")
 
 # Examples of networks whose flags leave their shape open.
@@ -194,7 +194,9 @@ def _errors(name: str, errors: np.ndarray) -> str:
 
 def _main() -> None:
     if not _OUT.value:
-        raise ValueError("--out: expected the file that the table goes to, got none")
+        raise ValueError(
+            "--costs_out: expected the file that the table goes to, got none"
+        )
     data = _dataset()
     settings = configs.Config(
         algorithm="fedavg", network=_NETWORK.value, batch_size=_BATCH.value,

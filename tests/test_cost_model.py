@@ -187,7 +187,7 @@ def test_profile_measures_some_windows_and_models_the_others(call, tmp_path):
     out, kept = tmp_path / "costs.json", tmp_path / "class.json"
     done = call(
         profile, "--network=cnn", "--input_shape=8,8,1", "--windows=5", "--timings=1",
-        "--batch_size=4", f"--out={out}", f"--class_out={kept}",
+        "--batch_size=4", f"--costs_out={out}", f"--class_out={kept}",
     )  # fmt: skip
     assert done.code == 0, done.err
     assert "windows held out" in done.out
@@ -203,10 +203,10 @@ def test_profile_measures_some_windows_and_models_the_others(call, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ((), ("--out",)),
-        (("--out=x", "--network=cnnn"), ("--network", "did you mean 'cnn'")),
-        (("--out=x", "--windows=3"), ("--windows", "'3'")),
-        (("--out=x", "--input_shape=8,x"), ("--input_shape", "'8,x'")),
+        ((), ("--costs_out",)),
+        (("--costs_out=x", "--network=cnnn"), ("--network", "did you mean 'cnn'")),
+        (("--costs_out=x", "--windows=3"), ("--windows", "'3'")),
+        (("--costs_out=x", "--input_shape=8,x"), ("--input_shape", "'8,x'")),
     ],
 )
 def test_profile_refuses_bad_input_in_one_line(call, arguments, words):
