@@ -1,7 +1,7 @@
 """Measures what training the windows of a network costs on this machine.
 
-    python -m experiments.profile --network=small_convnet --windows=all --costs_out=costs.json
-    python -m experiments.profile --network=mobilenetv2 --windows=12 --costs_out=costs.json
+    python -m experiments.profile --windows=all --costs_out=costs.json
+    python -m experiments.profile --network=mobilenetv2 --costs_out=costs.json
 
 Writes a cost table (`--cost_table` of the other commands). With a number, so many
 windows are measured, the model from operation counts is fitted to them and fills in the
