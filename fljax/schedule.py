@@ -102,9 +102,14 @@ def columns(table: costs.CostTable, error: float = 0.0, seed: int = 0):
     factors = np.exp(error * generator.standard_normal((2, len(windows))))
     full = {(0, table.num_blocks - 1): 1.0}
     return tuple(
-        full | dict(zip(windows, (cost * factor).tolist(), strict=True))
+        full | dict(zip(windows, (_clip(cost) * factor).tolist(), strict=True))
         for cost, factor in zip((table.time, table.memory), factors, strict=True)
     )
+
+
+def _clip(cost: np.ndarray) -> np.ndarray:
+    """Takes what a table shows above 1 for noise, as `costs.feasible` does."""
+    return np.minimum(cost, 1.0)
 
 
 def _look_up(column: Column, assigned: Sequence[plans.Plan]) -> np.ndarray:

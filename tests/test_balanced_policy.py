@@ -51,6 +51,18 @@ def test_the_weak_fill_one_block_and_the_others_the_other():
     np.testing.assert_allclose(uniform, [0.3, 0.7], atol=0.02)
 
 
+def test_the_weights_are_those_of_the_steps():
+    # Of the 70 % that choose, all answer alike: block 0 while fewer than half train it,
+    # from 0.35 at the start. Steps 2/3, 2/4, 2/5, 2/6 leave 1/15 with the start.
+    budgets = budgets_of(np.repeat([0.3, 0.6], [3, 7]))
+    mixture = balanced_policy.solve(choice_of_two(), budgets, iterations=4)
+    np.testing.assert_allclose(mixture.weights, np.array([2, 3, 4, 5]) / 14)
+    answers = mixture.scores[:, 0] > mixture.scores[:, 2]  # 0-0 rather than 1-1
+    assert answers.tolist() == [True, False, True, True]
+    # 0.35, 0.583, 0.292, 0.455, 0.537
+    assert mixture.participation[0] == pytest.approx(0.7 * 11 / 15 + 0.35 / 15)
+
+
 def test_where_balance_is_out_of_reach_everybody_who_can_helps():
     # 80 % can train block 1 only: the others all take block 0, always.
     budgets = budgets_of(np.repeat([0.3, 0.6], [800, 200]))
