@@ -620,7 +620,7 @@ def test_a_run_that_diverges_names_round_clients_and_plans(call, tmp_path):
     ],
 )
 def test_ctrl_c_is_one_line(call, monkeypatch, folder, line):
-    def stop(*_):
+    def stop(*_, **__):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(experiment, "run", stop)
