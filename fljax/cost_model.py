@@ -105,7 +105,7 @@ def load_class(name_or_path: str | pathlib.Path) -> DeviceClass:
         return _read_class(name, shipped[name])
     if not path.is_file():
         raise ValueError(
-            f"expected a device class, one of {', '.join(shipped)} or a JSON file, "
+            f"expected {GENERIC}, a class ({', '.join(shipped)}) or a JSON file, "
             f"got {name!r}"
         )
     try:
