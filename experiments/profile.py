@@ -188,6 +188,13 @@ def _number(num_blocks: int) -> int:
     return int(text)
 
 
+def _check_folder(flag: str, path: str) -> None:
+    """Raises before minutes of measuring if a file cannot be put where it should go."""
+    folder = pathlib.Path(path).parent
+    if not folder.is_dir():
+        raise ValueError(f"--{flag}: expected a file in a folder there is, got {path}")
+
+
 def _errors(name: str, errors: np.ndarray) -> str:
     return f"{name} {errors.mean():.4f} (largest {errors.max():.4f})"
 
@@ -197,12 +204,19 @@ def _main() -> None:
         raise ValueError(
             "--costs_out: expected the file that the table goes to, got none"
         )
+    _check_folder("costs_out", _OUT.value)
+    _check_folder("class_out", _CLASS_OUT.value)
     data = _dataset()
     settings = configs.Config(
         algorithm="fedavg", network=_NETWORK.value, batch_size=_BATCH.value,
         num_clients=1, clients_per_round=1,
     )  # fmt: skip
     fed = experiment.build(settings, data).federation
+    if fed.net.num_blocks < 2:
+        raise ValueError(
+            f"--network: expected one of two blocks or more, which has windows to "
+            f"compare, got {fed.net.name!r}"
+        )
     chosen = spread(fed.net.num_blocks, _number(fed.net.num_blocks))
 
     def tell(line: str) -> None:

@@ -209,6 +209,9 @@ def test_profile_measures_some_windows_and_models_the_others(call, tmp_path):
         (("--costs_out=x", "--network=cnnn"), ("--network", "did you mean 'cnn'")),
         (("--costs_out=x", "--windows=3"), ("--windows", "'3'")),
         (("--costs_out=x", "--input_shape=8,x"), ("--input_shape", "'8,x'")),
+        (("--costs_out=/no/such/x",), ("--costs_out", "/no/such/x")),
+        (("--costs_out=x", "--class_out=/no/such/x"), ("--class_out", "/no/such/x")),
+        (("--costs_out=x", "--network=logistic"), ("--network", "'logistic'")),
     ],
 )
 def test_profile_refuses_bad_input_in_one_line(call, arguments, words):
