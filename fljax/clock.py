@@ -16,6 +16,7 @@ Legend: K clients of a draw, M at work beyond the end of a round.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import heapq
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -212,7 +213,10 @@ def join(*parts: Work) -> Work:
 
 def plans_of(work: Work) -> list[plans.Plan]:
     """Gives the plan of every row."""
-    return [plans.Plan(*row) for row in work.plans.tolist()]
+    return [_plan(*row) for row in work.plans.tolist()]
+
+
+_plan = functools.cache(plans.Plan)  # checked once, not once a client and round
 
 
 def durations(

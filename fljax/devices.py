@@ -19,10 +19,9 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
-from fljax import types
+from fljax import host_random, types
 
 Limit = float | tuple[float, float]  # a constant, or uniform in [low, high)
 
@@ -119,11 +118,13 @@ def tier_of(num_clients: int, tiers: Sequence[Tier] = REFERENCE_TIERS) -> np.nda
     return np.repeat(index, np.diff(borders, prepend=0))
 
 
-def uniforms(round_key: types.Key, tag: int, ids: np.ndarray, draws: int) -> np.ndarray:
+def uniforms(
+    round_key: types.Key | host_random.Key, tag: int, ids: np.ndarray, draws: int
+) -> np.ndarray:
     """Draw numbers that depend on nothing but the round, the use and the client.
 
     Args:
-      round_key: key of the round.
+      round_key: key of the round, of `host_random` or of JAX.
       tag: names the use; 0xFFFF0000 and up, out of the way of client ids.
       ids: [K] client ids, in any order.
       draws: numbers a client.
@@ -131,14 +132,23 @@ def uniforms(round_key: types.Key, tag: int, ids: np.ndarray, draws: int) -> np.
     Returns:
       [K, draws] float64, uniform in [0, 1) on a grid of 2**-23.
     """
-    use_key = jax.random.fold_in(round_key, np.uint32(tag))
-    client_keys = jax.vmap(jax.random.fold_in, (None, 0))(use_key, np.asarray(ids))
-    values = jax.vmap(lambda key: jax.random.uniform(key, (draws,)))(client_keys)
-    return np.asarray(values, np.float64)
+    return host_random.uniform(_client_keys(round_key, tag, ids), draws)
+
+
+def normals(
+    round_key: types.Key | host_random.Key, tag: int, ids: np.ndarray
+) -> np.ndarray:
+    """Draw standard normal numbers [K] float64, keyed as those of `uniforms`."""
+    return host_random.normal(_client_keys(round_key, tag, ids))
+
+
+def _client_keys(round_key, tag: int, ids: np.ndarray) -> host_random.Key:
+    use_key = host_random.fold_in(host_random.words(round_key), tag)
+    return host_random.fold_in(use_key, ids)
 
 
 def draw_between(
-    round_key: types.Key, ids: np.ndarray, ranges: np.ndarray
+    round_key: types.Key | host_random.Key, ids: np.ndarray, ranges: np.ndarray
 ) -> types.Budgets:
     """Draw the limits of a cohort for one round, each between its own bounds.
 

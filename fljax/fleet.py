@@ -14,10 +14,9 @@ import dataclasses
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import jax
 import numpy as np
 
-from fljax import devices, types
+from fljax import devices, host_random, types
 
 # See devices.BUDGET_TAG: uses of a round's key.
 DRIFT_TAG = 0xFFFF0020
@@ -165,13 +164,6 @@ def typical(fleet: Fleet, seed: int, size: int = 512) -> types.Budgets:
     return types.Budgets(*(np.concatenate(kind) for kind in zip(*parts, strict=True)))
 
 
-def _normals(key: types.Key, tag: int, ids: np.ndarray) -> np.ndarray:
-    """Draws a standard normal number for each client [K]."""
-    use_key = jax.random.fold_in(key, np.uint32(tag))
-    keys = jax.vmap(jax.random.fold_in, (None, 0))(use_key, np.asarray(ids))
-    return np.asarray(jax.vmap(jax.random.normal)(keys), np.float64)
-
-
 def _drift(fleet: Fleet, seed: int, round_index: int, ids: np.ndarray) -> np.ndarray:
     """Gives the factor [K] of the devices' speed: smooth in time, e^(drift * normal).
 
@@ -182,9 +174,10 @@ def _drift(fleet: Fleet, seed: int, round_index: int, ids: np.ndarray) -> np.nda
     if not changes.drift:
         return np.ones(len(ids))
     knot, part = divmod(round_index / changes.drift_rounds, 1)
-    key = jax.random.key(seed)
+    key = host_random.key(seed)
     before, after = (
-        _normals(jax.random.fold_in(key, int(knot) + i), DRIFT_TAG, ids) for i in (0, 1)
+        devices.normals(host_random.fold_in(key, int(knot) + i), DRIFT_TAG, ids)
+        for i in (0, 1)
     )
     angle = part * np.pi / 2
     return np.exp(changes.drift * (np.cos(angle) * before + np.sin(angle) * after))
@@ -202,13 +195,13 @@ def truth(fleet: Fleet, seed: int, round_index: int, ids: np.ndarray) -> types.B
     Returns:
       Relative compute speed, upload bandwidth and memory, each [K] float64.
     """
-    key = jax.random.fold_in(jax.random.key(seed), round_index)
+    key = host_random.fold_in(host_random.key(seed), round_index)
     ranges = fleet.profile.limits[fleet.row[np.asarray(ids)]]
     drawn = devices.draw_between(key, ids, ranges)
     time = drawn.time * _drift(fleet, seed, round_index, ids)
     upload = drawn.upload
     if fleet.changes.bandwidth:
-        noise = _normals(key, BANDWIDTH_TAG, ids)
+        noise = devices.normals(key, BANDWIDTH_TAG, ids)
         upload = upload * np.exp(fleet.changes.bandwidth * noise)
     return types.Budgets(time, upload, drawn.memory)
 

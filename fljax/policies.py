@@ -115,7 +115,9 @@ def full(num_blocks: int) -> Policy:
 
 
 def from_function(
-    assign: Callable[[types.Key, np.ndarray, types.Budgets], list[plans.Plan]],
+    assign: Callable[
+        [policy_base.RoundKey, np.ndarray, types.Budgets], list[plans.Plan]
+    ],
 ) -> Policy:
     """Make a policy of a function of one's own, as in a notebook.
 

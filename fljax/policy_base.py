@@ -11,9 +11,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fljax import costs, fleet, plans, types
+from fljax import costs, fleet, host_random, plans, types
 
 State = Any  # what a policy carries from round to round; () if nothing
+RoundKey = types.Key | host_random.Key  # what `devices.uniforms` draws from
 
 CHOICE_TAG = 0xFFFF0002  # see devices.BUDGET_TAG
 
@@ -37,7 +38,7 @@ class Policy(NamedTuple):
     # init() -> state: arrays of numpy, of the same shapes and dtypes in every round
     init: Callable[[], State]
     # assign(state, round_key, ids [K], budgets of [K]) -> K plans
-    assign: Callable[[State, types.Key, np.ndarray, types.Budgets], list[plans.Plan]]
+    assign: Callable[[State, RoundKey, np.ndarray, types.Budgets], list[plans.Plan]]
     # observe(state, ids [K], plans, budgets of [K], observation) -> state
     observe: Callable[
         [State, np.ndarray, Sequence[plans.Plan], types.Budgets, Observation], State
@@ -142,7 +143,7 @@ def rows_of(
 
 
 def stateless(
-    assign: Callable[[types.Key, np.ndarray, types.Budgets], list[plans.Plan]],
+    assign: Callable[[RoundKey, np.ndarray, types.Budgets], list[plans.Plan]],
 ) -> Policy:
     """Make a policy that remembers nothing out of assign(round_key, ids, budgets)."""
     return Policy(
@@ -155,7 +156,7 @@ def stateless(
 def from_rows(
     table: costs.CostTable,
     bits: int,
-    choose: Callable[[types.Key, np.ndarray, np.ndarray], np.ndarray],
+    choose: Callable[[RoundKey, np.ndarray, np.ndarray], np.ndarray],
 ) -> Policy:
     """Make a policy that remembers nothing out of a choice among maximal windows.
 

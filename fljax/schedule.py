@@ -20,6 +20,7 @@ from fljax import (
     failures,
     federation,
     fleet,
+    host_random,
     plans,
     policies,
     types,
@@ -150,7 +151,7 @@ def make(
     def begin(index: int, ids, assigned, budgets, truth: types.Budgets) -> clock.Work:
         """Puts clients to work; when they are ready is up to the clock."""
         row = devices.row[ids]
-        key = federation.round_key(seed, index)
+        key = host_random.fold_in(host_random.key(seed), index)
         faults, part = failures.draw(fed.failures, profile.failure[row], key, ids)
         time = _look_up(true_time, assigned) / truth.time
         memory = np.minimum(_look_up(true_memory, assigned), 1) / truth.memory
@@ -194,7 +195,7 @@ def make(
         factors = tier_factors[devices.tier_of_row[devices.row[ids]]].astype(float)
         allowed = costs.floored(fed.table, *(limits * factors for limits in known))
         budgets = types.Budgets(*allowed)
-        key = federation.round_key(seed, index)
+        key = host_random.fold_in(host_random.key(seed), index)
         assigned = policy.assign(policy_state, key, ids, budgets)
         work = begin(index, ids, assigned, budgets, truth)
         if rules.buffer:

@@ -21,6 +21,7 @@ FLOORS = (
         "quant",
         "signals",
         "mesh",
+        "host_random",
         "programs",
         "augment",
         "data.progress",

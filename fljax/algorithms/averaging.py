@@ -198,12 +198,12 @@ def averaging(
         weights = np.ones_like(weights)
     size = clock.most_arrivals(fed.clock, min(wanted, len(everyone)))
     sizes = tuple(count.params for count in fed.counts)
-    unlimited = np.full(fed.net.num_blocks, np.inf, np.float32)
     watts = fed.fleet.profile.watts
     kept = fed.clock.max_staleness if fed.clock.carries else 0
 
     everywhere = functools.partial(mesh.replicate, fed.devices)
     fed = fed._replace(data=everywhere(fed.data))
+    unlimited = everywhere(np.full(fed.net.num_blocks, np.inf, np.float32))
 
     def init() -> State:
         blocks = initial_blocks(fed)
@@ -272,7 +272,7 @@ def averaging(
         before = state._replace(
             server=everywhere(state.server), history=everywhere(state.history)
         )
-        norms, limits = everywhere(state.norms), everywhere(unlimited)
+        norms, limits = everywhere(state.norms), unlimited
         if fed.norm_bound:
             if assignment.round == 0:  # everybody is measured before anybody is taken
                 tried = train(before, assignment, limits)

@@ -1,0 +1,44 @@
+"""Random numbers on the host: the bits of JAX."""
+
+import jax
+import numpy as np
+import pytest
+
+from fljax import devices, host_random
+
+IDS = np.array([0, 5, 77, 2**31 - 1])
+
+
+@pytest.mark.parametrize("seed", [0, 11, 2**32 - 1])
+def test_keys_are_those_of_jax(seed):
+    theirs = jax.random.key(seed)
+    np.testing.assert_array_equal(host_random.key(seed), jax.random.key_data(theirs))
+    for data in (0, 3, 0xFFFF0001):
+        np.testing.assert_array_equal(
+            host_random.fold_in(host_random.key(seed), data),
+            jax.random.key_data(jax.random.fold_in(theirs, np.uint32(data))),
+        )
+
+
+def test_draws_of_a_client_are_those_of_jax():
+    key = jax.random.fold_in(jax.random.key(3), 9)
+    use = jax.random.fold_in(key, np.uint32(devices.BUDGET_TAG))
+    expected = [
+        jax.random.uniform(jax.random.fold_in(use, np.uint32(i)), (3,)) for i in IDS
+    ]
+    drawn = devices.uniforms(key, devices.BUDGET_TAG, IDS, 3)
+    np.testing.assert_array_equal(drawn, np.stack(expected).astype(np.float64))
+    host = host_random.fold_in(host_random.key(3), 9)
+    again = devices.uniforms(host, devices.BUDGET_TAG, IDS, 3)
+    np.testing.assert_array_equal(again, drawn)
+
+
+def test_normals_are_normal_and_finite():
+    drawn = devices.normals(host_random.key(1), 7, np.arange(200_000))
+    assert np.all(np.isfinite(drawn))
+    assert abs(drawn.mean()) < 0.01
+    assert drawn.std() == pytest.approx(1, abs=0.01)
+    assert np.mean(np.abs(drawn) > 1.96) == pytest.approx(0.05, abs=0.003)
+    lowest, highest = np.zeros((1, 2), np.uint32), np.full((1, 2), 2**32 - 1)
+    for keys in (lowest, highest.astype(np.uint32)):
+        assert np.isfinite(host_random.normal(keys)).all()
