@@ -15,7 +15,7 @@ import numpy as np
 
 from experiments import config as configs
 from experiments import experiment
-from fljax import client, clock, cohort, federation, mesh, plans, schedule
+from fljax import arrivals, client, cohort, federation, mesh, plans, schedule
 from fljax.algorithms import averaging, centralized
 
 _LOOKED_AT = 1000  # rounds whose plans are drawn; a longer run goes on like them
@@ -79,8 +79,10 @@ def estimate(config: configs.Config, ready: experiment.Experiment) -> Estimate:
         shares = [times[plan.first, plan.last] for plan in assigned.plans]
         steps.append(float(work @ np.array(shares)) if len(work) else 0.0)
         done = assigned.outcome.finished
-        sizes = [plans.upload_bytes(plan, fed.counts) for plan in clock.plans_of(done)]
-        upload += clock.sent_bytes(done, sizes)
+        sizes = [
+            plans.upload_bytes(plan, fed.counts) for plan in arrivals.plans_of(done)
+        ]
+        upload += arrivals.sent_bytes(done, sizes)
         state = state._replace(timeline=assigned.outcome.timeline)
     compile_seconds, step_seconds, size = _measure(fed, state)
     training = float(np.mean(steps)) * step_seconds / fed.devices.size

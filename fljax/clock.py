@@ -1,31 +1,19 @@
-"""The virtual clock: how long clients take, and whose update a server step waits for.
+"""The virtual clock: what time costs, and what faults cost of it.
 
 A client downloads the network, trains its window and uploads it; each takes what its
-profile and plan say. A synchronous round ends with its slowest client, at a deadline,
-or when enough of an over-selected cohort have arrived (Bonawitz et al., MLSys 2019);
-late updates are dropped, or carried over into the round that they arrive in. With a
-buffer the server steps after so many arrivals, whatever they trained from, and others
-take their places at once (FedBuff, Nguyen et al., AISTATS 2022). When a client is
-ready does not depend on what it learns, so all of this is decided before anything is
-trained, on the host, and an update is computed in the round that it arrives in, from
-the network that it began with.
+profile and plan say. Whose update a server step waits for is in `arrivals`.
 
-Legend: K clients of a draw, M at work beyond the end of a round.
+Legend: K clients of a draw, A arrivals of a round.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
-import heapq
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 
-from fljax import costs, failures, fleet, plans, types
-
-FREE = -1  # number of the client in a slot that nobody works in
+from fljax import costs, failures, fleet, types
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,61 +60,6 @@ class Clock:
         return bool(self.buffer) or self.late == "carry"
 
 
-class Work(NamedTuple):
-    """Clients at work, as arrays of one row each, so that they can be checkpointed.
-
-    Attributes:
-      ids: int32 client numbers; FREE: nobody.
-      plans: [.., 3] int32, first and last trained block and bits.
-      versions: int32, server steps that were done when they began.
-      seconds: [.., 3] float64, download, training, upload.
-      finish: float64, when they will be ready (or notice that they will not).
-      faults: int8 of failures.Fault.
-      budgets: [.., 3] float64, what the server believed of them.
-      loads: [.., 2] float64, training time and memory that the plan really takes of
-        them, as shares of what they have; above 1: more than a round's limit.
-    """
-
-    ids: np.ndarray
-    plans: np.ndarray
-    versions: np.ndarray
-    seconds: np.ndarray
-    finish: np.ndarray
-    faults: np.ndarray
-    budgets: np.ndarray
-    loads: np.ndarray
-
-
-class Timeline(NamedTuple):
-    """What the clock carries from round to round.
-
-    Attributes:
-      now: [] float64 seconds since the start.
-      flight: those at work; all rows FREE in synchronous rounds that drop late ones.
-    """
-
-    now: np.ndarray
-    flight: Work
-
-
-class Outcome(NamedTuple):
-    """How a round goes.
-
-    Attributes:
-      arrived: those whose updates the server gets, in order.
-      finished: all whose round is over, arrived or not: they have spent what they do.
-      started: how many began.
-      timeline: after the round.
-      events: what went wrong -> client numbers.
-    """
-
-    arrived: Work
-    finished: Work
-    started: int
-    timeline: Timeline
-    events: dict[str, list[int]]
-
-
 # What a device of 1.0 multiplies and adds in a second where nobody says: between the
 # two machines of the paper's tables (30e9 and 9e9 operations on MobileNetV2, ResNet18).
 OPERATIONS_PER_SECOND = 20e9
@@ -160,63 +93,6 @@ def resolve(
         upload_rate=clock.upload_rate or reference.upload_rate or 1e6,
         download_rate=clock.download_rate or reference.download_rate or 4e6,
     )
-
-
-def empty(slots: int) -> Work:
-    """Makes rows that nobody works in."""
-    return Work(
-        np.full(slots, FREE, np.int32),
-        np.zeros((slots, 3), np.int32),
-        np.zeros(slots, np.int32),
-        np.zeros((slots, 3)),
-        np.zeros(slots),
-        np.zeros(slots, np.int8),
-        np.ones((slots, 3)),
-        np.ones((slots, 2)),
-    )
-
-
-def slots(clock: Clock, clients_per_round: int) -> int:
-    """Counts the clients that may be at work when a round ends."""
-    if clock.buffer:
-        return clients_per_round
-    most = chosen(clock, clients_per_round)
-    return most * max(clock.max_staleness, 1) if clock.late == "carry" else 0
-
-
-def chosen(clock: Clock, clients_per_round: int) -> int:
-    """Counts the clients that a synchronous round begins with."""
-    return int(np.ceil(clients_per_round * clock.over_selection - 1e-9))
-
-
-def most_arrivals(clock: Clock, clients_per_round: int) -> int:
-    """Bounds the updates of one round: the size of its compiled cohort."""
-    if clock.buffer:
-        return clock.buffer
-    return chosen(clock, clients_per_round) + slots(clock, clients_per_round)
-
-
-def init(clock: Clock, clients_per_round: int) -> Timeline:
-    """Starts the clock with nobody at work."""
-    return Timeline(np.zeros(()), empty(slots(clock, clients_per_round)))
-
-
-def take(work: Work, rows: np.ndarray) -> Work:
-    """Picks rows by index or mask."""
-    return Work(*(field[rows] for field in work))
-
-
-def join(*parts: Work) -> Work:
-    """Puts rows behind one another."""
-    return Work(*(np.concatenate(fields) for fields in zip(*parts, strict=True)))
-
-
-def plans_of(work: Work) -> list[plans.Plan]:
-    """Gives the plan of every row."""
-    return [_plan(*row) for row in work.plans.tolist()]
-
-
-_plan = functools.cache(plans.Plan)  # checked once, not once a client and round
 
 
 def durations(
@@ -284,143 +160,3 @@ def weight(clock: Clock, round_index: int, versions: np.ndarray) -> np.ndarray:
     """Gives the factor [A] float32 of updates by their age in server steps."""
     age = round_index - versions
     return ((1.0 + age) ** -clock.staleness_power).astype(np.float32)
-
-
-def synchronous(
-    clock: Clock,
-    timeline: Timeline,
-    work: Work,
-    wanted: int,
-    round_index: int,
-    limit: float,
-) -> Outcome:
-    """Runs a synchronous round on the clock.
-
-    Args:
-      clock: how long the server waits.
-      timeline: before the round.
-      work: the cohort, `seconds` filled in; it starts now.
-      wanted: arrivals that end an over-selected round.
-      round_index: of the round.
-      limit: seconds of the deadline; infinite without one.
-
-    Returns:
-      The outcome. A failure is noticed when it happens, so nobody waits for it.
-    """
-    now = float(timeline.now)
-    work = work._replace(finish=now + work.seconds.sum(axis=1))
-    good = ~np.isin(work.faults, failures.FATAL)
-    end = float(work.finish.max(initial=now))
-    if clock.over_selection > 1 and good.sum() >= wanted:
-        end = min(end, float(np.sort(work.finish[good])[wanted - 1]))
-    end = min(end, now + limit)
-    in_time = good & (work.finish <= end)
-    late = good & ~in_time
-    flight = take(timeline.flight, timeline.flight.ids != FREE)
-    if not len(work.ids) and len(flight.ids):  # only carried ones are left: wait
-        end = max(end, float(flight.finish.min()))
-    landed = flight.finish <= end
-    stale = ~landed & (round_index + 1 - flight.versions > clock.max_staleness)
-    staying = take(flight, ~landed & ~stale)
-    events = failures.events(work.ids, work.faults)
-    if late.any():
-        events["late"] = sorted(work.ids[late].tolist())
-    if stale.any():
-        events["stale"] = sorted(flight.ids[stale].tolist())
-    if clock.late == "carry":
-        staying = join(staying, take(work, late))
-    free = empty(len(timeline.flight.ids) - len(staying.ids))
-    arrived = join(take(work, in_time), take(flight, landed))
-    return Outcome(
-        arrived, work, len(work.ids), Timeline(np.array(end), join(staying, free)),
-        events,
-    )  # fmt: skip
-
-
-def buffered(clock: Clock, timeline: Timeline, pool: Work, round_index: int) -> Outcome:
-    """Runs one step of a buffered asynchronous server on the clock.
-
-    Args:
-      clock: with a buffer.
-      timeline: before the step; its flight has a slot for each client that works at
-        a time.
-      pool: clients that take free slots, in this order, `seconds` filled in; none of
-        them is at work.
-      round_index: server steps so far.
-
-    Returns:
-      The outcome: at most `clock.buffer` arrivals, fewer if nobody is left.
-    """
-    flight = timeline.flight
-    now, taken = float(timeline.now), 0
-    rows = join(flight, pool._replace(finish=np.zeros(len(pool.ids))))
-    finish = rows.finish
-    at_work = np.flatnonzero(flight.ids != FREE).tolist()
-    queue = [(finish[row], int(rows.ids[row]), row) for row in at_work]
-    heapq.heapify(queue)
-    room = len(flight.ids) - len(at_work)
-
-    def start(moment: float) -> bool:
-        nonlocal taken
-        if taken == len(pool.ids):
-            return False
-        row = len(flight.ids) + taken
-        finish[row] = moment + rows.seconds[row].sum()
-        heapq.heappush(queue, (finish[row], int(rows.ids[row]), row))
-        taken += 1
-        return True
-
-    while room and start(now):
-        room -= 1
-    arrived: list[int] = []
-    over: list[int] = []
-    stale: list[int] = []
-    while queue and len(arrived) < clock.buffer:
-        moment, _, row = heapq.heappop(queue)
-        now = max(now, moment)
-        over.append(row)
-        if round_index - rows.versions[row] > clock.max_staleness:
-            stale.append(row)
-        elif rows.faults[row] not in failures.FATAL:
-            arrived.append(row)
-        if len(arrived) < clock.buffer:  # else the next begins with the new network
-            start(now)
-    rows = rows._replace(finish=finish)
-    staying = take(rows, np.array(sorted(row for *_, row in queue), int))
-    free = empty(len(flight.ids) - len(staying.ids))
-    finished = take(rows, np.array(over, int))
-    events = failures.events(finished.ids, finished.faults)
-    if stale:
-        events["stale"] = sorted(rows.ids[stale].tolist())
-    return Outcome(
-        take(rows, np.array(arrived, int)), finished, taken,
-        Timeline(np.array(now), join(staying, free)), events,
-    )  # fmt: skip
-
-
-def joules(work: Work, watts: np.ndarray) -> float | None:
-    """Adds up the energy of training; None if no power is known.
-
-    Args:
-      work: whose round is over.
-      watts: of the same clients; NaN: unknown, not counted.
-    """
-    known = np.isfinite(watts)
-    if not known.any():
-        return None
-    return float(np.sum(work.seconds[known, 1] * watts[known]))
-
-
-def sent_bytes(work: Work, by_plan: Sequence[int]) -> int:
-    """Counts what clients sent: nothing, half, once or twice, as their fault says.
-
-    Args:
-      work: whose round is over.
-      by_plan: bytes of each one's plan.
-    """
-    times = np.ones(len(work.ids))
-    gone = (*failures.DROPPED, failures.Fault.OUT_OF_MEMORY)
-    times[np.isin(work.faults, gone)] = 0
-    times[work.faults == failures.Fault.TRUNCATED] = 0.5
-    times[work.faults == failures.Fault.DUPLICATED] = 2
-    return int(np.dot(times, by_plan)) if len(by_plan) else 0

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fljax import clock, cohort, types
+from fljax import arrivals, cohort, types
 from fljax.algorithms import averaging
 
 LOWERS = ("server", "tier")
@@ -189,7 +189,7 @@ def _back(
     The clock does not go back; who is still at work began with a network that is given
     up, so nobody is waited for.
     """
-    flight = clock.empty(len(state.timeline.flight.ids))
+    flight = arrivals.empty(len(state.timeline.flight.ids))
     return good._replace(
         timeline=state.timeline._replace(flight=flight),
         history=tuple(good.server.blocks for _ in good.history),

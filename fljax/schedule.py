@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fljax import (
+    arrivals,
     client,
     clock,
     cohort,
@@ -40,7 +41,7 @@ class Assignment(NamedTuple):
     round: int
     ids: np.ndarray
     plans: list[plans.Plan]
-    outcome: clock.Outcome
+    outcome: arrivals.Outcome
 
 
 def by_hand(index: int, ids: np.ndarray, assigned: Sequence[plans.Plan]) -> Assignment:
@@ -55,13 +56,13 @@ def by_hand(index: int, ids: np.ndarray, assigned: Sequence[plans.Plan]) -> Assi
       The assignment; it takes no time.
     """
     rows = [(plan.first, plan.last, plan.bits) for plan in assigned]
-    work = clock.empty(len(ids))._replace(
+    work = arrivals.empty(len(ids))._replace(
         ids=np.asarray(ids, np.int32),
         plans=np.array(rows, np.int32).reshape(-1, 3),
         versions=np.full(len(ids), index, np.int32),
     )
-    timeline = clock.Timeline(np.zeros(()), clock.empty(0))
-    outcome = clock.Outcome(work, work, len(ids), timeline, {})
+    timeline = arrivals.Timeline(np.zeros(()), arrivals.empty(0))
+    outcome = arrivals.Outcome(work, work, len(ids), timeline, {})
     return Assignment(index, np.asarray(ids), list(assigned), outcome)
 
 
@@ -77,9 +78,9 @@ class Schedule(NamedTuple):
       full_bytes: of the network.
     """
 
-    assign: Callable[[Any, clock.Timeline, np.ndarray, int], Assignment]
+    assign: Callable[[Any, arrivals.Timeline, np.ndarray, int], Assignment]
     observe: Callable[[Any, Assignment, np.ndarray | None], Any]
-    upload_bytes: Callable[[clock.Work], int]
+    upload_bytes: Callable[[arrivals.Work], int]
     time_shares: Callable[[Sequence[plans.Plan]], np.ndarray]
     full_bytes: int
 
@@ -148,7 +149,9 @@ def make(
     )
     limit = rules.deadline * whole_round if rules.deadline else np.inf
 
-    def begin(index: int, ids, assigned, budgets, truth: types.Budgets) -> clock.Work:
+    def begin(
+        index: int, ids, assigned, budgets, truth: types.Budgets
+    ) -> arrivals.Work:
         """Puts clients to work; when they are ready is up to the clock."""
         row = devices.row[ids]
         key = host_random.fold_in(host_random.key(seed), index)
@@ -168,7 +171,7 @@ def make(
         if fleet.looked_at(devices, index) == index:
             seconds[:, 0] += changes.refresh_seconds
         rows = [(plan.first, plan.last, plan.bits) for plan in assigned]
-        return clock.Work(
+        return arrivals.Work(
             ids.astype(np.int32),
             np.array(rows, np.int32).reshape(-1, 3),
             np.full(len(ids), index, np.int32),
@@ -180,11 +183,11 @@ def make(
         )
 
     def assign(policy_state, timeline, tier_factors, index: int) -> Assignment:
-        busy = timeline.flight.ids[timeline.flight.ids != clock.FREE]
+        busy = timeline.flight.ids[timeline.flight.ids != arrivals.FREE]
         here = fleet.available(devices, seed, index, candidates)
         if len(busy):
             here = here[~np.isin(here, busy)]
-        wanted = clock.chosen(rules, fed.clients_per_round)
+        wanted = arrivals.chosen(rules, fed.clients_per_round)
         if rules.buffer:  # as many as may start before the next step, failures included
             wanted = fed.clients_per_round - len(busy) + 2 * rules.buffer + 8
         ids = cohort.sample(seed, index, here, min(wanted, len(here)))
@@ -199,13 +202,13 @@ def make(
         assigned = policy.assign(policy_state, key, ids, budgets)
         work = begin(index, ids, assigned, budgets, truth)
         if rules.buffer:
-            outcome = clock.buffered(rules, timeline, work, index)
+            outcome = arrivals.buffered(rules, timeline, work, index)
         else:
-            outcome = clock.synchronous(
+            outcome = arrivals.synchronous(
                 rules, timeline, work, fed.clients_per_round, index, limit
             )
         arrived = outcome.arrived
-        return Assignment(index, arrived.ids, clock.plans_of(arrived), outcome)
+        return Assignment(index, arrived.ids, arrivals.plans_of(arrived), outcome)
 
     def observe(policy_state, assignment: Assignment, losses):
         done, arrived = assignment.outcome.finished, assignment.outcome.arrived
@@ -216,11 +219,11 @@ def make(
         seen = policies.Observation(done.loads[:, 0], done.loads[:, 1], there, losses)
         budgets = types.Budgets(*done.budgets.T)
         return policy.observe(
-            policy_state, done.ids, clock.plans_of(done), budgets, seen
+            policy_state, done.ids, arrivals.plans_of(done), budgets, seen
         )
 
-    def upload_bytes(work: clock.Work) -> int:
-        return clock.sent_bytes(work, [bytes_of(p) for p in clock.plans_of(work)])
+    def upload_bytes(work: arrivals.Work) -> int:
+        return arrivals.sent_bytes(work, [bytes_of(p) for p in arrivals.plans_of(work)])
 
     return Schedule(
         assign, observe, upload_bytes, functools.partial(_look_up, time), full_bytes

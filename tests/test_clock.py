@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fljax import clock, costs, failures, fleet, types
+from fljax import arrivals, clock, costs, failures, fleet, types
 from fljax.failures import Fault
 
 INF = np.inf
@@ -12,7 +12,7 @@ NONE = Fault.NONE
 
 def work(ids, seconds, faults=None, versions=0):
     """Makes clients whose round takes so many seconds, all of them training."""
-    made = clock.empty(len(ids))
+    made = arrivals.empty(len(ids))
     times = np.zeros((len(ids), 3))
     times[:, 1] = seconds
     return made._replace(
@@ -25,9 +25,9 @@ def work(ids, seconds, faults=None, versions=0):
 
 def play(rules, cohorts, wanted=2, limit=INF):
     """Plays synchronous rounds of (ids, seconds, faults); returns the outcomes."""
-    timeline, outcomes = clock.init(rules, max(wanted, len(cohorts[0][0]))), []
+    timeline, outcomes = arrivals.init(rules, max(wanted, len(cohorts[0][0]))), []
     for index, (ids, seconds, *faults) in enumerate(cohorts):
-        outcome = clock.synchronous(
+        outcome = arrivals.synchronous(
             rules, timeline, work(ids, seconds, *faults, versions=index), wanted, index,
             limit,
         )  # fmt: skip
@@ -87,12 +87,12 @@ def test_faults_spend_what_they_spend():
     np.testing.assert_allclose(spoilt, expected)
     made = work(range(7), 0, faults)._replace(seconds=spoilt)
     sent = [100, 0, 0, 0, 50, 100, 0]
-    assert clock.sent_bytes(made, [100] * 7) == sum(sent)
+    assert arrivals.sent_bytes(made, [100] * 7) == sum(sent)
     twice = work([0], 0, [Fault.DUPLICATED])
-    assert clock.sent_bytes(twice, [100]) == 200
+    assert arrivals.sent_bytes(twice, [100]) == 200
     watts = np.array([2, np.nan, 4, np.nan, np.nan, np.nan, np.nan])
-    assert clock.joules(made, watts) == 2 * 10 + 4 * 2.5
-    assert clock.joules(made, np.full(7, np.nan)) is None
+    assert arrivals.joules(made, watts) == 2 * 10 + 4 * 2.5
+    assert arrivals.joules(made, np.full(7, np.nan)) is None
 
 
 def test_a_round_ends_with_its_slowest():
@@ -115,7 +115,7 @@ def test_a_deadline_leaves_late_ones_out():
 
 def test_over_selection_ends_with_the_wanted_number():
     rules = clock.Clock(over_selection=1.5)
-    assert clock.chosen(rules, 2) == 3
+    assert arrivals.chosen(rules, 2) == 3
     (outcome,) = play(rules, [([3, 1, 2], [5, 2, 4])], wanted=2)
     assert outcome.arrived.ids.tolist() == [1, 2]
     assert outcome.events == {"late": [3]}
@@ -151,7 +151,7 @@ def test_late_updates_are_carried_over():
     assert outcomes[2].arrived.versions.tolist() == [2, 2, 0]
     # It is at work until then, and nobody is afterwards.
     assert 3 in outcomes[1].timeline.flight.ids
-    assert set(outcomes[3].timeline.flight.ids) == {clock.FREE}
+    assert set(outcomes[3].timeline.flight.ids) == {arrivals.FREE}
 
 
 def test_what_is_too_old_is_thrown_away():
@@ -174,14 +174,14 @@ def test_the_flight_always_fits_its_slots():
     cohorts = [([10 * r, 10 * r + 1], [99, 99]) for r in range(8)]
     outcomes = play(rules, cohorts, limit=1)
     sizes = {len(o.timeline.flight.ids) for o in outcomes}
-    assert sizes == {clock.slots(rules, 2)} == {4}
+    assert sizes == {arrivals.slots(rules, 2)} == {4}
     assert all(len(o.arrived.ids) == 0 for o in outcomes)
 
 
 def buffered(rules, pools, concurrency=2):
-    timeline, outcomes = clock.init(rules, concurrency), []
+    timeline, outcomes = arrivals.init(rules, concurrency), []
     for index, pool in enumerate(pools):
-        outcome = clock.buffered(rules, timeline, work(*pool, versions=index), index)
+        outcome = arrivals.buffered(rules, timeline, work(*pool, versions=index), index)
         timeline = outcome.timeline
         outcomes.append(outcome)
     return outcomes
@@ -210,7 +210,7 @@ def test_places_are_taken_at_once_while_the_buffer_fills():
     assert outcome.arrived.ids.tolist() == [0, 2, 1]
     assert float(outcome.timeline.now) == 2.5
     assert outcome.started == 4
-    assert sorted(outcome.timeline.flight.ids.tolist()) == [clock.FREE, 5]
+    assert sorted(outcome.timeline.flight.ids.tolist()) == [arrivals.FREE, 5]
 
 
 def test_a_buffer_fills_past_failures():

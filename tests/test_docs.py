@@ -15,6 +15,7 @@ from tests import conftest
 DOCS = pathlib.Path(__file__).resolve().parents[1] / "docs"
 
 
+@pytest.mark.long
 def test_the_examples_of_your_own_run(capsys):
     text = (DOCS / "your_own.md").read_text()
     examples = re.findall(r"```python\n(.*?)```", text, re.DOTALL)

@@ -19,6 +19,7 @@ def made(**changes):
     return settings, experiment.build(settings)
 
 
+@pytest.mark.long
 def test_what_is_counted_is_what_a_run_reports():
     settings, ready = made()
     cost = dry_run.estimate(settings, ready)

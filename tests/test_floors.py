@@ -63,6 +63,7 @@ FLOORS = (
         "fleet_sources",
         "failures",
         "clock",
+        "arrivals",
     ),
     (
         "client",

@@ -9,9 +9,9 @@ import pytest
 
 from fljax import (
     alerts,
+    arrivals,
     checkpoints,
     client,
-    clock,
     evaluate,
     guard,
     plans,
@@ -195,14 +195,14 @@ def test_a_refused_update_among_finite_ones_is_no_reason():
 def test_the_clock_does_not_go_back_and_nobody_is_waited_for():
     watch = guard.Guard(accuracy_drop=0.1)
     memory, _ = judge_all(watch, [(1.0, 0.9)])
-    busy = clock.empty(2)._replace(ids=np.array([4, clock.FREE], np.int32))
-    later = clock.Timeline(np.array(77.0), busy)
+    busy = arrivals.empty(2)._replace(ids=np.array([4, arrivals.FREE], np.int32))
+    later = arrivals.Timeline(np.array(77.0), busy)
     record = {"round": 1, "train_loss": 1.0, "test_accuracy": 0.2}
     state = state_of(1)._replace(timeline=later)
     _, verdict = guard.judge(watch, memory, state, record, report_of(1))
     assert verdict.state.server == 0
     assert float(verdict.state.timeline.now) == 77
-    assert verdict.state.timeline.flight.ids.tolist() == [clock.FREE] * 2
+    assert verdict.state.timeline.flight.ids.tolist() == [arrivals.FREE] * 2
 
 
 @pytest.mark.parametrize(

@@ -119,6 +119,7 @@ NETS = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "spec"),
     [

@@ -64,6 +64,7 @@ print("same", sorted(first[0]["plans"]))
 """
 
 
+@pytest.mark.long
 def test_eight_devices_give_what_one_gives():
     assert on_devices(8, SAME_AS_ONE).startswith("same")
 

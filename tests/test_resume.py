@@ -185,6 +185,7 @@ def test_a_run_killed_three_times_ends_like_one_that_was_not(start, tmp_path):
     assert_same_end(killed, whole, 12)
 
 
+@pytest.mark.long
 def test_cocofl_survives_kills_inside_of_its_writes(start, tmp_path):
     table = tmp_path / "table.json"
     windows = [[6, 6, 0.3, 0.4, 0.3], [7, 7, 0.3, 0.4, 0.3]]  # quick to compile

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fljax import checkpoints, clock, plans, schedule, simulation, writers
+from fljax import arrivals, checkpoints, plans, schedule, simulation, writers
 from fljax.algorithms import averaging
 
 FULL, BACK, FRONT = plans.Plan(0, 3), plans.Plan(2, 3), plans.Plan(0, 0)
@@ -21,7 +21,7 @@ def _never(index, client):
 # What a state holds beside the server, none of which the host loop changes.
 EMPTY = (
     (),
-    clock.Timeline(np.zeros(()), clock.empty(0)),
+    arrivals.Timeline(np.zeros(()), arrivals.empty(0)),
     (),
     (),
     averaging.Caution(np.ones((), np.float32), np.ones(2, np.float32)),

@@ -7,6 +7,7 @@ import pytest
 from flax import linen as nn
 
 from fljax import (
+    arrivals,
     clock,
     cohort,
     costs,
@@ -159,7 +160,7 @@ def test_carried_updates_are_those_of_the_network_they_began_with(fed):
         check_round(late, states, report)
     # Nobody is chosen who is still at work.
     for state, report in zip(states, reports, strict=False):
-        busy = set(state.timeline.flight.ids.tolist()) - {clock.FREE}
+        busy = set(state.timeline.flight.ids.tolist()) - {arrivals.FREE}
         outcome = report.assignment.outcome
         assert not busy & set(outcome.finished.ids.tolist())
 

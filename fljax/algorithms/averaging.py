@@ -21,6 +21,7 @@ from jax import lax
 from jax.sharding import NamedSharding
 
 from fljax import (
+    arrivals,
     client,
     clock,
     cohort,
@@ -65,7 +66,7 @@ class State(NamedTuple):
 
     server: server.ServerState
     policy: Any
-    timeline: clock.Timeline
+    timeline: arrivals.Timeline
     history: tuple[tuple[dict, ...], ...]
     norms: types.ArrayLike
     caution: Caution
@@ -196,7 +197,7 @@ def averaging(
     weights = counts.astype(np.float32)
     if fed.weighting == "uniform":
         weights = np.ones_like(weights)
-    size = clock.most_arrivals(fed.clock, min(wanted, len(everyone)))
+    size = arrivals.most_arrivals(fed.clock, min(wanted, len(everyone)))
     sizes = tuple(count.params for count in fed.counts)
     watts = fed.fleet.profile.watts
     kept = fed.clock.max_staleness if fed.clock.carries else 0
@@ -210,7 +211,7 @@ def averaging(
         return State(
             server.init(blocks, optax.sgd(fed.server_learning_rate)),
             policy.init(),
-            clock.init(fed.clock, wanted),
+            arrivals.init(fed.clock, wanted),
             (blocks,) * kept,
             jnp.zeros(fed.net.num_blocks),
             Caution(np.float32(1), np.ones(len(fed.fleet.names), np.float32)),
@@ -295,11 +296,13 @@ def averaging(
             failed,
             planned.upload_bytes(outcome.finished),
             planned.full_bytes * outcome.started,
-            _mean(planned.time_shares(clock.plans_of(outcome.finished))),
+            _mean(planned.time_shares(arrivals.plans_of(outcome.finished))),
             finite,
             float(outcome.timeline.now - state.timeline.now),
             float(outcome.timeline.now),
-            clock.joules(outcome.finished, watts[fed.fleet.row[outcome.finished.ids]]),
+            arrivals.joules(
+                outcome.finished, watts[fed.fleet.row[outcome.finished.ids]]
+            ),
         )
         seen = None
         if policy.needs_losses:
