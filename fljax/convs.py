@@ -81,9 +81,9 @@ def _pad(x: types.Array, pad: tuple[int, int], value) -> types.Array:
     return lax.pad(x, jnp.asarray(value, x.dtype), widths)
 
 
-def _taps(padded, kernel, stride: int):
-    """Yields padded x shifted so that each tap of the kernel lies on the output."""
-    k_h, k_w = kernel.shape[:2]
+def _taps(padded, sides: tuple[int, int], stride: int):
+    """Yields padded x shifted so that each tap of a kernel lies on the output."""
+    k_h, k_w = sides
     batch, height, width, channels = padded.shape
     rows = (height - k_h) // stride * stride + 1
     columns = (width - k_w) // stride * stride + 1
@@ -118,11 +118,76 @@ def conv(
     """
     k_h, k_w, channels, features = kernel.shape
     padded = _pad(x, _padding(kernel, same), pad_value)
-    if k_h * k_w > 1:  # else XLA would compute for every tap what leads to x
-        padded = lax.optimization_barrier(padded)
-    taps = list(_taps(padded, kernel, stride))
-    patches = taps[0] if len(taps) == 1 else jnp.concatenate(taps, axis=-1)
-    return dot(patches, kernel.reshape(k_h * k_w * channels, features))
+    matrix = kernel.reshape(k_h * k_w * channels, features)
+    window = (k_h, k_w, stride)
+    if k_h * k_w == 1:
+        return dot(_patches(padded, window), matrix)
+    # else XLA would compute for every tap what leads to x
+    padded = lax.optimization_barrier(padded)
+    images = _images_in_cache(padded, window)
+    if images == x.shape[0]:
+        return dot(_patches(padded, window), matrix)
+    return _conv_in_cache(padded, matrix, window, images)
+
+
+def _patches(padded, window) -> types.Array:
+    """Gathers what each output sees: [B, H', W', k_h * k_w * in]."""
+    k_h, k_w, stride = window
+    taps = list(_taps(padded, (k_h, k_w), stride))
+    return taps[0] if len(taps) == 1 else jnp.concatenate(taps, axis=-1)
+
+
+# Patches are k * k times as large as x. Where all of them are too many bytes, they are
+# gathered on CPU for a few images at a time, so that the product finds them in a cache.
+_TOO_MANY, _CACHED = 2**23, 3 * 2**20
+
+
+def _images_in_cache(padded, window) -> int:
+    """Says how many images' patches are gathered at a time; a divisor of the batch."""
+    batch = padded.shape[0]
+    shape = jax.eval_shape(lambda x: _patches(x, window), padded)
+    size = shape.size * shape.dtype.itemsize
+    if jax.default_backend() != "cpu" or size <= _TOO_MANY:
+        return batch
+    divisors = [n for n in range(1, batch + 1) if batch % n == 0]
+    return max([n for n in divisors if size // batch * n <= _CACHED], default=1)
+
+
+def _split(x, images: int):
+    return x.reshape(x.shape[0] // images, images, *x.shape[1:])
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _conv_in_cache(padded, matrix, window, images):
+    def few(padded):
+        return _product(lax.optimization_barrier(_patches(padded, window)), matrix, 0)
+
+    out = lax.map(few, _split(padded, images))
+    return out.reshape(padded.shape[0], *out.shape[2:])
+
+
+def _conv_in_cache_backward(window, images, residuals, g):
+    padded, matrix = lax.optimization_barrier(residuals)
+
+    def few(total, blocks):
+        padded, g = blocks
+        patches, spread = jax.vjp(lambda x: _patches(x, window), padded)
+        rows = lax.optimization_barrier(patches).reshape(-1, matrix.shape[0])
+        total = total + rows.T @ g.reshape(-1, matrix.shape[1])
+        return total, spread(lax.optimization_barrier(_product(g, matrix, 1)))[0]
+
+    blocks = _split(padded, images), _split(lax.optimization_barrier(g), images)
+    d_matrix, d_padded = lax.scan(few, jnp.zeros_like(matrix), blocks)
+    return d_padded.reshape(padded.shape), d_matrix
+
+
+_conv_in_cache.defvjp(
+    lambda padded, matrix, window, images: (
+        _conv_in_cache(padded, matrix, window, images),
+        (padded, matrix),
+    ),
+    _conv_in_cache_backward,
+)
 
 
 def _dilate(g: types.Array, stride: int, kernel, size, same: bool) -> types.Array:
@@ -166,7 +231,8 @@ def _depthwise(padded, kernel, stride: int):
     padded = lax.optimization_barrier(padded)  # as in `conv`
     weights = kernel.astype(dtype).reshape(-1, kernel.shape[-1])
     total = None
-    for tap, weight in zip(_taps(padded, kernel, stride), weights, strict=True):
+    taps = _taps(padded, kernel.shape[:2], stride)
+    for tap, weight in zip(taps, weights, strict=True):
         term = tap.astype(dtype) * weight
         total = term if total is None else total + term
     return total
@@ -202,7 +268,7 @@ def _kernel_gradient(padded, g, kernel, stride: int) -> types.Array:
     # cache: x and g are read once, where k * k reductions would read them k * k times.
     def add_image(sums, image):
         x, g = image
-        taps = _taps(x[None], kernel, stride)
+        taps = _taps(x[None], kernel.shape[:2], stride)
         return tuple(s + tap[0] * g for s, tap in zip(sums, taps, strict=True)), None
 
     zeros = (jnp.zeros(g.shape[1:], g.dtype),) * (kernel.shape[0] * kernel.shape[1])

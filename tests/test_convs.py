@@ -45,6 +45,9 @@ def reference(x, kernel, stride, same, pad_value=0):
     )
 
 
+CODES = np.arange(-54, 54, dtype=np.int8).reshape(3, 3, 3, 4)
+
+
 def floats(*shape):
     return np.random.default_rng(len(shape)).standard_normal(shape).astype(np.float32)
 
@@ -111,6 +114,29 @@ def test_codes_are_exact(size, k, stride, same, kind):
     ):
         assert mine.dtype == jnp.int32
         np.testing.assert_array_equal(mine, exact)
+
+
+@pytest.mark.parametrize(("fitting", "blocks"), [(0.5, 6), (2, 3), (5, 2)])
+@pytest.mark.parametrize(("stride", "outputs"), [(1, 20), (2, 6)])
+def test_patches_of_few_images_at_a_time(monkeypatch, stride, outputs, fitting, blocks):
+    x, kernel = floats(6, 5, 4, 3), floats(3, 3, 3, 4)
+
+    def results(x, kernel):
+        y, pull = jax.vjp(lambda x, w: convs.conv(x, w, stride), x, kernel)
+        return y, *pull(jnp.cos(y)), convs.conv((x * 9).astype(jnp.int8), CODES, stride)
+
+    at_once = jax.jit(results)(x, kernel)
+    monkeypatch.setattr(convs, "_TOO_MANY", 0)
+    # Every output of an image sees 27 values of 4 bytes.
+    monkeypatch.setattr(convs, "_CACHED", fitting * outputs * 27 * 4)
+    few = jax.jit(lambda *arguments: results(*arguments))
+    if jax.default_backend() == "cpu":
+        assert f"length={blocks}" in str(jax.make_jaxpr(few)(x, kernel))
+    for one, other in zip(few(x, kernel), at_once, strict=True):
+        np.testing.assert_allclose(one, other, 1e-5, 1e-5)
+    batched = jax.vmap(few)(x[None].repeat(2, 0), kernel[None].repeat(2, 0))
+    for one, other in zip(batched, at_once, strict=True):
+        np.testing.assert_allclose(one[1], other, 1e-5, 1e-5)
 
 
 def test_zero_point_lies_outside_codes():
