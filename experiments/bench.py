@@ -27,7 +27,7 @@ from absl import flags
 
 from experiments import config as configs
 from experiments import experiment, main, windows, workloads
-from fljax import client, cohort, federation, plans, quant, simulation, types
+from fljax import client, cohort, federation, plans, programs, quant, simulation, types
 from fljax.algorithms import averaging, fedavg
 
 _WORKLOAD = flags.DEFINE_list("workload", ["small_cnn", "logistic"], "Which to time.")
@@ -87,14 +87,19 @@ def _operations(plan: plans.Plan, counts: tuple[types.BlockCounts, ...]) -> int:
     return 2 * total
 
 
-def _traffic() -> dict[plans.Plan, float]:
+def _traffic(examples: int) -> dict[plans.Plan, float]:
     """Gives the bytes that a step reads and writes, by plan, as XLA counts them.
 
     It counts the body of a loop once, which is a step of a chunk of clients; what is
-    around the steps counts in, too, and is little.
+    around the steps counts in, too, and is little. A batch that is gathered counts as
+    all examples, which are taken off again.
+
+    Args:
+      examples: bytes of the data that batches are gathered from.
     """
     return {
         plan: (program.cost_analysis() or {}).get("bytes accessed", float("nan"))
+        - examples
         for plan, program in cohort.compiled_programs()
     }
 
@@ -127,18 +132,14 @@ def _device_peak() -> Figures:
     return {} if peak is None else {"device_peak_mb": peak / 1e6}
 
 
-def _warm(algorithm: averaging.Algorithm, state, rounds: int) -> float:
-    """Runs those of the rounds that compile; returns the seconds they took."""
-    seconds = 0.0
+def _warm(algorithm: averaging.Algorithm, state, rounds: int) -> None:
+    """Runs those of the rounds that compile."""
     seen: set[plans.Plan] = set()
     for index in range(rounds):
         assignment = algorithm.assign(state, index)
         if not set(assignment.plans) <= seen:
-            start = time.perf_counter()
             jax.block_until_ready(algorithm.round(state, assignment)[0])
-            seconds += time.perf_counter() - start
             seen |= set(assignment.plans)
-    return seconds
 
 
 def measure(load: workloads.Workload, repeats: int, **fields: Any) -> Figures:
@@ -156,15 +157,18 @@ def measure(load: workloads.Workload, repeats: int, **fields: Any) -> Figures:
     ready = workloads.build(load, settings)
     algorithm = experiment.algorithm(settings, ready)
     fed, compiled_before = ready.federation, cohort.num_programs()
+    spent_before = programs.seconds_spent()
     state = algorithm.init()
-    compiling = _seconds(lambda: state) + _warm(algorithm, state, repeats + 1)
+    _warm(algorithm, state, repeats + 1)
+    compiling = programs.seconds_spent() - spent_before
     evaluator = ready.evaluator if load.eval_every else None
     if evaluator is not None:
-        compiling += _seconds(lambda: evaluator.scores(state))
+        first, second = (_seconds(lambda: evaluator.scores(state)) for _ in range(2))
+        compiling += max(first - second, 0.0)
     rounds = simulation.iterate(algorithm, state, 0, repeats + 1, evaluator)
     records = [record for _, record in rounds][1:]
     spread = _spread([record["wall_seconds"] for record in records])
-    traffic, operations, moved = _traffic(), [], []
+    traffic, operations, moved = _traffic(fed.data.x.nbytes), [], []
     for record in records:
         assigned = algorithm.assign(state, record["round"])
         counts = np.asarray(fed.shards.counts)[assigned.ids]

@@ -291,6 +291,8 @@ def train(
             step_key,
             observe=i + 1 == steps,
         )
+        # Weights are read before they are updated: else XLA updates copies of them.
+        gradients = lax.optimization_barrier(gradients)
         params = tuple(None if block is None else block["params"] for block in trained)
         moves, optimiser_state = optimiser.update(gradients, optimiser_state, params)
         params = optax.apply_updates(params, moves)

@@ -17,6 +17,7 @@ import platform
 import re
 import tempfile
 import threading
+import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -71,6 +72,7 @@ def compile_all(requests: Sequence[Request]) -> list[jax.stages.Compiled]:
     Returns:
       What can be called with the positional arguments, in the order of the requests.
     """
+    start = time.perf_counter()
     paths = [_path(request) for request in requests]
     with concurrent.futures.ThreadPoolExecutor(WORKERS) as pool:
         made = list(pool.map(_load, paths, requests))
@@ -79,10 +81,20 @@ def compile_all(requests: Sequence[Request]) -> list[jax.stages.Compiled]:
             if made[i] is None:
                 lowered = request.function.lower(*request.arguments, **request.static)
                 compiling[i] = pool.submit(_compile, lowered, path)
-        return [
+        result = [
             compiling[i].result() if program is None else program
             for i, program in enumerate(made)
         ]
+    _spent.append(time.perf_counter() - start)
+    return result
+
+
+_spent: list[float] = []
+
+
+def seconds_spent() -> float:
+    """Sums up how long this process has waited for programs, made or from disk."""
+    return sum(_spent)
 
 
 class _Compilation(threading.local):

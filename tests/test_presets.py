@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from absl import flags
 
-from experiments import compare, config, train
+from experiments import compare, config, study, train
 
 FOLDER = pathlib.Path(__file__).resolve().parents[1] / "experiments" / "presets"
 PRESETS = sorted(path.stem for path in FOLDER.glob("*.flags"))
-MODULES = {"train": train, "compare": compare}
+MODULES = {"train": train, "compare": compare, "study": study}
 # Fields of a configuration that `compare` has as lists of its own.
 LISTS = ("algorithms", "seeds", "centralized_rounds")
 TINY = (
@@ -27,6 +27,8 @@ TINY = (
     "--tiers=all:1:1:1:1",
 )
 TINY_COMPARE = ("--algorithms=cocofl", "--seeds=1")
+TINY_STUDY = study.Study({"calm": {}}, {"random": {"policy": "random_maximal"}})
+MORE = {train: (), compare: TINY_COMPARE, study: ("--seeds=1", "--study=bits")}
 
 
 def head(name):
@@ -105,7 +107,7 @@ def _data(name, folder):
         path = folder / "texts.jsonl"
         path.write_text("\n".join(map(json.dumps, rows)))
         return (f"--dataset=jsonl:{path}", "--max_tokens=8")
-    shape = (28, 28, 1) if name.startswith("fashion") else (32, 32, 3)
+    shape = (28, 28, 1) if "fashion" in name else (32, 32, 3)
     arrays = {
         f"x_{part}": generator.integers(0, 255, (size, *shape)).astype(np.uint8)
         for part, size in (("train", 16), ("test", 4))
@@ -118,14 +120,15 @@ def _data(name, folder):
 
 @pytest.mark.long
 @pytest.mark.parametrize("name", PRESETS)
-def test_presets_start(name, call, tmp_path):
+def test_presets_start(name, call, tmp_path, monkeypatch):
+    monkeypatch.setitem(study.STUDIES, "bits", TINY_STUDY)
     module = MODULES[re.search(r"experiments\.(\w+) ", head(name))[1]]
     run = tmp_path / "run"
     done = call(
         module,
         f"--flagfile={FOLDER / name}.flags",
         *TINY,
-        *(TINY_COMPARE if module is compare else ()),
+        *MORE[module],
         *_data(name, tmp_path),
         f"--workdir={run}",
         "--data_cache=",
