@@ -142,6 +142,7 @@ def assert_alike(ours, theirs):
             assert a[name] == pytest.approx(b[name], abs=1e-5)
 
 
+@pytest.mark.long
 def test_two_processes_give_what_one_gives_and_one_goes_on(tmp_path):
     both = start_two(tmp_path / "two", 3)
     outputs = [process.communicate(timeout=200) for process in both]

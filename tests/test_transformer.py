@@ -141,6 +141,7 @@ def test_gradients_pass_frozen_blocks(prepared):
     assert not exact[0].any()  # padding does not occur in these inputs
 
 
+@pytest.mark.long
 def test_a_client_learns_and_moves_its_window_alone(prepared):
     net, state = prepared
     generator = np.random.default_rng(0)
