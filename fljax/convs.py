@@ -120,12 +120,10 @@ def conv(
     padded = _pad(x, _padding(kernel, same), pad_value)
     matrix = kernel.reshape(k_h * k_w * channels, features)
     window = (k_h, k_w, stride)
-    if k_h * k_w == 1:
-        return dot(_patches(padded, window), matrix)
-    # else XLA would compute for every tap what leads to x
-    padded = lax.optimization_barrier(padded)
+    if k_h * k_w > 1:  # else XLA would compute for every tap what leads to x
+        padded = lax.optimization_barrier(padded)
     images = _images_in_cache(padded, window)
-    if images == x.shape[0]:
+    if k_h * k_w == 1 or images == x.shape[0]:
         return dot(_patches(padded, window), matrix)
     return _conv_in_cache(padded, matrix, window, images)
 

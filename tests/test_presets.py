@@ -26,9 +26,12 @@ TINY = (
     "--test_share=0",
     "--tiers=all:1:1:1:1",
 )
-TINY_COMPARE = ("--algorithms=cocofl", "--seeds=1")
 TINY_STUDY = study.Study({"calm": {}}, {"random": {"policy": "random_maximal"}})
-MORE = {train: (), compare: TINY_COMPARE, study: ("--seeds=1", "--study=bits")}
+MORE = {
+    train: (),
+    compare: ("--algorithms=cocofl", "--seeds=1"),
+    study: ("--seeds=1", "--study=bits"),
+}
 
 
 def head(name):
