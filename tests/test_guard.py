@@ -1,5 +1,6 @@
 """Rollback: verdicts by hand, runs that diverge and recover, alerts, resume."""
 
+import dataclasses
 import itertools
 import json
 import sys
@@ -12,14 +13,16 @@ from fljax import (
     arrivals,
     checkpoints,
     client,
+    clock,
     evaluate,
+    fleet,
     guard,
     plans,
     schedule,
     simulation,
     writers,
 )
-from fljax.algorithms import averaging, fedavg
+from fljax.algorithms import averaging, cocofl, fedavg
 from tests import conftest, test_algorithms, test_simulation
 
 IDS = np.array([5, 1, 8])
@@ -536,3 +539,70 @@ def test_a_run_stopped_around_a_rollback_ends_alike(wild, tmp_path, stop):
     assert writers.read_alerts(stopped) == writers.read_alerts(whole)
     newest = "checkpoints/round_00000004.ckpt"
     assert (stopped / newest).read_bytes() == (whole / newest).read_bytes()
+
+
+@pytest.fixture(scope="module")
+def buffered(problem):
+    """Gives CoCoFL whose server steps too far after two arrivals; and a guard."""
+    rules = clock.Clock(
+        step_seconds=1.0, upload_rate=1e6, download_rate=1e6, buffer=2, max_staleness=3
+    )
+    strong = dataclasses.replace(test_algorithms.TIERS[0], share=1.0)
+    fed = test_algorithms.make(
+        problem,
+        fleet=fleet.of_tiers(6, (strong,)),
+        clock=rules,
+        server_learning_rate=20.0,
+        learning_rate=lambda index: 0.1,
+    )
+    watch = guard.Guard(
+        loss_factor=2,
+        accuracy_drop=0.1,
+        lower="tier",
+        limit=50,
+        tiers=(strong.name,),
+        tier_index=fed.fleet.tier,
+    )
+    return cocofl.cocofl(fed), evaluator_of(problem), watch
+
+
+def test_a_tier_of_a_buffered_run_gets_lower_plans(buffered):
+    algorithm, evaluator, watch = buffered
+    state, records = simulation.run(algorithm, 14, evaluator, None, watch)
+    backs = {r["round"]: r["rollback"] for r in records if "rollback" in r}
+    assert {back["lowered"] for back in backs.values()} == {"strong"}
+    assert [back["factor"] for back in backs.values()] == [
+        0.5 ** (i + 1) for i in range(len(backs))
+    ]
+    assert state.caution.tiers.tolist() == [0.5 ** len(backs)]
+    assert state.caution.server == 1
+    # Who began before a rollback is not waited for: from then on nobody trains all.
+    first, full = min(backs), str(conftest.FULL)
+    assert all(set(record["plans"]) == {full} for record in records[: first + 1])
+    assert not any(full in record["plans"] for record in records[first + 1 :])
+    clocks = [record["clock_seconds"] for record in records]
+    assert clocks == sorted(clocks)
+
+
+def test_a_buffered_run_stopped_at_a_rollback_ends_alike(buffered, tmp_path):
+    algorithm, evaluator, watch = buffered
+    _, records = simulation.run(algorithm, 14, evaluator, None, watch)
+    first = next(record["round"] for record in records if "rollback" in record)
+
+    def play(rounds):
+        return simulation.run_in_folder(
+            algorithm,
+            rounds,
+            evaluator,
+            str(tmp_path),
+            {},
+            tensorboard=False,
+            rollback=watch,
+        )
+
+    play(first + 1)
+    state, again = play(14)
+    whole, _ = simulation.run(algorithm, 14, evaluator, None, watch)
+    conftest.assert_same_bits(state, whole)
+    without_time = test_simulation.without_time
+    assert without_time(again) == without_time(records)

@@ -41,6 +41,7 @@ from fljax import simulation
 settings = dict(
     network="cnn", algorithm="cocofl", num_clients=30, clients_per_round=12, rounds=2,
     partition="dirichlet", alpha=1.0, weighting="examples", seed=3,
+    failures="nonfinite=.1,huge=.2", norm_bound=3.0,
 )
 outcomes = []
 for devices, width in (("1", 1), ("8", 1), ("8", 2)):
@@ -58,8 +59,11 @@ for state, records in others:
     assert worst < 1e-5, worst
     for ours, theirs in zip(first, records):
         assert ours["plans"] == theirs["plans"]
+        assert ours.get("refused_for") == theirs.get("refused_for")
         assert abs(ours["train_loss"] - theirs["train_loss"]) < 1e-5
         assert abs(ours["test_loss"] - theirs["test_loss"]) < 1e-5
+reasons = {why for record in first for why in record.get("refused_for", {})}
+assert reasons == {"nonfinite", "large"}, reasons
 print("same", sorted(first[0]["plans"]))
 """
 

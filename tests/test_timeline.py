@@ -280,12 +280,35 @@ def test_without_a_bound_only_what_is_not_finite_is_refused(fed):
 def test_usual_lengths_by_hand():
     norms = jnp.array([[1.0, 0.0, 4.0], [3.0, 0.0, 0.0], [8.0, 0.0, 6.0]])
     before = jnp.array([0.0, 7.0, 3.0])
-    np.testing.assert_allclose(averaging._usual(before, norms), [3, 7, 4])
+    np.testing.assert_allclose(averaging._usual(before, norms, (9, 16, 9)), [3, 7, 4])
     # 3 a block of 9 values is 1 a value; the unknown block has 16 values.
     limits = averaging._limits(jnp.array([3.0, 0.0]), bound=2.0, sizes=(9, 16))
     np.testing.assert_allclose(limits, [36, 64])
     unknown = averaging._limits(jnp.zeros(2), bound=2.0, sizes=(9, 16))
     assert np.all(np.isinf(unknown))
+
+
+def test_who_is_far_off_does_not_teach_what_is_usual():
+    # A value of the others moves by 1; the last but one moves a million times as far,
+    # which a median of two would take half of. A block that it alone trained stays
+    # unknown.
+    far, nothing = 1e6, jnp.zeros(3)
+    norms = jnp.array([[3.0, 4.0, 0], [3.0, 0, 0], [0, 4.0 * far, far], [0, 0, 0]])
+    usual = averaging._usual(nothing, norms, (9, 16, 1))
+    np.testing.assert_allclose(usual, [3, 4, 0])
+    # Of two clients the shorter is believed.
+    usual = averaging._usual(nothing, norms[1:3], (9, 16, 1))
+    np.testing.assert_allclose(usual, [3, 0, 0])
+    np.testing.assert_array_equal(averaging._usual(nothing, norms[3:], (9, 16, 1)), 0)
+
+
+def test_updates_are_measured_anew_at_the_start_and_back_at_it(fed):
+    algorithm = fedavg.fedavg(fed._replace(norm_bound=10.0))
+    lowered = algorithm.init()._replace(
+        caution=averaging.Caution(np.float32(0.5), np.ones(2, np.float32))
+    )
+    _, report = algorithm.round(lowered, tampered(Fault.HUGE, 5))
+    np.testing.assert_array_equal(report.failed, [0, cohort.TOO_LARGE, 0])
 
 
 def test_a_device_with_too_little_memory_drops_out(fed):

@@ -119,20 +119,39 @@ class Algorithm(NamedTuple):
     round: Callable[[State, schedule.Assignment], tuple[State, Report]]
 
 
-@functools.partial(jax.jit, static_argnames=("bounded", "devices"))
-def _server_step(state, sums, norms, rate, *, bounded, devices):
-    """Adds up the devices' sums and ends the round; every device gets the result."""
+@functools.partial(jax.jit, static_argnames=("sizes", "devices"))
+def _server_step(state, sums, norms, rate, *, sizes, devices):
+    """Adds up the devices' sums and ends the round; every device gets the result.
+
+    The usual lengths of updates are kept where `sizes` of the blocks are given.
+    """
     added = cohort.total(sums)
     new = server.step(state, added.totals, optax.sgd(rate))
-    if bounded:
-        norms = _usual(norms, added.norms)
+    if sizes:
+        norms = _usual(norms, added.norms, sizes)
     result = new, added.losses, added.failed, trees.all_finite(new.blocks), norms
     return lax.with_sharding_constraint(result, NamedSharding(devices, mesh.SHARED))
 
 
-def _usual(before: types.Array, norms: types.Array) -> types.Array:
-    """Moves the usual lengths [n] half the way to the medians of a round [K, n]."""
-    medians = jnp.nan_to_num(jnp.nanmedian(jnp.where(norms > 0, norms, jnp.nan), 0))
+# A client whose parameters moved, in the mean, this many times as far as the median
+# client's teaches nothing of what is usual; windows differ by less than that.
+_OUTLYING = 100.0
+
+
+def _usual(
+    before: types.Array, norms: types.Array, sizes: tuple[int, ...]
+) -> types.Array:
+    """Moves the usual lengths [n] half the way to the medians of a round [K, n].
+
+    A block's median is of few clients, so one of two that is far off would be half of
+    it: who is far from the median of all clients is left out first.
+    """
+    trained = norms > 0
+    parameters = jnp.sum(jnp.where(trained, jnp.asarray(sizes, jnp.float32), 0.0), 1)
+    steps = jnp.linalg.norm(norms, axis=1) / jnp.sqrt(jnp.maximum(parameters, 1.0))
+    median = jnp.nanquantile(jnp.where(steps > 0, steps, jnp.nan), 0.5, method="lower")
+    trained &= (steps <= _OUTLYING * median)[:, None]
+    medians = jnp.nan_to_num(jnp.nanmedian(jnp.where(trained, norms, jnp.nan), 0))
     mixed = jnp.where(before > 0, (before + medians) / 2, medians)
     return jnp.where(medians > 0, mixed, before)
 
@@ -148,6 +167,14 @@ def _limits(norms: types.Array, *, bound: float, sizes: tuple[int, ...]) -> type
     typical = jnp.nanmedian(jnp.where(norms > 0, norms / root, jnp.nan))
     length = jnp.where(norms > 0, norms, jnp.nan_to_num(typical, nan=jnp.inf) * root)
     return jnp.square(bound * length)
+
+
+def _unknown(state: State, index: int) -> bool:
+    """Tells whether no update has been measured: at the start, or back at it."""
+    caution = state.caution
+    back = caution.server != 1 or np.any(np.asarray(caution.tiers) != 1)
+    # The lengths may still be computing, so they are looked at only where it is due.
+    return bool((index == 0 or back) and not np.any(state.norms))
 
 
 @functools.partial(jax.jit, static_argnames=("net", "spec"))
@@ -275,9 +302,10 @@ def averaging(
         )
         norms, limits = everywhere(state.norms), unlimited
         if fed.norm_bound:
-            if assignment.round == 0:  # everybody is measured before anybody is taken
+            if _unknown(state, assignment.round):
+                # Everybody is measured before anybody is taken.
                 tried = train(before, assignment, limits)
-                norms = _usual(norms, cohort.total(tried).norms)
+                norms = _usual(norms, cohort.total(tried).norms, sizes)
             known = _limits(norms, bound=fed.norm_bound, sizes=sizes)
             limits = everywhere(known)
         sums = train(before, assignment, limits)
@@ -287,7 +315,7 @@ def averaging(
             sums,
             norms,
             everywhere(server_rate),
-            bounded=bool(fed.norm_bound),
+            sizes=sizes if fed.norm_bound else (),
             devices=fed.devices,
         )
         report = Report(
