@@ -53,7 +53,8 @@ class Config:
     image_size: int = _field(0, "Height and width that images are resized to; 0: as "
                                 "they are.")  # fmt: skip
     image_mode: str = _field("stored", "Images in grey or rgb, or as stored.")
-    max_tokens: int = _field(512, "Tokens of a text; longer ones are cut.")
+    max_tokens: int = _field(512, "Tokens of a text; longer ones are cut. Of leaf's "
+                                  "characters the last are kept.")  # fmt: skip
     vocabulary_size: int = _field(16_000, "Subwords that texts are made of, at most.")
     augment: str = _field("none", "Training batches: none, or crop_flip (shifted by up "
                                   "to 4 pixels, half of them mirrored).")  # fmt: skip
@@ -69,6 +70,8 @@ class Config:
     batch_size: int = _field(32, "Examples of a local step.")
     lr: float = _field(0.1, "Learning rate of the clients.")
     lr_schedule: str = _field("", "Rounds at which it is divided by 10: 600,800.")
+    lr_warmup: int = _field(0, "Rounds in which it rises to --lr, in equal steps; "
+                               "Transformers want some.")  # fmt: skip
     weight_decay: float = _field(1e-3, "Weight decay of the clients.")
     momentum: float = _field(0.0, "Momentum of the clients, from zero every round.")
     client_optimizer: str = _field("sgd", "Clients train by sgd or adamw.")
@@ -165,6 +168,7 @@ _LEAST: dict[str, float] = {
     "num_clients": 1,
     "clients_per_round": 1,
     "rounds": 1,
+    "lr_warmup": 0,
     "local_epochs": 1,
     "batch_size": 1,
     "weight_decay": 0,

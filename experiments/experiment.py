@@ -252,8 +252,13 @@ def _spec(config: configs.Config) -> quant.Spec:
 
 
 def _learning_rate(config: configs.Config):
-    steps = configs.schedule(config)
-    return lambda index: config.lr * 0.1 ** sum(index >= step for step in steps)
+    steps, rising = configs.schedule(config), max(config.lr_warmup, 1)
+
+    def rate(index: int) -> float:
+        risen = min((index + 1) / rising, 1.0)
+        return config.lr * risen * 0.1 ** sum(index >= step for step in steps)
+
+    return rate
 
 
 def _mesh(devices: str) -> Mesh:

@@ -200,6 +200,7 @@ def assert_refused(done, *words):
         ("--num_clients=1438", ("num_clients", "1437", "1438")),
         ("--lr_schedule=800,600", ("--lr_schedule", "600,800", "'800,600'")),
         ("--lr_schedule=soon", ("--lr_schedule", "600,800", "'soon'")),
+        ("--lr_warmup=-1", ("--lr_warmup", "0 or more", "-1")),
         ("--lr_schedule=-5", ("--lr_schedule", "600,800", "'-5'")),
         ("--seed=-1", ("--seed", "0 or more", "-1")),
         ("--seed=1.5", ("--seed=1.5",)),
@@ -235,6 +236,13 @@ def test_a_bad_flag_is_refused_in_one_line(call, arguments, words):
 def test_both_kinds_of_tiers_are_refused(call):
     tiers = ("--tiers=a:1:1:1:1", "--tiers_file=x.json")
     assert_refused(call(train, *FEDAVG, *tiers), "--tiers", "--tiers_file", "both")
+
+
+def test_the_rate_rises_to_what_is_asked_for_and_falls_as_scheduled():
+    made = configs.Config(lr=0.4, lr_warmup=4, lr_schedule="2,5")
+    rates = [experiment._learning_rate(made)(index) for index in range(6)]
+    assert rates == pytest.approx([0.1, 0.2, 0.03, 0.04, 0.04, 0.004])
+    assert experiment._learning_rate(configs.Config(lr=0.4))(0) == 0.4
 
 
 def test_momentum_is_refused_beside_adamw(call):

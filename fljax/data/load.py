@@ -52,7 +52,7 @@ class Options(NamedTuple):
       image_mode: grey, rgb or stored.
       test_share: of training and test examples together that are for testing; 0: the
         split as stored.
-      max_tokens: length of a tokenised text.
+      max_tokens: length of a tokenised text, or the most characters of one.
       vocabulary_size: subwords at most.
       tokenizer: `types.Dataset.tokenizer` of an earlier run, instead of training one.
       seed: of the split.
@@ -162,13 +162,18 @@ def _from_leaf(name, path, options: Options, watch) -> Arrays:
         "seed": seed,
         "image_size": options.image_size,
         "image_mode": options.image_mode,
+        "max_tokens": options.max_tokens,
     }
     if options.cache:
         root = path if os.path.isdir(path) else path.parent
         about["source"] = _content(name, root, [*files.train, *files.test], watch)
 
     def make() -> Arrays:
-        return _fit(name, leaf.read(name, files, share, seed, watch), options, watch)
+        arrays = leaf.read(name, files, share, seed, watch)
+        if "vocabulary" in arrays:  # what comes next depends on the last characters
+            for key in ("x_train", "x_test"):
+                arrays[key] = arrays[key][:, -options.max_tokens :]
+        return _fit(name, arrays, options, watch)
 
     return cache.keep(options.cache, about, make)
 
