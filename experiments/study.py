@@ -106,6 +106,8 @@ _COLUMNS = (
     ("accuracy", "{mean:.3f} ± {std:.3f}", "test_accuracy"),
     ("worst tier", "{mean:.3f}", "worst_tier_accuracy"),
     ("spread", "{mean:.3f}", "tier_spread"),
+    ("late", "{mean:.3f}", "late_accuracy"),
+    ("late worst", "{mean:.3f}", "late_worst_tier"),
     ("upload MB", "{mean:.1f}", "upload_megabytes"),
     ("clock s", "{mean:.4g}", "clock_seconds"),
     ("arrived", "{mean:.2f}", "arrived"),

@@ -39,8 +39,20 @@ def _reached(records: Sequence[simulation.Record], target: float, key: str) -> f
 def _of_run(
     records: Sequence[simulation.Record], target: float = 0.0
 ) -> dict[str, float]:
-    """Takes the figures of one run: the last evaluation, the sums of all rounds."""
+    """Takes the figures of one run: the last evaluation, the sums of all rounds.
+
+    What begins with late is the mean over the evaluations of the last third of the
+    rounds, since one evaluation swings with who took part in its round.
+    """
     last = simulation.final_evaluation(records)
+    begin = records[-1]["round"] + 1 - len(records) // 3
+    late = [
+        record
+        for record in records
+        if "test_accuracy" in record
+        and "rollback" not in record
+        and record["round"] >= begin
+    ] or [last]
     upload = sum(record["upload_bytes"] for record in records)
     figures = {
         "test_accuracy": last["test_accuracy"],
@@ -48,6 +60,8 @@ def _of_run(
         "macro_f1": last["macro_f1"],
         "worst_tier_accuracy": last["worst_tier_accuracy"],
         "tier_spread": last["tier_spread"],
+        "late_accuracy": float(np.mean([r["test_accuracy"] for r in late])),
+        "late_worst_tier": float(np.mean([r["worst_tier_accuracy"] for r in late])),
         "upload_bytes": upload,
         "upload_megabytes": upload / 1e6,
         "compute_share": float(np.mean([r["compute_share"] for r in records])),

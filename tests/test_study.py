@@ -6,7 +6,7 @@ import json
 import pytest
 
 from experiments import config as configs
-from experiments import study
+from experiments import study, summary
 
 SMALL = (
     "--network=logistic",
@@ -48,6 +48,28 @@ def test_a_study_runs_everything_and_goes_on(call, tmp_path, monkeypatch):
     assert (tmp_path / "curves.png").read_bytes()[:4] == b"\x89PNG"
     again = call(study, *SMALL, f"--workdir={tmp_path}")
     assert (again.code, again.out, again.err) == (0, done.out, "")
+
+
+def test_late_figures_are_means_over_the_last_third_of_the_rounds():
+    def record(index, accuracy):
+        return {
+            "round": index,
+            **dict.fromkeys(("upload_bytes", "compute_share", "wall_seconds"), 0.0),
+            **dict.fromkeys(("test_loss", "macro_f1", "tier_spread"), 0.0),
+            "clock_seconds": 0.0,
+            "test_accuracy": accuracy,
+            "worst_tier_accuracy": accuracy / 2,
+        }
+
+    def late(records):
+        figures = summary._of_run(records)
+        return figures["late_accuracy"], figures["late_worst_tier"]
+
+    run = [record(index, index / 10) for index in range(6)]
+    assert late(run) == pytest.approx((0.45, 0.225))  # rounds 4 and 5
+    assert late(run[:2]) == pytest.approx((0.1, 0.05))  # the last of too few
+    run[5]["rollback"] = {"to_round": 4}
+    assert late(run) == pytest.approx((0.4, 0.2))
 
 
 @pytest.mark.parametrize("name", list(study.STUDIES))
