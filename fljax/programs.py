@@ -29,6 +29,9 @@ import optax
 from jax import lax
 from jax.experimental import serialize_executable
 
+# Of programs on disk; one of MobileNetV2 takes up to 8 MB.
+MOST_BYTES = 2**31
+
 # Tracing holds Python's lock, XLA does not: one program is traced while two compile.
 WORKERS = 2
 
@@ -154,8 +157,22 @@ def _store(path: pathlib.Path, payload: bytes) -> None:
         with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
             file.write(hashlib.sha256(payload).digest() + payload)
         os.replace(file.name, path)
+        _trim(path.parent)
     except OSError:
         return
+
+
+def _trim(folder: pathlib.Path) -> None:
+    """Removes the programs that were used longest ago, beyond what may be kept.
+
+    A change of the source leaves programs behind that nothing will ask for again.
+    """
+    left = MOST_BYTES
+    used = [(path.stat().st_mtime, path) for path in folder.iterdir()]
+    for _, path in sorted(used, reverse=True):
+        left -= path.stat().st_size
+        if left < 0:
+            path.unlink(missing_ok=True)
 
 
 def _load(path: pathlib.Path | None, request: Request) -> jax.stages.Compiled | None:
@@ -164,6 +181,7 @@ def _load(path: pathlib.Path | None, request: Request) -> jax.stages.Compiled | 
         return None
     try:
         content = path.read_bytes()
+        os.utime(path)  # see `_trim`
     except OSError:
         return None
     digest, payload = content[:32], content[32:]

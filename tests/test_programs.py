@@ -1,6 +1,7 @@
 """Programs on disk: loaded, not traced, unless something they depend on has moved."""
 
 import functools
+import os
 from typing import NamedTuple
 
 import jax
@@ -52,6 +53,23 @@ def run(wanted):
     result = program(*wanted.arguments)
     assert isinstance(result, Pair)
     return result.a.tolist()
+
+
+def test_what_was_used_longest_ago_makes_room(folder, monkeypatch):
+    run(request(1))
+    (first,) = folder.iterdir()
+    size = first.stat().st_size
+    monkeypatch.setattr(programs, "MOST_BYTES", 2.5 * size)
+    os.utime(first, (1, 1))
+    run(request(2))
+    (second,) = set(folder.iterdir()) - {first}
+    os.utime(second, (2, 2))
+    run(request(1))  # from disk: used once more
+    run(request(3))
+    there = set(folder.iterdir())
+    assert len(there) == 2
+    assert first in there
+    assert second not in there
 
 
 def test_a_program_is_traced_once_for_all_processes(folder):
