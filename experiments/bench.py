@@ -34,7 +34,9 @@ _WORKLOAD = flags.DEFINE_list("workload", ["small_cnn", "logistic"], "Which to t
 _REPEATS = flags.DEFINE_integer("repeats", 10, "Rounds to time.", lower_bound=1)
 _JSON = flags.DEFINE_string("json", "", "File that the figures go to as well.")
 _COST_TABLE = flags.DEFINE_string(
-    "cost_table", "", "Measured costs of MobileNetV2's windows for mobilenetv2_cocofl."
+    "cost_table",
+    "",
+    "Measured costs of MobileNetV2's windows for mobilenetv2_cocofl and tiers.",
 )
 _CLIENT_WIDTH = flags.DEFINE_integer(
     "client_width", 0, "Clients that run side by side; 0: the backend's default."
@@ -43,6 +45,9 @@ _CLIENT_WIDTH = flags.DEFINE_integer(
 # Windows of MobileNetV2 whose step times are compared; the full network comes first.
 WINDOWS = ((0, 19), (4, 11), (5, 19), (10, 16), (12, 19), (19, 19), (0, 0))
 FROZEN = {"int8": quant.DEFAULT, "float": quant.FLOAT}
+
+# Windows that the tiers' rounds are held to: each is compiled twice.
+TIER_WINDOWS = 6
 
 COHORTS = (1, 10, 100, 1000, 10_000)
 POPULATIONS = (1000, 10_000, 100_000, 1_000_000)
@@ -234,6 +239,54 @@ def measure_windows(repeats: int, steps: int = 4) -> Figures:
     }
 
 
+def measure_tiers(repeats: int) -> Figures:
+    """Compares rounds of CoCoFL with what the steps of their windows take alone.
+
+    Args:
+      repeats: rounds to time.
+
+    Returns:
+      Seconds of the rounds and of the same steps one by one, timed before and after
+      them; what rounds take more, and both as shares of training everything.
+    """
+    load = workloads.BY_NAME["mobilenetv2_cocofl"]
+    settings = workloads.config(
+        load, client_width=1, cost_table=_COST_TABLE.value, max_windows=TIER_WINDOWS
+    )
+    ready = workloads.build(load, settings)
+    algorithm, fed = experiment.algorithm(settings, ready), ready.federation
+    state = algorithm.init()
+    _warm(algorithm, state, repeats + 1)
+    counts, steps = np.asarray(fed.shards.counts), dict[plans.Plan, int]()
+    for index in range(1, repeats + 1):
+        assigned = algorithm.assign(state, index)
+        of_clients = client.steps_of(counts[assigned.ids], fed.training).tolist()
+        for plan, more in zip(assigned.plans, of_clients, strict=True):
+            steps[plan] = steps.get(plan, 0) + more
+    full = plans.full(fed.net.num_blocks)
+    used = list(dict.fromkeys((full, *steps)))
+    blocks = averaging.initial_blocks(fed)
+    made = [windows.compile_step(fed, blocks, plan, 4) for plan in used]
+    before = windows.interleaved(made, 4)
+    rounds = simulation.iterate(algorithm, state, 0, repeats + 1)
+    taken = sum([record["wall_seconds"] for _, record in rounds][1:])
+    after = windows.interleaved(made, 4)
+    alone = {
+        plan: statistics.median([*a, *b])
+        for plan, a, b in zip(used, before, after, strict=True)
+    }
+    expected = sum(number * alone[plan] for plan, number in steps.items())
+    everything = sum(steps.values()) * alone[full]
+    return {
+        "rounds_seconds": taken,
+        "windows_seconds": expected,
+        "excess": taken / expected - 1,
+        "rounds_ratio": taken / everything,
+        "windows_ratio": expected / everything,
+        "windows": {str(plan): alone[plan] / alone[full] for plan in used},
+    }
+
+
 def measure_cohorts(name: str, repeats: int) -> Iterator[tuple[str, Figures]]:
     """Times rounds of growing cohorts; yields a line for each size."""
     load = workloads.BY_NAME[name]
@@ -294,6 +347,8 @@ def _figures(name: str) -> Iterator[tuple[str, Any]]:
     repeats = _REPEATS.value
     if name == "windows":
         yield from measure_windows(repeats).items()
+    elif name == "tiers":
+        yield from measure_tiers(repeats).items()
     elif name == "cohort":
         for load in ("logistic", "small_cnn"):
             yield from measure_cohorts(load, repeats)
@@ -304,7 +359,7 @@ def _figures(name: str) -> Iterator[tuple[str, Any]]:
 
 
 def _main() -> None:
-    known = (*workloads.BY_NAME, "windows", "cohort")
+    known = (*workloads.BY_NAME, "windows", "tiers", "cohort")
     for name in _WORKLOAD.value:
         if name not in known:
             raise configs.unknown("workload", name, known)

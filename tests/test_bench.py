@@ -49,6 +49,27 @@ def test_a_workload_runs_and_compiles_one_program(tmp_path, capsys, monkeypatch)
     assert "images_per_second" in capsys.readouterr().out
 
 
+def test_rounds_of_tiers_are_compared_with_their_windows(monkeypatch):
+    load = workloads.BY_NAME["mobilenetv2_cocofl"]
+    fields = load.fields | {
+        "network": "cnn",
+        "num_clients": 6,
+        "clients_per_round": 3,
+        "batch_size": 4,
+        "tiers": "strong:.5:1:1:1,weak:.5:.6:.6:.6",
+    }
+    small = dataclasses.replace(load, shape=(8, 8, 1), examples=8, fields=fields)
+    monkeypatch.setitem(workloads.BY_NAME, "mobilenetv2_cocofl", small)
+    monkeypatch.setattr(bench, "TIER_WINDOWS", 2)
+    flags.FLAGS(["bench"])
+    figures = bench.measure_tiers(2)
+    assert figures["windows"]["0-3"] == 1
+    assert len(figures["windows"]) <= 3
+    ratio = figures["rounds_ratio"] / figures["windows_ratio"]
+    assert figures["excess"] == pytest.approx(ratio - 1)
+    assert figures["rounds_seconds"] > 0
+
+
 def test_cohorts_and_populations(monkeypatch):
     monkeypatch.setattr(bench, "COHORTS", (1, 3))
     monkeypatch.setattr(bench, "POPULATIONS", (100, 2000))
