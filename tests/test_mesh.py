@@ -114,7 +114,7 @@ def start(*arguments):
     )
 
 
-def start_two(folder, rounds):
+def start_two(folder, rounds, *more):
     """Starts two processes of one run on a free port."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -124,6 +124,7 @@ def start_two(folder, rounds):
         f"--rounds={rounds}",
         f"--coordinator=127.0.0.1:{port}",
         "--num_processes=2",
+        *more,
     )
     return [start(*shared, f"--process_id={number}") for number in (0, 1)]
 
@@ -142,6 +143,8 @@ def assert_alike(ours, theirs):
     assert len(ours) == len(theirs)
     for a, b in zip(ours, theirs, strict=True):
         assert a["plans"] == b["plans"]
+        back = [record.get("rollback", {}).get("to_round") for record in (a, b)]
+        assert back[0] == back[1]
         for name in ("train_loss", "test_loss", "test_accuracy", "upload_bytes"):
             assert a[name] == pytest.approx(b[name], abs=1e-5)
 
@@ -159,6 +162,21 @@ def test_two_processes_give_what_one_gives_and_one_goes_on(tmp_path):
         assert single.returncode == 0, error
     ours, theirs = (metrics(tmp_path / name) for name in ("two", "one"))
     assert [record["round"] for record in ours] == [0, 1, 2, 3, 4]
+    assert_alike(ours, theirs)
+
+
+@pytest.mark.long
+def test_two_processes_go_back_together(tmp_path):
+    wild = ("--server_lr=20", "--rollback_drop=0.02", "--rollback_limit=20")
+    both = start_two(tmp_path / "two", 8, *wild)
+    outputs = [process.communicate(timeout=200) for process in both]
+    assert [process.returncode for process in both] == [0, 0], outputs
+    single = start(f"--workdir={tmp_path / 'one'}", "--rounds=8", *wild)
+    _, error = single.communicate(timeout=200)
+    assert single.returncode == 0, error
+    ours, theirs = (metrics(tmp_path / name) for name in ("two", "one"))
+    assert any("rollback" in record for record in ours)
+    assert "rollback" not in ours[-1]
     assert_alike(ours, theirs)
 
 
