@@ -180,7 +180,9 @@ def measure(load: workloads.Workload, repeats: int, **fields: Any) -> Figures:
         steps = client.steps_of(counts, fed.training) / fed.width
         work = [_operations(plan, fed.counts) for plan in assigned.plans]
         operations.append(float(np.dot(work, counts)))
-        moved.append(float(np.dot([traffic[plan] for plan in assigned.plans], steps)))
+        moved.append(
+            float(np.dot([traffic.get(plan, np.nan) for plan in assigned.plans], steps))
+        )
     images = settings.clients_per_round * load.examples
     median = spread["median_seconds"]
     return {

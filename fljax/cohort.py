@@ -410,7 +410,10 @@ def run_group(
 
 
 # Programs of this process, by plan and all that is static beside it.
-_programs: dict[tuple, jax.stages.Compiled] = {}
+_programs: dict[tuple, jax.stages.Compiled] = {}  # used last comes last
+
+# Plans whose programs are held at the same time at least, see `programs.crowded`.
+PLANS_AT_ONCE = 8
 
 
 def compile_groups(
@@ -418,8 +421,11 @@ def compile_groups(
 ) -> dict[plans.Plan, jax.stages.Compiled]:
     """Compiles `run_group` for plans, those that are new side by side.
 
+    Where a process can hold no more programs, those that were used longest ago go, once
+    what they compute is done.
+
     Args:
-      wanted: the plans.
+      wanted: the plans, PLANS_AT_ONCE at most of a network with a thousand kernels.
       *arguments: of `run_group`, on the devices; a group of any of the plans.
       **static: its static arguments, without the plan.
 
@@ -429,7 +435,15 @@ def compile_groups(
     _, sums, data, clients, group, *_ = arguments
     shapes = [(x.shape, x.dtype) for x in jax.tree.leaves((data, clients, group))]
     keys = {plan: (plan, *static.values(), *shapes) for plan in wanted}
+    for plan in wanted:
+        if keys[plan] in _programs:
+            _programs[keys[plan]] = _programs.pop(keys[plan])
     missing = [plan for plan in wanted if keys[plan] not in _programs]
+    if missing and programs.crowded():
+        others = [key for key in _programs if key not in keys.values()]
+        for key in others[: len(others) // 2 + 1]:
+            del _programs[key]
+        jax.block_until_ready(sums)
     net, training = static["net"], static["training"]
     parts = [*map(type, net.blocks)]
     parts += [f for f in (training.optimiser, training.augment) if f is not None]

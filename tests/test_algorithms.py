@@ -15,6 +15,7 @@ from fljax import (
     federation,
     fleet,
     policies,
+    programs,
     schedule,
     types,
 )
@@ -177,15 +178,34 @@ def test_later_rounds_compile_nothing(fed, start):
     everyone = [FULL, MIDDLE, LATE, MIDDLE]
     assignment = schedule.by_hand(0, np.arange(4), everyone)
     state, _ = algorithm.round(start, assignment)
-    programs = cohort.num_programs(), averaging._server_step._cache_size()
+    before = cohort.num_programs(), averaging._server_step._cache_size()
     # Other group sizes, clients and, from round 1 on, another learning rate.
     state, reports = play(algorithm, state, 5, first=1)
     used = {tuple(map(str, sorted(r.assignment.plans))) for r in reports}
     assert len(used) > 1
-    assert programs == (
+    assert before == (
         cohort.num_programs(),
         averaging._server_step._cache_size(),
     )
+
+
+def test_programs_that_make_room_leave_no_trace(fed, start, monkeypatch):
+    algorithm = cocofl.cocofl(fed)
+    assigned = [FULL, MIDDLE, LATE, MIDDLE]
+    assignment = schedule.by_hand(0, np.arange(4), assigned)
+    state, _ = algorithm.round(start, assignment)
+    held = []
+
+    def crowded():
+        held.append(cohort.num_programs())
+        return True
+
+    monkeypatch.setattr(cohort, "PLANS_AT_ONCE", 1)
+    monkeypatch.setattr(programs, "crowded", crowded)
+    monkeypatch.setattr(cohort, "_programs", {})
+    again, _ = algorithm.round(start, assignment)
+    conftest.assert_same_bits(again, state)
+    assert held == [0, 1, 1]  # before each of the three is made
 
 
 def test_learning_rate_is_that_of_the_round(fed, start):

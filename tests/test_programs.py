@@ -55,6 +55,12 @@ def run(wanted):
     return result.a.tolist()
 
 
+def test_maps_are_counted_where_they_are_told():
+    assert not programs.crowded(share=1.0)
+    if os.path.exists("/proc/self/maps"):
+        assert programs.crowded(share=0.0)
+
+
 def test_what_was_used_longest_ago_makes_room(folder, monkeypatch):
     run(request(1))
     (first,) = folder.iterdir()

@@ -281,18 +281,25 @@ def averaging(
             return blocks, everywhere(key), everywhere(rate)
 
         starts = {age: begun(age) for age in sorted(set(ages))}
-        blocks, key, rate = starts[min(starts)]
-        compiled = cohort.compile_groups(
-            list(dict.fromkeys(plan for (_, plan), _ in by_key)),
-            *(blocks, sums, *shared, placed[0], key, rate, limits),
-            net=fed.net,
-            training=fed.training,
-            width=fed.width,
-            devices=fed.devices,
-        )
-        for ((age, plan), _), group in zip(by_key, placed, strict=True):
-            blocks, key, rate = starts[age]
-            sums = compiled[plan](blocks, sums, *shared, group, key, rate, limits)
+
+        def run(sums: cohort.Sums, few: slice) -> cohort.Sums:
+            """Runs some of the groups; their programs are held no longer than that."""
+            blocks, key, rate = starts[min(starts)]
+            compiled = cohort.compile_groups(
+                list(dict.fromkeys(plan for (_, plan), _ in by_key[few])),
+                *(blocks, sums, *shared, placed[0], key, rate, limits),
+                net=fed.net,
+                training=fed.training,
+                width=fed.width,
+                devices=fed.devices,
+            )
+            for ((age, plan), _), group in zip(by_key[few], placed[few], strict=True):
+                blocks, key, rate = starts[age]
+                sums = compiled[plan](blocks, sums, *shared, group, key, rate, limits)
+            return sums
+
+        for at in range(0, len(by_key), cohort.PLANS_AT_ONCE):
+            sums = run(sums, slice(at, at + cohort.PLANS_AT_ONCE))
         return sums
 
     def round(state: State, assignment: schedule.Assignment) -> tuple[State, Report]:
