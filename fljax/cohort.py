@@ -443,6 +443,7 @@ def compile_groups(
         others = [key for key in _programs if key not in keys.values()]
         for key in others[: len(others) // 2 + 1]:
             del _programs[key]
+        run_group.clear_cache()  # JAX keeps what it has compiled for a function
         jax.block_until_ready(sums)
     net, training = static["net"], static["training"]
     parts = [*map(type, net.blocks)]
