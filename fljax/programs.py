@@ -9,6 +9,7 @@ the device and its features, flags, static arguments, shapes.
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import functools
 import hashlib
 import os
@@ -201,9 +202,10 @@ def _load(path: pathlib.Path | None, request: Request) -> jax.stages.Compiled | 
         return None
     try:
         content = path.read_bytes()
-        os.utime(path)  # see `_trim`
     except OSError:
         return None
+    with contextlib.suppress(OSError):  # of a folder that is only to be read from
+        os.utime(path)  # see `_trim`
     digest, payload = content[:32], content[32:]
     if hashlib.sha256(payload).digest() != digest:
         return None
