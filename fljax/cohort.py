@@ -443,7 +443,8 @@ def compile_groups(
         others = [key for key in _programs if key not in keys.values()]
         for key in others[: len(others) // 2 + 1]:
             del _programs[key]
-        run_group.clear_cache()  # JAX keeps what it has compiled for a function
+        # JAX keeps what it has compiled for a function; its types do not name this.
+        run_group.clear_cache()  # type: ignore[attr-defined]
         jax.block_until_ready(sums)
     net, training = static["net"], static["training"]
     parts = [*map(type, net.blocks)]
