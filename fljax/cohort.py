@@ -440,12 +440,12 @@ def compile_groups(
             _programs[keys[plan]] = _programs.pop(keys[plan])
     missing = [plan for plan in wanted if keys[plan] not in _programs]
     if missing and programs.crowded():
+        jax.block_until_ready(sums)
         others = [key for key in _programs if key not in keys.values()]
         for key in others[: len(others) // 2 + 1]:
             del _programs[key]
         # JAX keeps what it has compiled for a function; its types do not name this.
         run_group.clear_cache()  # type: ignore[attr-defined]
-        jax.block_until_ready(sums)
     net, training = static["net"], static["training"]
     parts = [*map(type, net.blocks)]
     parts += [f for f in (training.optimiser, training.augment) if f is not None]

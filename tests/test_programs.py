@@ -148,6 +148,17 @@ def test_a_folder_that_cannot_be_written_costs_only_the_cache(folder):
     assert run(request()) == [1, 4]
 
 
+def test_a_folder_that_is_only_to_be_read_from_is_read(folder, monkeypatch):
+    run(request())
+
+    def refuse(path):
+        raise PermissionError(path)
+
+    monkeypatch.setattr(os, "utime", refuse)  # root may write whatever the mode says
+    assert run(request()) == [1, 4]
+    assert TRACED == [3]
+
+
 def test_many_come_back_in_order(folder):
     wanted = [request(factor) for factor in (5, 1, 4)]
     for _ in range(2):
