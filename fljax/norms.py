@@ -15,7 +15,8 @@ def _sum_rows(x: types.Array, mask: types.Array | None) -> types.Array:
     """Sums x [B, ..., C] over all but the last axis, rows weighted by mask [B]."""
     # Over positions first: a mask of the size of x would cost a pass over memory.
     by_row = jnp.sum(x, axis=tuple(range(1, x.ndim - 1))) if x.ndim > 2 else x
-    return jnp.sum(by_row, axis=0) if mask is None else mask @ by_row
+    # A product of the mask with the rows would be compiled anew for every norm.
+    return jnp.sum(by_row if mask is None else mask[:, None] * by_row, axis=0)
 
 
 def _statistics(x: types.Array, mask: types.Array | None):
