@@ -1,6 +1,7 @@
 """Algorithms: a round against its clients by hand, determinism, compile counts."""
 
 import dataclasses
+import gc
 
 import jax
 import jax.numpy as jnp
@@ -194,18 +195,27 @@ def test_programs_that_make_room_leave_no_trace(fed, start, monkeypatch):
     assigned = [FULL, MIDDLE, LATE, MIDDLE]
     assignment = schedule.by_hand(0, np.arange(4), assigned)
     state, _ = algorithm.round(start, assignment)
-    held = []
+    held, alive = [], []
+
+    def executables():
+        gc.collect()
+        live = jax.devices()[0].client.live_executables()
+        return sum(e.hlo_modules()[0].name == "jit_run_group" for e in live)
 
     def crowded():
         held.append(cohort.num_programs())
+        alive.append(executables())
         return True
 
     monkeypatch.setattr(cohort, "PLANS_AT_ONCE", 1)
     monkeypatch.setattr(programs, "crowded", crowded)
     monkeypatch.setattr(cohort, "_programs", {})
+    cohort.run_group.clear_cache()  # of other tests
     again, _ = algorithm.round(start, assignment)
     conftest.assert_same_bits(again, state)
     assert held == [0, 1, 1]  # before each of the three is made
+    # An executable that something still refers to would keep its memory maps.
+    assert executables() == alive[0] + 1
 
 
 def test_learning_rate_is_that_of_the_round(fed, start):
