@@ -124,8 +124,12 @@ class Config:
                                            "statistics or running ones.")  # fmt: skip
     eval_every: int = _field(1, "Rounds between evaluations; the last always is.")
     eval_batch_size: int = _field(500, "Examples of an evaluation batch.")
-    client_width: int = _field(0, "Clients that run side by side in a program; 0: "
-                                  "1 on CPU, 16 on accelerators.")  # fmt: skip
+    client_width: int = _field(0, "Clients that run side by side in a program; 0: 1 on "
+                                  "CPU, on accelerators what fits.")  # fmt: skip
+    programs: str = _field("auto", "Windows have a program each (windows) or share one "
+                                   "(one), in which clients of all windows run side by "
+                                   "side; auto: one where several run side by side and "
+                                   "the network allows it.")  # fmt: skip
     devices: str = _field("all", "Devices that a round is spread over: all or a "
                                  "number.")  # fmt: skip
     seed: int = _field(11, "Of everything that is drawn.")
@@ -159,6 +163,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "rounding": ("nearest", "stochastic"),
     "weight_scales": ("own", "channel", "tensor"),
     "norm_statistics": ("batch", "running"),
+    "programs": ("auto", "windows", "one"),
     "rollback_lowers": guard.LOWERS,
 }
 _LEAST: dict[str, float] = {

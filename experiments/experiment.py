@@ -34,6 +34,7 @@ from fljax import (
     fleet_sources,
     guard,
     mesh,
+    mixed,
     models,
     policies,
     quant,
@@ -319,6 +320,9 @@ def build(
     over = _mesh(config.devices)
     train_data, test_data = _data(config, data, over)
     counts = network.counts(net, config.reference_quirks)
+    share = -(-config.clients_per_round // over.size)
+    fitting = cohort.default_width(counts, config.batch_size, share)
+    width = config.client_width or fitting
     fed = federation.Federation(
         net=net,
         data=train_data,
@@ -331,7 +335,8 @@ def build(
         server_learning_rate=config.server_lr,
         clients_per_round=config.clients_per_round,
         weighting=config.weighting,
-        width=config.client_width or cohort.default_width(),
+        width=width,
+        mixed=_mixed(config, net, counts, width),
         seed=config.seed,
         devices=over,
         clock=configs.settings("clock", config.clock, clock.Clock),
@@ -350,6 +355,19 @@ def build(
     mixes = evaluate.tier_mixes(counts_by_class, made.tier, len(made.names))
     evaluator = _evaluator(config, fed, test_data, mixes, running)
     return Experiment(fed, evaluator, load.digest(data), data.tokenizer)
+
+
+def _mixed(config: configs.Config, net, counts, width: int) -> bool:
+    """Decides whether the windows of a round share a program."""
+    if config.programs == "windows" or (config.programs == "auto" and width == 1):
+        return False
+    fits = mixed.fits(net, counts)
+    if config.programs == "one" and not fits:
+        raise ValueError(
+            f"--programs: expected windows for network {net.name!r}, whose windows "
+            f"cannot share a program, got 'one'"
+        )
+    return fits
 
 
 def _evaluator(config, fed, test_data, mixes, running) -> simulation.Evaluator:
@@ -488,7 +506,7 @@ def run(
             workdir,
             resolved(config, ready),
             # Nothing but the order of sums; a stopped run goes on with more rollbacks.
-            may_change=("client_width", "devices", "rollback_limit"),
+            may_change=("client_width", "programs", "devices", "rollback_limit"),
             tensorboard=tensorboard,
             checkpoint_every=checkpoint_every,
             hooks=hooks,

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from fljax import layers, plans, quant, signals, trees, types
+from fljax import layers, mixed, plans, quant, signals, trees, types
 from fljax.models import network
 
 
@@ -171,8 +171,9 @@ def _batches(key, indices, count, training: Training):
     return batch
 
 
-def _window(plan: plans.Plan, num_blocks: int) -> tuple[bool, ...]:
-    return tuple(plan.first <= i <= plan.last for i in range(num_blocks))
+def _window(plan: plans.Plan | plans.Mixed, num_blocks: int) -> tuple[bool, ...]:
+    span = plans.span(plan, num_blocks)
+    return tuple(span.start <= i < span.stop for i in range(num_blocks))
 
 
 def _gradient_step(
@@ -207,6 +208,8 @@ def _gradient_step(
         h, updates = network.run(
             net, state, x, window, first, mutable=("norms", "ranges"), key=key
         )
+        if last + 1 < net.num_blocks:
+            h = signals.known(h, network.nonnegative(net)[last])
         h, _ = network.run(
             net, frozen[last + 1 :], h, calls[last + 1 :], last + 1, key=key
         )
@@ -237,29 +240,31 @@ def _next(trained, params, backward, updates, first: int, probed: bool):
 
 def train(
     net: network.Network,
-    plan: plans.Plan,
+    plan: plans.Plan | plans.Mixed,
     training: Training,
     state: tuple[dict, ...],
-    frozen: tuple[dict | None, ...],
+    frozen: tuple,
     data: Data,
     indices: types.Array,
     count: types.Array,
     key: types.Key,
     learning_rate: types.Array,
+    window: tuple[types.Array, types.Array] | None = None,
 ) -> Result:
     """Trains one client for a round.
 
     Args:
       net: the network, static.
-      plan: the window it trains, static.
+      plan: the window it trains, static; `plans.Mixed`: any.
       training: how, static.
       state: global state, a tuple over all blocks.
-      frozen: `network.freeze` of it under the plan's roles.
+      frozen: `freeze` of it under the plan.
       data: all training data, shared by the clients.
       indices: [capacity] int32, the client's examples, padded.
       count: how many of them are real, []; the rest is never read.
       key: of this round and client.
       learning_rate: [].
+      window: first and last block that it trains, [] each, if the plan is any.
 
     Returns:
       The client's result.
@@ -272,6 +277,7 @@ def train(
     shuffle_key, noise_key = jax.random.split(key)
     batch = _batches(shuffle_key, indices, count, training)
     probed = spec.gradient_place != "nowhere"
+    first = plans.span(plan, net.num_blocks).start
 
     def step(i, carry):
         trained, optimiser_state, total = carry
@@ -279,25 +285,26 @@ def train(
         step_key, x = jax.random.fold_in(noise_key, i), inputs(data, rows)
         if training.augment is not None:  # the blocks' keys are 0 to num_blocks - 1
             x = training.augment(jax.random.fold_in(step_key, net.num_blocks), x)
-        loss, (gradients, backward), updates = _gradient_step(
-            net,
-            plan,
-            spec,
-            frozen,
-            trained,
-            x,
-            data.y[rows],
-            valid,
-            step_key,
-            observe=i + 1 == steps,
-        )
+        batched = (frozen, trained, x, data.y[rows], valid, step_key)
+        observe = i + 1 == steps
+        if window is None:
+            loss, (gradients, backward), updates = _gradient_step(
+                net, plan, spec, *batched, observe=observe
+            )
+        else:
+            loss, (gradients, backward), updates = mixed.gradient_step(
+                net, spec, *batched, window, cross_entropy, observe=observe
+            )
         # Weights are read before they are updated: else XLA updates copies of them.
         gradients = lax.optimization_barrier(gradients)
         params = tuple(None if block is None else block["params"] for block in trained)
         moves, optimiser_state = optimiser.update(gradients, optimiser_state, params)
         params = optax.apply_updates(params, moves)
-        trained = _next(trained, params, backward, updates, plan.first, probed)
-        return trained, optimiser_state, total + loss * jnp.sum(valid)
+        new = _next(trained, params, backward, updates, first, probed)
+        if window is not None:  # blocks outside it stay as they are
+            inside = mixed.inside(window, net.num_blocks)
+            new = tuple(map(trees.select, inside, new, trained))
+        return new, optimiser_state, total + loss * jnp.sum(valid)
 
     steps = steps_of(count, training)
     carry = (start, optimiser.init(params), jnp.zeros(()))
@@ -309,7 +316,32 @@ def train(
     )
 
 
-def plan_spec(plan: plans.Plan, training: Training) -> quant.Spec:
+def freeze(
+    net: network.Network,
+    plan: plans.Plan | plans.Mixed,
+    training: Training,
+    state: tuple[dict, ...],
+    key: types.Key | None,
+) -> tuple:
+    """Freezes what a program of the plan runs frozen; the same for all its clients.
+
+    Args:
+      net: the network, static.
+      plan: of the program, static.
+      training: how clients train, static.
+      state: global state.
+      key: of the round, for stochastic rounding.
+
+    Returns:
+      What `train` takes as `frozen`.
+    """
+    spec = plan_spec(plan, training)
+    if isinstance(plan, plans.Mixed):
+        return mixed.freeze(net, state, spec, key)
+    return network.freeze(net, state, plans.roles(plan, net.num_blocks), spec, key)
+
+
+def plan_spec(plan: plans.Plan | plans.Mixed, training: Training) -> quant.Spec:
     """Gives the fixed point choices of a plan: the training's, at the plan's width."""
     return dataclasses.replace(training.spec, bits=plan.bits)
 

@@ -25,7 +25,7 @@ import numpy as np
 from jax import lax
 from jax.sharding import Mesh
 
-from fljax import client, mesh, plans, programs, server, trees, types
+from fljax import backends, client, mesh, mixed, plans, programs, server, trees, types
 from fljax.models import network
 
 # Keys of a round by use, away from client ids (see devices.BUDGET_TAG).
@@ -45,6 +45,7 @@ class Clients(NamedTuple):
       weights: [K] float32.
       tampering: [K] float32, what goes wrong with an update: its factor.
       scales: [K] float32, how much of an update is taken: less of a stale one.
+      windows: [K, 2] int32, first and last block that they train.
     """
 
     ids: types.ArrayLike
@@ -53,6 +54,7 @@ class Clients(NamedTuple):
     weights: types.ArrayLike
     tampering: types.ArrayLike
     scales: types.ArrayLike
+    windows: types.ArrayLike
 
 
 class Group(NamedTuple):
@@ -136,6 +138,7 @@ def gather(
     tampering: np.ndarray | None = None,
     scales: np.ndarray | None = None,
     size: int | None = None,
+    windows: np.ndarray | None = None,
 ) -> Clients:
     """Takes the cohort's rows out of the tables of all clients.
 
@@ -147,10 +150,13 @@ def gather(
       tampering: [A] factors; None: 1.
       scales: [A] factors; None: 1.
       size: K, A or more, filled up with rows that no group may name; None: A.
+      windows: [A, 2] of the clients; None: no program asks for them.
 
     Returns:
       The cohort in host memory, [K].
     """
+    if windows is None:
+        windows = np.zeros((len(ids), 2))
     padding = (0, (len(ids) if size is None else size) - len(ids))
     ones = np.ones(len(ids))
     padded = np.pad(ids, padding)
@@ -163,6 +169,7 @@ def gather(
             np.pad(ones if x is None else x, padding).astype(np.float32)
             for x in (tampering, scales)
         ),
+        np.pad(windows, (padding, (0, 0))).astype(np.int32),
     )
 
 
@@ -257,7 +264,7 @@ def _norms(delta: tuple) -> types.Array:
 def _train_chunk(net, plan, training, blocks, frozen, data, chunk, key, learning_rate):
     """Trains the W clients of a chunk; a result with a leading axis W."""
 
-    def one(number, indices, count):
+    def one(number, indices, count, window):
         return client.train(
             net,
             plan,
@@ -269,9 +276,10 @@ def _train_chunk(net, plan, training, blocks, frozen, data, chunk, key, learning
             count,
             jax.random.fold_in(key, number),
             learning_rate,
+            (window[0], window[1]) if isinstance(plan, plans.Mixed) else None,
         )
 
-    arguments = (chunk.ids, chunk.indices, chunk.counts)
+    arguments = (chunk.ids, chunk.indices, chunk.counts, chunk.windows)
     if chunk.ids.shape[0] == 1:  # a client axis of 1 would still batch every product
         single = one(*(x[0] for x in arguments))
         return jax.tree.map(lambda x: x[None], single)
@@ -304,20 +312,24 @@ def _run_on_device(
 ) -> Sums:
     """Runs one device's share of a group: its row of the sums and of the group."""
     sums, group = (jax.tree.map(lambda x: x[0], tree) for tree in (sums, group))
-    roles = plans.roles(plan, net.num_blocks)
-    spec = client.plan_spec(plan, training)
     rounding = None
-    if spec.rounding == "stochastic":
+    if client.plan_spec(plan, training).rounding == "stochastic":
         rounding = jax.random.fold_in(round_key, ROUNDING_TAG)
-    frozen = network.freeze(net, blocks, roles, spec, rounding)
-    inside = slice(plan.first, plan.last + 1)
-    start = trees.size(blocks[: plan.first])
+    frozen = client.freeze(net, plan, training, blocks, rounding)
+    inside = plans.span(plan, net.num_blocks)
+    start = trees.size(blocks[: inside.start])
     totals = sums.totals
 
-    limit = jnp.sum(limits[inside])
+    def trains(chunk):
+        """Tells which of the program's blocks the clients train: [W, blocks]."""
+        if isinstance(plan, plans.Mixed):
+            return jax.vmap(lambda w: mixed.inside((w[0], w[1]), net.num_blocks))(
+                chunk.windows
+            )
+        return jnp.ones((width, inside.stop - inside.start), bool)
 
     def chunk_step(i, carry):
-        deltas, weight, losses, failed, norms = carry
+        deltas, by_block, weight, losses, failed, norms = carry
         positions = lax.dynamic_slice_in_dim(group.positions, i * width, width)
         chunk = _chunk(clients, positions)
         result = _train_chunk(
@@ -327,6 +339,8 @@ def _run_on_device(
         sent = jax.vmap(trees.ravel)(result.delta[inside]) * factor
         lengths = _norms(result.delta[inside]) * factor
         finite = jnp.all(jnp.isfinite(sent), axis=1) & jnp.isfinite(result.loss)
+        trained = trains(chunk)
+        limit = jnp.sum(jnp.where(trained, limits[inside], 0.0), axis=1)
         small = jnp.sum(jnp.square(lengths), axis=1) <= limit
         verdict = jnp.where(finite, jnp.where(small, 0.0, TOO_LARGE), NOT_FINITE)
         verdict = jnp.where(chunk.weights != 0, verdict, 0.0)  # or padding
@@ -335,6 +349,7 @@ def _run_on_device(
         lengths = jnp.where(taken[:, None], lengths, 0.0)
         return (
             deltas + trees.weighted_sum(sent, weights * chunk.scales),
+            by_block + jnp.sum(weights[:, None] * trained, axis=0),
             weight + jnp.sum(weights),
             losses.at[positions].set(result.loss, mode="drop"),
             failed.at[positions].set(verdict, mode="drop"),
@@ -342,13 +357,14 @@ def _run_on_device(
         )
 
     window = lax.slice_in_dim(totals.deltas, start, start + trees.size(blocks[inside]))
-    carry = (window, jnp.zeros(()), sums.losses, sums.failed, sums.norms)
-    window, weight, losses, failed, norms = lax.fori_loop(
+    by_block = jnp.zeros(inside.stop - inside.start)
+    carry = (window, by_block, jnp.zeros(()), sums.losses, sums.failed, sums.norms)
+    window, by_block, weight, losses, failed, norms = lax.fori_loop(
         0, -(-group.sizes // width), chunk_step, carry
     )
     new = server.Totals(
         lax.dynamic_update_slice_in_dim(totals.deltas, window, start, 0),
-        totals.weights.at[inside].add(weight),
+        totals.weights.at[inside].add(by_block),
         totals.cohort + weight,
     )
     return jax.tree.map(lambda x: x[None], Sums(new, losses, failed, norms))
@@ -388,7 +404,7 @@ def run_group(
       limits: [n] squared length that a client may change a block's parameters by; an
         update whose squared length is above the sum over its window is refused.
       net: static.
-      plan: of all these clients, static.
+      plan: of all these clients, static; `plans.Mixed`: each has its own window.
       training: static.
       width: W, clients that run side by side, static.
       devices: the mesh, static.
@@ -476,6 +492,43 @@ def num_programs() -> int:
     return len(_programs)
 
 
-def default_width() -> int:
-    """Gives the number of clients that run side by side on this backend."""
-    return 1 if jax.default_backend() == "cpu" else 16
+# Clients side by side at most: what is wider waits longer for the slowest of a chunk.
+MOST_SIDE_BY_SIDE = 128
+
+# Of a device's memory, what the clients of a chunk may take, and what a device is taken
+# to have that does not tell.
+_SHARE, _UNTOLD = 0.5, 16e9
+
+# Memory of a chunk is up to 1.7 times what `bytes_of_client` says (measured by XLA for
+# an H100: mobilenetv2 1.0, cnn_dropout 1.1 and 1.3, cnn 1.7).
+_EXCESS = 1.7
+
+
+def bytes_of_client(counts: Sequence[types.BlockCounts], batch_size: int) -> int:
+    """Estimates the memory of training one client: activations, weights, gradients."""
+    kept = sum(count.kept for count in counts) * batch_size
+    return 4 * (kept + 3 * sum(count.params for count in counts))
+
+
+def default_width(
+    counts: Sequence[types.BlockCounts], batch_size: int, clients: int
+) -> int:
+    """Gives the number of clients that run side by side on this backend.
+
+    On CPU one: there vmap over clients is slower than one at a time. On accelerators as
+    many as a round has for a device and as fit its memory.
+
+    Args:
+      counts: of the network's blocks.
+      batch_size: of a local step.
+      clients: of a round, on each device.
+
+    Returns:
+      W, 1 or more.
+    """
+    if not backends.accelerated():
+        return 1
+    told = jax.local_devices()[0].memory_stats() or {}
+    memory = _SHARE * told.get("bytes_limit", _UNTOLD)
+    fit = int(memory / (_EXCESS * bytes_of_client(counts, batch_size)))
+    return max(1, min(clients, fit, MOST_SIDE_BY_SIDE))

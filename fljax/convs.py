@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from fljax import types
+from fljax import backends, types
 
 
 def _accumulator(x: types.Array):
@@ -145,7 +145,7 @@ def _images_in_cache(padded, window) -> int:
     batch = padded.shape[0]
     shape = jax.eval_shape(lambda x: _patches(x, window), padded)
     size = shape.size * shape.dtype.itemsize
-    if jax.default_backend() != "cpu" or size <= _TOO_MANY:
+    if backends.accelerated() or size <= _TOO_MANY:
         return batch
     divisors = [n for n in range(1, batch + 1) if batch % n == 0]
     return max([n for n in divisors if size // batch * n <= _CACHED], default=1)
@@ -261,6 +261,10 @@ def _depthwise_forward(x, kernel, stride, same):
 
 def _kernel_gradient(padded, g, kernel, stride: int) -> types.Array:
     """Computes the gradient of `depthwise` for its kernel."""
+    if backends.accelerated():
+        taps = _taps(padded, kernel.shape[:2], stride)
+        products = jnp.stack([tap * g for tap in taps])  # never written: one pass sums
+        return jnp.sum(products, axis=(1, 2, 3)).reshape(kernel.shape)
 
     # One image after the other into sums of the size of an image, which stay in the
     # cache: x and g are read once, where k * k reductions would read them k * k times.

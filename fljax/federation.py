@@ -40,6 +40,7 @@ class Federation(NamedTuple):
         one of its window; 0: none is.
       table_error: standard deviation of the log of what windows really cost against
         what the table says.
+      mixed: the windows of a round share one program instead of having one each.
     """
 
     net: network.Network
@@ -60,6 +61,7 @@ class Federation(NamedTuple):
     failures: faults.Rates = faults.Rates()
     norm_bound: float = 0.0
     table_error: float = 0.0
+    mixed: bool = False
 
 
 def rules(fed: Federation) -> clocks.Clock:

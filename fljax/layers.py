@@ -28,7 +28,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
 
-from fljax import convs, norms, operations, quant, signals, types
+from fljax import backends, convs, norms, operations, quant, signals, types
 
 
 class Call(NamedTuple):
@@ -74,7 +74,23 @@ def record_range(module: nn.Module, call: Call, measure) -> None:
         module.put_variable("ranges", "range", measure())
         return
     old: types.Array = module.get_variable("ranges", "range")
-    module.put_variable("ranges", "range", lax.cond(call.observe, measure, lambda: old))
+    if backends.accelerated():  # the host would wait for every condition
+        new = jnp.where(call.observe, measure(), old)
+    else:
+        new = lax.cond(call.observe, measure, lambda: old)
+    module.put_variable("ranges", "range", new)
+
+
+def _extremes(x: types.Array, axes: tuple[int, ...]):
+    """Computes the largest and the smallest x over axes."""
+    if not backends.accelerated():
+        return jnp.max(x, axis=axes), jnp.min(x, axis=axes)
+
+    def widen(a, b):
+        return jnp.maximum(a[0], b[0]), jnp.minimum(a[1], b[1])
+
+    infinity = jnp.asarray(jnp.inf, x.dtype)  # one pass: XLA does not merge the two
+    return lax.reduce((x, x), (-infinity, infinity), widen, axes)
 
 
 def largest_affine(x, factor, offset, relu: bool) -> types.Array:
@@ -84,7 +100,7 @@ def largest_affine(x, factor, offset, relu: bool) -> types.Array:
     """
     x, factor, offset = lax.stop_gradient((x, factor, offset))
     axes = tuple(range(x.ndim - 1))
-    ends = [end(x, axis=axes) * factor + offset for end in (jnp.max, jnp.min)]
+    ends = [end * factor + offset for end in _extremes(x, axes)]
     high = jnp.max(jnp.maximum(*ends))
     return (
         jnp.maximum(high, 0.0)

@@ -6,17 +6,24 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from fljax import types
+from fljax import backends, types
 
 EPSILON = 1e-5  # of every norm, as in the reference
 
 
 def _sum_rows(x: types.Array, mask: types.Array | None) -> types.Array:
     """Sums x [B, ..., C] over all but the last axis, rows weighted by mask [B]."""
+    if backends.accelerated():  # one pass, and two sums of one x share it
+        axes = tuple(range(x.ndim - 1))
+        return jnp.sum(x if mask is None else x * _as_rows(mask, x), axis=axes)
     # Over positions first: a mask of the size of x would cost a pass over memory.
     by_row = jnp.sum(x, axis=tuple(range(1, x.ndim - 1))) if x.ndim > 2 else x
     # A product of the mask with the rows would be compiled anew for every norm.
     return jnp.sum(by_row if mask is None else mask[:, None] * by_row, axis=0)
+
+
+def _as_rows(mask: types.Array, x: types.Array) -> types.Array:
+    return mask.reshape(mask.shape + (1,) * (x.ndim - 1))
 
 
 def _statistics(x: types.Array, mask: types.Array | None):
@@ -72,7 +79,7 @@ def _backward(residuals, cotangents):
     slope = inverse * scale_gradient / count
     shared = (bias_gradient / count - mean * slope) + x * slope
     if mask is not None:
-        shared = shared * mask.reshape(mask.shape + (1,) * (x.ndim - 1))
+        shared = shared * _as_rows(mask, x)
     return (inverse * scale) * (g - shared), scale_gradient, bias_gradient, None
 
 

@@ -48,6 +48,26 @@ class Plan:
         return f"{self.first}-{self.last}{width}"
 
 
+@dataclasses.dataclass(frozen=True, slots=True, order=True)
+class Mixed:
+    """All windows in one program, in which each client's is data (see `fljax.mixed`).
+
+    It stands where a plan says what a program is made for; nobody is assigned it.
+    """
+
+    bits: int = DEFAULT_BITS  # width of the codes in the frozen blocks
+
+    def __str__(self) -> str:
+        return "mixed" if self.bits == DEFAULT_BITS else f"mixed@{self.bits}"
+
+
+def span(plan: Plan | Mixed, num_blocks: int) -> slice:
+    """Returns the blocks that a program of the plan trains."""
+    if isinstance(plan, Mixed):
+        return slice(0, num_blocks)
+    return slice(plan.first, plan.last + 1)
+
+
 def full(num_blocks: int) -> Plan:
     """Return the plan that trains every block.
 

@@ -67,6 +67,13 @@ def to_ranged(x: Signal) -> Ranged:
     return Ranged(to_float(x), None)
 
 
+def known(x: Signal | Padded, nonnegative: bool) -> Signal | Padded:
+    """Says of what a trained block gives whether it can be negative."""
+    if isinstance(x, Padded):
+        return x.replace(value=known(x.value, nonnegative))  # type: ignore[attr-defined]
+    return x if isinstance(x, Ranged) else Ranged(x, None, nonnegative)
+
+
 def input_scale(x: Ranged, spec: quant.Spec, carried: bool) -> types.Array:
     """Gives the scale of x: what it was observed to need, or what this batch needs."""
     largest = x.largest if carried else None

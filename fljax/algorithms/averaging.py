@@ -28,6 +28,7 @@ from fljax import (
     failures,
     federation,
     mesh,
+    plans,
     policies,
     schedule,
     server,
@@ -233,6 +234,13 @@ def averaging(
     fed = fed._replace(data=everywhere(fed.data))
     unlimited = everywhere(np.full(fed.net.num_blocks, np.inf, np.float32))
 
+    def programs_of(assigned) -> list[plans.Plan] | list[plans.Mixed]:
+        """Says which program each client of a round needs, by its plan."""
+        full = (plans.is_full(plan, fed.net.num_blocks) for plan in assigned)
+        if not fed.mixed or all(full):
+            return list(assigned)
+        return [plans.Mixed(plan.bits) for plan in assigned]
+
     def init() -> State:
         blocks = initial_blocks(fed)
         return State(
@@ -255,10 +263,11 @@ def averaging(
             failures.tampering(work.faults),
             clock.weight(fed.clock, index, work.versions),
             size,
+            np.array([(p.first, p.last) for p in assignment.plans]).reshape(-1, 2),
         )
         load = counts[ids] * planned.time_shares(assignment.plans)
         ages = (index - work.versions).tolist()
-        keys = list(zip(ages, assignment.plans, strict=True))
+        keys = list(zip(ages, programs_of(assignment.plans), strict=True))
         by_key = cohort.group_by_plan(keys, ids)
         groups = cohort.spread(
             [positions for _, positions in by_key],

@@ -7,6 +7,7 @@ slice of it.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -157,6 +158,37 @@ def freeze(
     return tuple(
         None if role is types.Role.TRAINED else update
         for role, update in zip(roles, updates, strict=True)
+    )
+
+
+@functools.cache
+def nonnegative(network: Network) -> tuple[bool, ...]:
+    """Tells of each block whether its output cannot be negative: it ends in a ReLU.
+
+    A trained block's output does not say so, and codes of what is not negative are
+    twice as fine.
+
+    Args:
+      network: the network; it is traced, not run.
+
+    Returns:
+      A flag for each block.
+    """
+
+    def outputs():
+        state = init(network, jax.random.key(0))
+        call = layers.Call(types.Role.FROZEN_AFTER)
+        roles = (call.role,) * network.num_blocks
+        frozen = freeze(network, state, roles, call.spec)
+        x, given = zeros(network), []
+        for index, block in enumerate(frozen):
+            x, _ = run(network, [block], x, [call], index)
+            given.append(signals.bare(x))
+        return given
+
+    return tuple(
+        isinstance(x, signals.Ranged) and x.nonnegative
+        for x in jax.eval_shape(outputs)
     )
 
 
