@@ -263,8 +263,8 @@ def _kernel_gradient(padded, g, kernel, stride: int) -> types.Array:
     """Computes the gradient of `depthwise` for its kernel."""
     if backends.accelerated():
         taps = _taps(padded, kernel.shape[:2], stride)
-        products = jnp.stack([tap * g for tap in taps])  # never written: one pass sums
-        return jnp.sum(products, axis=(1, 2, 3)).reshape(kernel.shape)
+        by_image = jnp.stack([jnp.sum(tap * g, axis=(1, 2)) for tap in taps])
+        return jnp.sum(by_image, axis=1).reshape(kernel.shape)
 
     # One image after the other into sums of the size of an image, which stay in the
     # cache: x and g are read once, where k * k reductions would read them k * k times.
