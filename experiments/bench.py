@@ -92,7 +92,7 @@ def _operations(plan: plans.Plan, counts: tuple[types.BlockCounts, ...]) -> int:
     return 2 * total
 
 
-def _traffic(examples: int) -> dict[plans.Plan, float]:
+def _traffic(examples: int) -> dict[plans.Plan | plans.Mixed, float]:
     """Gives the bytes that a step reads and writes, by plan, as XLA counts them.
 
     It counts the body of a loop once, which is a step of a chunk of clients; what is
@@ -139,12 +139,13 @@ def _device_peak() -> Figures:
 
 def _warm(algorithm: averaging.Algorithm, state, rounds: int) -> None:
     """Runs those of the rounds that compile."""
-    seen: set[plans.Plan] = set()
+    seen: set[plans.Plan | plans.Mixed] = set()
     for index in range(rounds):
         assignment = algorithm.assign(state, index)
-        if not set(assignment.plans) <= seen:
+        wanted = set(algorithm.programs(assignment))
+        if not wanted <= seen:
             jax.block_until_ready(algorithm.round(state, assignment)[0])
-            seen |= set(assignment.plans)
+            seen |= wanted
 
 
 def measure(load: workloads.Workload, repeats: int, **fields: Any) -> Figures:
@@ -181,7 +182,12 @@ def measure(load: workloads.Workload, repeats: int, **fields: Any) -> Figures:
         work = [_operations(plan, fed.counts) for plan in assigned.plans]
         operations.append(float(np.dot(work, counts)))
         moved.append(
-            float(np.dot([traffic.get(plan, np.nan) for plan in assigned.plans], steps))
+            float(
+                np.dot(
+                    [traffic.get(p, np.nan) for p in algorithm.programs(assigned)],
+                    steps,
+                )
+            )
         )
     images = settings.clients_per_round * load.examples
     median = spread["median_seconds"]

@@ -29,12 +29,12 @@ class Estimate(NamedTuple):
 
     Attributes:
       rounds: of the run.
-      programs: distinct plans, each one program.
-      compile_seconds: for the full network's program, measured.
-      step_seconds: of the full network, one client, measured.
+      programs: distinct ones.
+      compile_seconds: for the program of the full network or of all windows, measured.
+      step_seconds: of that, one client's share, measured.
       round_seconds: mean over the rounds, evaluation included.
       total_seconds: of all rounds, compilation included.
-      device_bytes: most that a device holds while it trains the full network; None
+      device_bytes: most that a device holds while it runs that program; None
         where the backend does not tell.
       upload_bytes: of all clients in all rounds.
       clock_seconds: of all rounds on the virtual clock of the devices.
@@ -73,10 +73,14 @@ def estimate(config: configs.Config, ready: experiment.Experiment) -> Estimate:
     times, _ = schedule.columns(fed.table)
     for index in range(looked_at):
         assigned = algorithm.assign(state, index)
-        seen |= set(assigned.plans)
+        programs = federation.programs(fed, assigned.plans)
+        seen |= set(programs)
         counts = fed.shards.counts[assigned.ids]
         work = client.steps_of(counts, fed.training)
-        shares = [times[plan.first, plan.last] for plan in assigned.plans]
+        shares = [
+            1.0 if isinstance(program, plans.Mixed) else times[plan.first, plan.last]
+            for plan, program in zip(assigned.plans, programs, strict=True)
+        ]
         steps.append(float(work @ np.array(shares)) if len(work) else 0.0)
         done = assigned.outcome.finished
         sizes = [
@@ -84,7 +88,9 @@ def estimate(config: configs.Config, ready: experiment.Experiment) -> Estimate:
         ]
         upload += arrivals.sent_bytes(done, sizes)
         state = state._replace(timeline=assigned.outcome.timeline)
-    compile_seconds, step_seconds, size = _measure(fed, state)
+    mixed = [program for program in seen if isinstance(program, plans.Mixed)]
+    plan = mixed[0] if mixed else plans.full(fed.net.num_blocks)
+    compile_seconds, step_seconds, size = _measure(fed, state, plan)
     training = float(np.mean(steps)) * step_seconds / fed.devices.size
     batches = ready.evaluator.examples / config.batch_size
     evaluation = _EVALUATION * batches * step_seconds / config.eval_every
@@ -102,18 +108,22 @@ def estimate(config: configs.Config, ready: experiment.Experiment) -> Estimate:
     )
 
 
-def _measure(fed: federation.Federation, state: averaging.State):
-    """Compiles the full network's program and times a client of the mean size.
+def _measure(fed: federation.Federation, state: averaging.State, plan):
+    """Compiles a plan's program and times a chunk of clients of the mean size.
 
     Returns:
-      Seconds to compile, seconds a step, bytes on a device or None.
+      Seconds to compile, seconds a step of a client, bytes on a device or None.
     """
     counts = np.asarray(fed.shards.counts)
     number = int(np.argmin(np.abs(counts - counts.mean())))
     ids = np.full(fed.clients_per_round, number)
-    clients = cohort.gather(ids, fed.shards.indices, counts, np.ones(len(counts)))
+    windows = np.tile([0, fed.net.num_blocks - 1], (len(ids), 1))
+    clients = cohort.gather(
+        ids, fed.shards.indices, counts, np.ones(len(counts)), windows=windows
+    )
     work = np.ones(len(ids))
-    (group,) = cohort.spread([np.arange(1)], work, fed.devices.size, fed.width)
+    chunk = min(fed.width, len(ids))
+    (group,) = cohort.spread([np.arange(chunk)], work, fed.devices.size, fed.width)
     everywhere = [
         mesh.replicate(fed.devices, x)
         for x in (state.server.blocks, fed.data, clients, jax.random.key(0))
@@ -124,7 +134,6 @@ def _measure(fed: federation.Federation, state: averaging.State):
     limits = mesh.replicate(fed.devices, limits)
     group = mesh.distribute(fed.devices, group)
     sums = cohort.zero_sums(blocks, size=len(ids), devices=fed.devices)
-    plan = plans.full(fed.net.num_blocks)
     start = time.perf_counter()
     program = cohort.compile_groups(
         [plan],
@@ -140,10 +149,8 @@ def _measure(fed: federation.Federation, state: averaging.State):
         sums = program(blocks, sums, data, clients, group, key, rate, limits)
         jax.block_until_ready(sums)
         seconds.append(time.perf_counter() - start)
-    step = statistics.median(seconds[1:]) / client.steps_of(
-        counts[number], fed.training
-    )
-    return compiling, float(step), _size(program)
+    steps = chunk * client.steps_of(counts[number], fed.training)
+    return compiling, float(statistics.median(seconds[1:]) / steps), _size(program)
 
 
 def _size(program: jax.stages.Compiled) -> int | None:

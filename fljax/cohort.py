@@ -386,7 +386,7 @@ def run_group(
     limits: types.Array,
     *,
     net: network.Network,
-    plan: plans.Plan,
+    plan: plans.Plan | plans.Mixed,
     training: client.Training,
     width: int,
     devices: Mesh,
@@ -433,8 +433,8 @@ PLANS_AT_ONCE = 8
 
 
 def compile_groups(
-    wanted: Sequence[plans.Plan], *arguments: Any, **static: Any
-) -> dict[plans.Plan, jax.stages.Compiled]:
+    wanted: Sequence[plans.Plan | plans.Mixed], *arguments: Any, **static: Any
+) -> dict[plans.Plan | plans.Mixed, jax.stages.Compiled]:
     """Compiles `run_group` for plans, those that are new side by side.
 
     Where a process can hold no more programs, those that were used longest ago go, once
@@ -482,7 +482,7 @@ def compile_groups(
     return {plan: _programs[keys[plan]] for plan in wanted}
 
 
-def compiled_programs() -> list[tuple[plans.Plan, jax.stages.Compiled]]:
+def compiled_programs() -> list[tuple[plans.Plan | plans.Mixed, jax.stages.Compiled]]:
     """Lists the programs of groups that this process has compiled or loaded."""
     return [(key[0], program) for key, program in _programs.items()]
 

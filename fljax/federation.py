@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
 from jax.sharding import Mesh
 
-from fljax import client, costs, types
+from fljax import client, costs, plans, types
 from fljax import clock as clocks
 from fljax import failures as faults
 from fljax import fleet as fleets
@@ -69,6 +69,24 @@ def rules(fed: Federation) -> clocks.Clock:
     return clocks.resolve(
         fed.clock, fed.fleet.reference, fed.table, fed.counts, fed.training.batch_size
     )
+
+
+def programs(
+    fed: Federation, assigned: Sequence[plans.Plan]
+) -> list[plans.Plan | plans.Mixed]:
+    """Says what the program of each client of a round is made for.
+
+    Args:
+      fed: the federation.
+      assigned: the plans of the round's clients.
+
+    Returns:
+      Their plans; where windows share a program, and somebody freezes something,
+      `plans.Mixed` for each.
+    """
+    if not fed.mixed or all(plans.is_full(p, fed.net.num_blocks) for p in assigned):
+        return list(assigned)
+    return [plans.Mixed(plan.bits) for plan in assigned]
 
 
 def round_key(seed: int, round_index: int) -> types.Key:

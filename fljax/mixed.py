@@ -120,7 +120,8 @@ def gradient_step(
     first, last = window
     roles = types.Role
     before, after = (
-        layers.Call(role, spec, mask) for role in (roles.FROZEN_BEFORE, roles.FROZEN_AFTER)
+        layers.Call(role, spec, mask)
+        for role in (roles.FROZEN_BEFORE, roles.FROZEN_AFTER)
     )
     call = layers.Call(roles.TRAINED, spec, mask, observe=observe)
     nonnegative = network.nonnegative(net)

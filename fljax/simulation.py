@@ -16,7 +16,17 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from fljax import alerts, checkpoints, cohort, evaluate, guard, mesh, types, writers
+from fljax import (
+    alerts,
+    checkpoints,
+    cohort,
+    evaluate,
+    guard,
+    mesh,
+    plans,
+    types,
+    writers,
+)
 from fljax.algorithms import averaging
 
 Record = dict[str, Any]
@@ -231,6 +241,10 @@ def _limit_reached(
     return NonFiniteError(index, _advise(report, verdict.reason + after))
 
 
+def _by_kind(plan: plans.Plan | plans.Mixed):
+    return isinstance(plan, plans.Mixed), plan
+
+
 def _dispatcher(
     algorithm: averaging.Algorithm,
     rounds: int,
@@ -242,7 +256,7 @@ def _dispatcher(
 
     def dispatch(state: averaging.State, index: int) -> _Pending:
         assignment = algorithm.assign(state, index)
-        new = sorted(set(assignment.plans) - seen)
+        new = sorted(set(algorithm.programs(assignment)) - seen, key=_by_kind)
         if new:
             names = ", ".join(map(str, new))
             message(f"round {index}: compiling for plan{'s' * (len(new) > 1)} {names}")

@@ -10,7 +10,7 @@ needs.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -113,11 +113,15 @@ class Algorithm(NamedTuple):
       init: () -> state.
       assign: (state, round index) -> who trains what.
       round: (state, assignment) -> (new state, report).
+      programs: (assignment) -> what the program of each of its clients is made for.
     """
 
     init: Callable[[], State]
     assign: Callable[[State, int], schedule.Assignment]
     round: Callable[[State, schedule.Assignment], tuple[State, Report]]
+    programs: Callable[[schedule.Assignment], Sequence] = lambda assigned: (
+        assigned.plans
+    )
 
 
 @functools.partial(jax.jit, static_argnames=("sizes", "devices"))
@@ -234,12 +238,8 @@ def averaging(
     fed = fed._replace(data=everywhere(fed.data))
     unlimited = everywhere(np.full(fed.net.num_blocks, np.inf, np.float32))
 
-    def programs_of(assigned) -> list[plans.Plan] | list[plans.Mixed]:
-        """Says which program each client of a round needs, by its plan."""
-        full = (plans.is_full(plan, fed.net.num_blocks) for plan in assigned)
-        if not fed.mixed or all(full):
-            return list(assigned)
-        return [plans.Mixed(plan.bits) for plan in assigned]
+    def programs(assignment: schedule.Assignment) -> list[plans.Plan | plans.Mixed]:
+        return federation.programs(fed, assignment.plans)
 
     def init() -> State:
         blocks = initial_blocks(fed)
@@ -267,7 +267,7 @@ def averaging(
         )
         load = counts[ids] * planned.time_shares(assignment.plans)
         ages = (index - work.versions).tolist()
-        keys = list(zip(ages, programs_of(assignment.plans), strict=True))
+        keys = list(zip(ages, programs(assignment), strict=True))
         by_key = cohort.group_by_plan(keys, ids)
         groups = cohort.spread(
             [positions for _, positions in by_key],
@@ -364,4 +364,4 @@ def averaging(
         tiers = state.caution.tiers
         return planned.assign(state.policy, state.timeline, tiers, index)
 
-    return Algorithm(init, assign, round)
+    return Algorithm(init, assign, round, programs)

@@ -187,8 +187,7 @@ def nonnegative(network: Network) -> tuple[bool, ...]:
         return given
 
     return tuple(
-        isinstance(x, signals.Ranged) and x.nonnegative
-        for x in jax.eval_shape(outputs)
+        isinstance(x, signals.Ranged) and x.nonnegative for x in jax.eval_shape(outputs)
     )
 
 

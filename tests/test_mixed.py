@@ -1,0 +1,167 @@
+"""Windows that share a program: as their own programs, client by client."""
+
+import itertools
+
+import jax
+import numpy as np
+import pytest
+
+from experiments import experiment, workloads
+from fljax import backends, cohort, federation, mixed, models, plans, simulation
+from fljax.models import network
+from tests import conftest
+from tests.test_cohort import RATE, round_key, run, started
+
+ASSIGNED = {0: conftest.LATE, 1: conftest.MIDDLE, 3: conftest.FULL, 4: plans.Plan(1, 2)}
+
+
+def run_mixed(problem, assigned, width, limits=(np.inf,) * 5, spoilt=()):
+    """Runs clients of several windows in one program; returns the totals."""
+    weights = problem.shards.counts.astype(np.float32)
+    ids = np.array(list(assigned))
+    tampering = np.where(np.isin(ids, spoilt), np.nan, 1.0)
+    clients = cohort.gather(
+        ids,
+        *problem.shards,
+        weights,
+        tampering,
+        windows=np.array([(p.first, p.last) for p in assigned.values()]),
+    )
+    (group,) = cohort.spread([np.arange(len(ids))], clients.counts, 1, width)
+    sums = cohort.run_group(
+        problem.blocks,
+        started(problem, len(ids)),
+        problem.data,
+        clients,
+        group,
+        round_key(),
+        np.float32(RATE),
+        np.asarray(limits, np.float32),
+        net=problem.net,
+        plan=plans.Mixed(),
+        training=problem.training,
+        width=width,
+        devices=conftest.MESH,
+    )
+    return cohort.total(sums)
+
+
+@pytest.fixture(scope="module")
+def by_window(problem):
+    """The same clients, every window in its own program."""
+    sums = None
+    for number, plan in ASSIGNED.items():
+        sums = run(problem, plan, [number], cohort_ids=tuple(ASSIGNED), sums=sums)
+    return cohort.total(sums)
+
+
+@pytest.mark.parametrize("width", [1, 3])
+def test_it_gives_what_each_windows_own_program_gives(problem, by_window, width):
+    ours = run_mixed(problem, ASSIGNED, width)
+    conftest.assert_close(ours, by_window, 2e-5)
+
+
+def test_blocks_outside_a_window_get_exactly_nothing(problem):
+    ours = run_mixed(problem, {0: conftest.MIDDLE, 1: conftest.MIDDLE}, 2)
+    deltas = np.asarray(ours.totals.deltas)
+    sizes = [sum(x.size for x in jax.tree.leaves(block)) for block in problem.blocks]
+    bounds = np.cumsum([0, *sizes])
+    moved = [bool(np.any(deltas[a:b])) for a, b in itertools.pairwise(bounds)]
+    assert moved == [False, False, True, False, False]
+    assert (np.asarray(ours.norms) > 0).tolist() == [moved, moved]
+    weight = float(problem.shards.counts[:2].sum())
+    assert np.asarray(ours.totals.weights).tolist() == [0, 0, weight, 0, 0]
+
+
+def test_a_client_that_is_not_finite_or_too_far_is_left_out(problem, by_window):
+    spoilt = run_mixed(problem, ASSIGNED, 2, spoilt=[1])
+    assert np.asarray(spoilt.failed).tolist() == [0, cohort.NOT_FINITE, 0, 0]
+    # The limit of a window is of its own blocks: block 0 is in that of client 3 alone.
+    lengths = np.square(np.asarray(by_window.norms))
+    limits = lengths.max(0) * 4
+    limits[:] = np.where(np.arange(5) == 2, lengths[1, 2] / 2, np.inf)
+    far = run_mixed(problem, ASSIGNED, 2, limits=limits)
+    assert np.asarray(far.failed).tolist() == [0, cohort.TOO_LARGE, 0, 0]
+    assert np.isfinite(np.asarray(far.totals.deltas)).all()
+
+
+def test_it_stays_off_networks_that_it_would_change():
+    small = models.BY_NAME["small_convnet"]((8, 8, 1), 3)
+    dense = models.BY_NAME["densenet40"]((8, 8, 1), 3)
+    chars = models.BY_NAME["char_transformer"]((8,), 9)
+    fitting = [mixed.fits(net, network.counts(net)) for net in (small, dense, chars)]
+    assert fitting == [True, False, False]
+
+
+def test_a_block_that_ends_in_a_relu_says_so():
+    net = models.BY_NAME["small_convnet"]((8, 8, 1), 3)
+    assert network.nonnegative(net)[:-1] == (True,) * (net.num_blocks - 1)
+    assert not network.nonnegative(net)[-1]
+    slim = models.BY_NAME["mobilenetv2"]((8, 8, 3), 3)
+    assert sum(network.nonnegative(slim)) == 2  # the stem and the last convolution
+
+
+def small(**fields):
+    """Makes an experiment of CoCoFL with 6 of 12 clients a round."""
+    load = workloads.Workload(
+        shape=(8, 8, 1),
+        examples=20,
+        test_examples=20,
+        fields={
+            "network": "small_convnet",
+            "num_clients": 12,
+            "clients_per_round": 6,
+            "batch_size": 10,
+            "algorithm": "cocofl",
+        },
+    )
+    settings = workloads.config(load, **fields)
+    return settings, workloads.build(load, settings)
+
+
+def test_rounds_are_the_same_with_one_program():
+    losses, made = [], []
+    for fields in ({"client_width": 1}, {"client_width": 4}):
+        before = cohort.num_programs()
+        settings, ready = small(**fields)
+        algorithm = experiment.algorithm(settings, ready)
+        records = simulation.iterate(algorithm, algorithm.init(), 0, 2)
+        losses.append([record["train_loss"] for _, record in records])
+        made.append(cohort.num_programs() - before)
+    np.testing.assert_allclose(*losses, rtol=1e-5)
+    assert made[0] > 1
+    assert made[1] == 1
+
+
+def test_windows_share_a_program_where_clients_run_side_by_side():
+    plan = [plans.Plan(0, 1), plans.Plan(2, 3, 4)]
+    whole = [plans.full(8)] * 2
+
+    def made(**fields):
+        fed = small(**fields)[1].federation
+        return federation.programs(fed, plan), federation.programs(fed, whole)
+
+    assert made() == (plan, whole)
+    assert made(client_width=2) == ([plans.Mixed(), plans.Mixed(4)], whole)
+    assert made(client_width=2, programs="windows") == (plan, whole)
+    assert made(programs="one")[0] == [plans.Mixed(), plans.Mixed(4)]
+
+
+def test_a_network_that_cannot_is_refused():
+    with pytest.raises(ValueError, match="--programs: expected windows for network"):
+        small(programs="one", network="densenet40")
+    assert not small(client_width=2, network="densenet40")[1].federation.mixed
+
+
+def test_the_width_follows_the_memory(monkeypatch):
+    counts = network.counts(models.BY_NAME["small_convnet"]((8, 8, 1), 3))
+    assert cohort.default_width(counts, 32, 10) == 1  # on CPU
+    monkeypatch.setattr(backends, "accelerated", lambda: True)
+    assert cohort.default_width(counts, 32, 10) == 10
+    assert cohort.default_width(counts, 32, 1000) == cohort.MOST_SIDE_BY_SIDE
+    one = cohort.bytes_of_client(counts, 32)
+    room = 3 * one * cohort._EXCESS / cohort._SHARE
+    monkeypatch.setattr(cohort, "_UNTOLD", room)
+    assert cohort.default_width(counts, 32, 10) == 3
+    monkeypatch.setattr(cohort, "_UNTOLD", 0.0)
+    assert cohort.default_width(counts, 32, 10) == 1
