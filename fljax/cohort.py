@@ -158,18 +158,20 @@ def gather(
     if windows is None:
         windows = np.zeros((len(ids), 2))
     padding = (0, (len(ids) if size is None else size) - len(ids))
-    ones = np.ones(len(ids))
     padded = np.pad(ids, padding)
+
+    def factors(x):
+        x = np.ones(len(ids)) if x is None else x
+        return np.pad(x, padding).astype(np.float32)
+
     return Clients(
-        padded.astype(np.int32),
-        indices[padded],
-        counts[padded].astype(np.int32),
-        weights[padded].astype(np.float32),
-        *(
-            np.pad(ones if x is None else x, padding).astype(np.float32)
-            for x in (tampering, scales)
-        ),
-        np.pad(windows, (padding, (0, 0))).astype(np.int32),
+        ids=padded.astype(np.int32),
+        indices=indices[padded],
+        counts=counts[padded].astype(np.int32),
+        weights=weights[padded].astype(np.float32),
+        tampering=factors(tampering),
+        scales=factors(scales),
+        windows=np.pad(windows, (padding, (0, 0))).astype(np.int32),
     )
 
 

@@ -128,7 +128,8 @@ def gradient_step(
     given = _prefix(net, frozen[0], x, before, key)
 
     def loss_of(params, backward):
-        h, suffix, updates = x, None, []
+        h, suffix = x, None
+        updates: list[dict] = []
         for i in range(net.num_blocks):
             frozen_output = None
             if i > 0:

@@ -182,7 +182,7 @@ def nonnegative(network: Network) -> tuple[bool, ...]:
         frozen = freeze(network, state, roles, call.spec)
         x, given = zeros(network), []
         for index, block in enumerate(frozen):
-            x, _ = run(network, [block], x, [call], index)
+            x, _ = run(network, [block or {}], x, [call], index)
             given.append(signals.bare(x))
         return given
 
