@@ -203,7 +203,7 @@ def test_tampered_updates_and_stale_ones(problem):
     tampering = np.array([1, np.nan, 1], np.float32)
     scales = np.array([1, 1, 0.5], np.float32)
     clients = cohort.gather(ids, *problem.shards, weights, tampering, scales, 5)
-    assert [len(field) for field in clients] == [5] * 6
+    assert [len(field) for field in clients] == [5] * 7
     (group,) = cohort.spread([np.arange(3)], clients.counts[:3], 1, 1, 5)
     sums = cohort.total(
         cohort.run_group(

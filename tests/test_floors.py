@@ -15,6 +15,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 FLOORS = (
     ("types",),
     (
+        "backends",
         "trees",
         "convs",
         "norms",
@@ -66,6 +67,7 @@ FLOORS = (
         "arrivals",
     ),
     (
+        "mixed",
         "client",
         "server",
         "evaluate",
