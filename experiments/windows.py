@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 
 from fljax import client, federation, plans, programs
-from fljax.models import network
 
 
 class Step(NamedTuple):
@@ -49,11 +48,9 @@ def compile_step(
       The step.
     """
     training = training or fed.training
-    spec = client.plan_spec(plan, training)
 
     def train(blocks, data, indices, key, rate):
-        roles = plans.roles(plan, fed.net.num_blocks)
-        frozen = network.freeze(fed.net, blocks, roles, spec)
+        frozen = client.freeze(fed.net, plan, training, blocks, None)
         count = jnp.int32(indices.shape[0])
         return client.train(
             fed.net, plan, training, blocks, frozen, data, indices, count, key, rate
