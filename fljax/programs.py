@@ -151,24 +151,38 @@ def _compile(lowered, path: pathlib.Path | None) -> jax.stages.Compiled:
     return compiled
 
 
+# XLA's CPU compiler strips optimisation barriers before it fuses, and its fusion then
+# computes a chain of operations anew for each that reads its end: for all nine taps
+# of a convolution, for all three products of an attention. So the pass that strips
+# them is left out, where what comes after it copes with them.
+#
+# It also prefers vectors of 256 bits where the processor has 512; one that has not
+# compiles to the same with either.
+_CPU_OPTIONS: dict[str, Any] = {
+    "xla_disable_hlo_passes": "cse_barrier_expander",
+    "xla_cpu_prefer_vector_width": 512,
+}
+
+
 @functools.cache
 def compiler_options() -> dict[str, Any]:
     """Gives the options that programs of this library are compiled with.
 
-    XLA's CPU compiler strips optimisation barriers before it fuses, and its fusion then
-    computes a chain of operations anew for each that reads its end: for all nine taps
-    of a convolution, for all three products of an attention. So the pass that strips
-    them is left out, where what comes after it copes with them.
+    An option that this version of XLA refuses is left out.
     """
     if jax.default_backend() != "cpu":
         return {}
-    kept: dict[str, Any] = {"xla_disable_hlo_passes": "cse_barrier_expander"}
+    return {name: value for name, value in _CPU_OPTIONS.items() if _takes(name, value)}
+
+
+def _takes(name: str, value: Any) -> bool:
+    """Tells whether XLA compiles a program that has a barrier with this option."""
     barrier = jax.jit(lambda x: lax.optimization_barrier(x + 1) * 2)
     try:
-        barrier.lower(jnp.zeros(2)).compile(compiler_options=kept)
+        barrier.lower(jnp.zeros(2)).compile(compiler_options={name: value})
     except jax.errors.JaxRuntimeError:
-        return {}
-    return kept
+        return False
+    return True
 
 
 def _store(path: pathlib.Path, payload: bytes) -> None:

@@ -172,7 +172,7 @@ def test_many_come_back_in_order(folder):
 
 def test_barriers_stay_between_what_is_read_several_times():
     # XLA's CPU compiler would compute the codes once for each that reads them.
-    if jax.default_backend() != "cpu" or not programs.compiler_options():
+    if "xla_disable_hlo_passes" not in programs.compiler_options():
         pytest.skip("this compiler strips barriers")
 
     def codes(x):
@@ -183,3 +183,12 @@ def test_barriers_stay_between_what_is_read_several_times():
     plain = lowered.compile().as_text()
     kept = lowered.compile(compiler_options=programs.compiler_options()).as_text()
     assert plain.count("opt-barrier") == 0 < kept.count("opt-barrier")
+
+
+def test_options_that_the_compiler_refuses_are_left_out(monkeypatch):
+    if jax.default_backend() != "cpu":
+        pytest.skip("options are of the compiler for CPUs")
+    wanted = {"xla_no_such_option": 1, "xla_cpu_prefer_vector_width": 512}
+    monkeypatch.setattr(programs, "_CPU_OPTIONS", wanted)
+    taken = programs.compiler_options.__wrapped__()
+    assert taken == {"xla_cpu_prefer_vector_width": 512}
