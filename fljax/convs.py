@@ -139,13 +139,17 @@ def _patches(padded, window) -> types.Array:
 # gathered on CPU for a few images at a time, so that the product finds them in a cache.
 _TOO_MANY, _CACHED = 2**23, 3 * 2**20
 
+# A last cache so many times as large holds them as they are.
+_ROOM = 8
+
 
 def _images_in_cache(padded, window) -> int:
     """Says how many images' patches are gathered at a time; a divisor of the batch."""
     batch = padded.shape[0]
     shape = jax.eval_shape(lambda x: _patches(x, window), padded)
     size = shape.size * shape.dtype.itemsize
-    if backends.accelerated() or size <= _TOO_MANY:
+    too_many = max(_TOO_MANY, backends.last_cache_bytes() // _ROOM)
+    if backends.accelerated() or size <= too_many:
         return batch
     divisors = [n for n in range(1, batch + 1) if batch % n == 0]
     return max([n for n in divisors if size // batch * n <= _CACHED], default=1)

@@ -66,3 +66,12 @@ def test_ranges(both):
         )
 
     close(both(ranges, draw(4, 3, 3, 5), draw(5), draw(5, seed=1)))
+
+
+def test_the_last_cache_is_the_largest(tmp_path, monkeypatch):
+    monkeypatch.setattr(backends, "_CACHE", tmp_path)
+    assert backends.last_cache_bytes.__wrapped__() == 0
+    for name, text in {"index0": "48K", "index3": "32768K", "index9": "?"}.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "size").write_text(text)
+    assert backends.last_cache_bytes.__wrapped__() == 2**25
