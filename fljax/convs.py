@@ -33,10 +33,10 @@ def _product(x: types.Array, w: types.Array, contract: int) -> types.Array:
     return lax.dot_general(x, w, dimensions, preferred_element_type=_accumulator(x))
 
 
-# Fewer outputs than these: XLA CPU is twice as fast at the transposed product, and the
-# barrier keeps it from turning it round again (10 classes of 784 inputs: 7 against 16
-# microseconds).
-_NARROW = 16
+# Up to so many outputs, if inputs are more: XLA CPU is faster at the transposed product
+# of the weights' gradient, and the barrier keeps it from turning it round again (10
+# classes of 784 inputs: 7 against 16 microseconds; docs/performance.md).
+_NARROW = 64
 
 
 @jax.custom_vjp
@@ -50,7 +50,7 @@ def _dot_backward(residuals, g):
     x, w = residuals
     g = lax.optimization_barrier(g)
     rows = x.reshape(-1, x.shape[-1]), g.reshape(-1, g.shape[-1])
-    if w.shape[1] < _NARROW:
+    if w.shape[1] <= min(_NARROW, w.shape[0] - 1):
         return _product(g, w, 1), lax.optimization_barrier(rows[1].T @ rows[0]).T
     return _product(g, w, 1), rows[0].T @ rows[1]
 
