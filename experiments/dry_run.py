@@ -30,8 +30,9 @@ class Estimate(NamedTuple):
     Attributes:
       rounds: of the run.
       programs: distinct ones.
-      compile_seconds: for the program of the full network or of all windows, measured.
-      step_seconds: of that, one client's share, measured.
+      measured: what the program is of that was measured.
+      compile_seconds: of that program.
+      step_seconds: of that program, one client's share.
       round_seconds: mean over the rounds, evaluation included.
       total_seconds: of all rounds, compilation included.
       device_bytes: most that a device holds while it runs that program; None
@@ -42,6 +43,7 @@ class Estimate(NamedTuple):
 
     rounds: int
     programs: int
+    measured: str
     compile_seconds: float
     step_seconds: float
     round_seconds: float
@@ -98,6 +100,7 @@ def estimate(config: configs.Config, ready: experiment.Experiment) -> Estimate:
     return Estimate(
         rounds=config.rounds,
         programs=len(seen),
+        measured="all windows" if mixed else "the full network",
         compile_seconds=compile_seconds,
         step_seconds=step_seconds,
         round_seconds=round_seconds,
@@ -168,10 +171,11 @@ def show(cost: Estimate) -> str:
     memory = _bytes(cost.device_bytes or 0) if known else "an unknown amount"
     return "\n".join(
         (
-            f"{cost.programs} programs to compile, {cost.compile_seconds:.1f} s each",
+            f"{cost.programs} program{'s' * (cost.programs != 1)} to compile, "
+            f"{cost.compile_seconds:.1f} s each",
             f"{memory} on each device",
             f"{_duration(cost.round_seconds)} a round ("
-            f"{cost.step_seconds * 1e3:.3g} ms a step of the full network)",
+            f"{cost.step_seconds * 1e3:.3g} ms a step of {cost.measured})",
             f"{_duration(cost.total_seconds)} for {cost.rounds} rounds",
             f"{_bytes(cost.upload_bytes)} sent by clients",
             f"{_duration(cost.clock_seconds)} on the clock of the devices",

@@ -48,9 +48,26 @@ def test_fedavg_is_one_program_and_centralized_sends_nothing():
     assert (pooled.programs, pooled.upload_bytes) == (1, 0)
 
 
+def test_windows_that_share_a_program_are_one():
+    fields = {"programs": "one", "client_width": 2}
+    settings, ready = made(algorithm="cocofl", **fields)
+    cost = dry_run.estimate(settings, ready)
+    assert (cost.programs, cost.measured) == (1, "all windows")
+    assert cost.upload_bytes == dry_run.estimate(*made()).upload_bytes
+
+
 def test_text_by_hand():
     cost = dry_run.Estimate(
-        1000, 3, 2.0, 0.05, 30.0, 30006.0, 5_680_000, 1_950_000_000, 90.0
+        1000,
+        3,
+        "the full network",
+        2.0,
+        0.05,
+        30.0,
+        30006.0,
+        5_680_000,
+        1_950_000_000,
+        90.0,
     )
     assert dry_run.show(cost).splitlines() == [
         "3 programs to compile, 2.0 s each",
@@ -60,4 +77,7 @@ def test_text_by_hand():
         "1.95 GB sent by clients",
         "90 s on the clock of the devices",
     ]
+    one = dry_run.show(cost._replace(programs=1, measured="all windows"))
+    assert one.startswith("1 program to compile")
+    assert "ms a step of all windows)" in one
     assert "an unknown amount" in dry_run.show(cost._replace(device_bytes=None))
