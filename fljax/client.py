@@ -250,6 +250,7 @@ def train(
     key: types.Key,
     learning_rate: types.Array,
     window: tuple[types.Array, types.Array] | None = None,
+    alone: bool = False,
 ) -> Result:
     """Trains one client for a round.
 
@@ -265,6 +266,7 @@ def train(
       key: of this round and client.
       learning_rate: [].
       window: first and last block that it trains, [] each, if the plan is any.
+      alone: no other client runs beside it, static; asked for if the plan is any.
 
     Returns:
       The client's result.
@@ -293,7 +295,7 @@ def train(
             )
         else:
             loss, (gradients, backward), updates = mixed.gradient_step(
-                net, spec, *batched, window, cross_entropy, observe=observe
+                net, spec, *batched, window, cross_entropy, observe, alone
             )
         # Weights are read before they are updated: else XLA updates copies of them.
         gradients = lax.optimization_barrier(gradients)

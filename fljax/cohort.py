@@ -265,6 +265,7 @@ def _norms(delta: tuple) -> types.Array:
 
 def _train_chunk(net, plan, training, blocks, frozen, data, chunk, key, learning_rate):
     """Trains the W clients of a chunk; a result with a leading axis W."""
+    alone = chunk.ids.shape[0] == 1
 
     def one(number, indices, count, window):
         return client.train(
@@ -279,10 +280,11 @@ def _train_chunk(net, plan, training, blocks, frozen, data, chunk, key, learning
             jax.random.fold_in(key, number),
             learning_rate,
             (window[0], window[1]) if isinstance(plan, plans.Mixed) else None,
+            alone,
         )
 
     arguments = (chunk.ids, chunk.indices, chunk.counts, chunk.windows)
-    if chunk.ids.shape[0] == 1:  # a client axis of 1 would still batch every product
+    if alone:  # a client axis of 1 would still batch every product
         single = one(*(x[0] for x in arguments))
         return jax.tree.map(lambda x: x[None], single)
     return jax.vmap(one)(*arguments)

@@ -1,19 +1,18 @@
-"""One program for clients of all windows, side by side: the windows are data.
+"""One program for clients of all windows: the window is data.
 
-Where clients run side by side, a program for every window leaves most of an accelerator
-idle (a window has one or two clients a round) and makes dozens of programs. Here every
-block runs in all three roles, and each client takes what its window says: more
-arithmetic, one program, one chunk.
+A program for every window makes dozens of programs, and where clients run side by side
+it leaves most of an accelerator idle (a window has one or two clients a round). Here
+each block has the three roles in one program, and takes the one that the client's
+window says: one client alone by a branch; clients side by side compute all three and
+select, more arithmetic in one chunk.
 
-A client's window is contiguous, so three chains suffice: the frozen prefix of all
-blocks, the trained blocks, which start where the prefix hands over, and the frozen
-suffix, which starts where the window ends. What a client does not take is computed and
-left; no gradient comes out of it.
+What a client does not take passes no gradient on.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +20,9 @@ from jax import lax
 
 from fljax import layers, quant, signals, types
 from fljax.models import network
+
+# Collections of a block that training it changes beside its parameters.
+_RECORDS = ("norms", "ranges")
 
 
 def fits(net: network.Network, counts: Sequence[types.BlockCounts]) -> bool:
@@ -64,25 +66,31 @@ def inside(window: tuple[types.Array, types.Array], num_blocks: int) -> types.Ar
     return (first <= blocks) & (blocks <= last)
 
 
-def _prefix(net, frozen, x, call: layers.Call, key) -> list[types.Array]:
-    """Runs the frozen prefix; returns what it gives each block from block 1 on."""
-    given = []
-    for i, block in enumerate(frozen[:-1]):
-        x, _ = network.run(net, [block], x, [call], i, key=key)
-        given.append(lax.stop_gradient(signals.to_float(x)))
-    return given
+def _choose(index: types.Array, branches: Sequence[Callable], operands, alone: bool):
+    """Calls one of the branches: by a branch, or all of them and a selection."""
+    if alone:
+        return lax.switch(index, branches, *operands)
+    results = [branch(*operands) for branch in branches]
+    return jax.tree.map(lambda *each: lax.select_n(index, *each), *results)
 
 
-def _suffix_input(trained: types.Array, after: signals.Signal, ends, nonnegative: bool):
-    """Gives a block after the window its input: the window's output where it ends."""
-    if after is None:
-        return signals.Ranged(trained, None, nonnegative)
-    after = signals.to_ranged(after)
-    largest = after.largest
-    if largest is not None:
-        largest = jnp.where(ends, quant.amax(trained), largest)
-    value = jnp.where(ends, trained, after.value)
-    return signals.Ranged(value, largest, nonnegative)
+def _zeros(shapes):
+    return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+
+
+class _Passed(NamedTuple):
+    """What a block hands to the next, in whichever role it ran.
+
+    Attributes:
+      codes: what a frozen block before the window gives; else zeros.
+      value: float32, what the others give; else zeros.
+      largest: of a frozen block after the window: the range of the value, [], or None
+        where such a block tells none.
+    """
+
+    codes: signals.Signal
+    value: types.Array
+    largest: types.Array | None
 
 
 def gradient_step(
@@ -97,6 +105,7 @@ def gradient_step(
     window: tuple[types.Array, types.Array],
     loss,
     observe: types.Array | None = None,
+    alone: bool = False,
 ):
     """Computes what `client`'s step of one window does, for a window that is data.
 
@@ -112,41 +121,76 @@ def gradient_step(
       window: first and last trained block, [] each.
       loss: (logits, labels, mask) -> [].
       observe: [] whether ranges are recorded.
+      alone: no other client runs beside this one, static: blocks branch, not select.
 
     Returns:
       Loss; gradients of params and backward ranges of all blocks, 0 outside the window;
-      new norms and ranges of all blocks, meaningless outside.
+      new norms and ranges of all blocks, those of the state outside.
     """
     first, last = window
-    roles = types.Role
-    before, after = (
-        layers.Call(role, spec, mask)
-        for role in (roles.FROZEN_BEFORE, roles.FROZEN_AFTER)
+    before, call, after = (
+        layers.Call(role, spec, mask, observe=observe)
+        for role in (
+            types.Role.FROZEN_BEFORE,
+            types.Role.TRAINED,
+            types.Role.FROZEN_AFTER,
+        )
     )
-    call = layers.Call(roles.TRAINED, spec, mask, observe=observe)
     nonnegative = network.nonnegative(net)
-    given = _prefix(net, frozen[0], x, before, key)
+
+    def block(i: int, given: _Passed, params, backward):
+        """Runs a block in its role; returns what it passes on, and its new records."""
+        state = {**trained[i], "params": params, "backward": backward}
+        old = {name: state[name] for name in _RECORDS}
+
+        def run_before(given: _Passed):
+            y, _ = network.run(net, [frozen[0][i]], given.codes, [before], i, key=key)
+            return lax.stop_gradient(y)
+
+        def run_trained(given: _Passed):
+            h = given.value
+            if i > 0:
+                prefix = lax.stop_gradient(signals.to_float(given.codes))
+                h = jnp.where(first == i, prefix, h)
+            h, (update,) = network.run(
+                net, [state], h, [call], i, mutable=_RECORDS, key=key
+            )
+            return signals.to_float(h), {**old, **update}
+
+        def run_after(given: _Passed):
+            largest = given.largest
+            if largest is not None:  # of what a trained block gives: that of this batch
+                largest = jnp.where(last == i - 1, quant.amax(given.value), largest)
+            x = signals.Ranged(given.value, largest, nonnegative[i - 1])
+            y, _ = network.run(net, [frozen[1][i]], x, [after], i, key=key)
+            return signals.to_ranged(y)
+
+        codes = _zeros(jax.eval_shape(run_before, given))
+        value = _zeros(jax.eval_shape(run_trained, given)[0])
+        told = jax.eval_shape(run_after, given).largest if i > 0 else None
+        largest = None if told is None else jnp.zeros(told.shape)
+
+        def as_before(given: _Passed):
+            return _Passed(run_before(given), value, largest), old
+
+        def as_trained(given: _Passed):
+            h, update = run_trained(given)
+            return _Passed(codes, h, largest), update
+
+        def as_after(given: _Passed):
+            y = run_after(given)
+            return _Passed(codes, y.value, y.largest), old
+
+        roles = [as_before, as_trained, as_after] if i > 0 else [as_before, as_trained]
+        role = (first <= i).astype(jnp.int32) + (last < i)
+        return _choose(role, roles, (given,), alone)
 
     def loss_of(params, backward):
-        h, suffix = x, None
-        updates: list[dict] = []
+        passed, updates = _Passed(x, x, None), []
         for i in range(net.num_blocks):
-            frozen_output = None
-            if i > 0:
-                ended = _suffix_input(h, suffix, last == i - 1, nonnegative[i - 1])
-                frozen_output, _ = network.run(
-                    net, [frozen[1][i]], ended, [after], i, key=key
-                )
-                h = jnp.where(first == i, given[i - 1], h)
-            state = {**trained[i], "params": params[i], "backward": backward[i]}
-            h, update = network.run(
-                net, [state], h, [call], i, mutable=("norms", "ranges"), key=key
-            )
-            h, suffix = signals.to_float(h), frozen_output
-            updates += update
-        if suffix is not None:
-            h = jnp.where(last == net.num_blocks - 1, h, signals.to_float(suffix))
-        return loss(h, labels, mask), tuple(updates)
+            passed, update = block(i, passed, params[i], backward[i])
+            updates.append(update)
+        return loss(passed.value, labels, mask), tuple(updates)
 
     params, backward = (
         tuple(block[name] for block in trained) for name in ("params", "backward")
