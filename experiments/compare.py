@@ -9,7 +9,6 @@ algorithm and seed. Stop it anywhere, run the same command, and it goes on.
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import pathlib
 from collections.abc import Mapping
@@ -57,10 +56,6 @@ _COLUMNS = (
     ("clock s", "{mean:.4g}", "clock_seconds"),
     ("seconds", "{mean:.1f}", "wall_seconds"),
 )
-_TARGET_COLUMNS = (
-    ("rounds to", "{mean:.1f}", "rounds_to_target"),
-    ("seconds to", "{mean:.4g}", "seconds_to_target"),
-)
 
 
 def _names() -> list[str]:
@@ -87,7 +82,7 @@ def folder_of(name: str) -> str:
 def table(figures_by_name: Mapping[str, Mapping[str, Any]]) -> str:
     """Lays the summary out as text."""
     known = next(iter(figures_by_name.values()), {})
-    columns = [c for c in (*_COLUMNS, *_TARGET_COLUMNS) if c[2] in known]
+    columns = [c for c in (*_COLUMNS, *summary.TARGET_COLUMNS) if c[2] in known]
     rows = [["algorithm", *(title for title, _, _ in columns)]]
     for name, figures in figures_by_name.items():
         rows.append([name, *(form.format(**figures[key]) for _, form, key in columns)])
@@ -132,7 +127,7 @@ def _main() -> None:
         figures["seeds"] = seeds
     writers.replace_file(
         workdir / "summary.json",
-        json.dumps({"algorithms": figures_by_name}, indent=2).encode() + b"\n",
+        writers.to_json({"algorithms": figures_by_name}),
     )
     plots.curves(runs, workdir / "curves.png")
     print(table(figures_by_name))

@@ -311,7 +311,7 @@ def check(config: Config) -> None:
             raise unknown(name, value, choices)
     for name, least in _LEAST.items():
         value = getattr(config, name)
-        if not value >= least:
+        if not least <= value < float("inf"):
             raise ValueError(f"--{name}: expected {least} or more, got {value}")
     for name in ("alpha", "lr", "server_lr"):
         value = getattr(config, name)
@@ -358,4 +358,9 @@ def _check_rollback(config: Config) -> None:
         raise ValueError(
             f"--rollback_lowers=tier: expected an algorithm whose plans follow "
             f"budgets, got --algorithm={config.algorithm}"
+        )
+    if config.rollback_lowers == "tier" and config.policy == "uniform":
+        raise ValueError(
+            "--rollback_lowers=tier: expected a policy that follows each device's "
+            "budgets, got --policy=uniform"
         )

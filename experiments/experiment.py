@@ -189,25 +189,25 @@ def _fleet(config: configs.Config, num_clients: int) -> fleet.Fleet:
             f"--tiers and --tiers_file: expected with --fleet=tiers, got "
             f"{config.fleet!r}"
         )
+    changes = configs.settings("changes", config.changes, fleet.Changes)
+    if config.fleet == "tiers":
+        return fleet.of_tiers(num_clients, _tiers(config))._replace(changes=changes)
     with configs.naming("fleet"):
         if kind == "lognormal":
             made = fleet_sources.lognormal(num_clients, config.seed, *_floats(rest))
         elif kind == "file" and rest:
             made = fleet_sources.load(rest, num_clients)
-        elif config.fleet == "tiers":
-            made = fleet.of_tiers(num_clients, _tiers(config))
         else:
             raise ValueError(
                 "expected tiers, lognormal:COMPUTE:BANDWIDTH:MEMORY or file:PATH, got "
                 f"{config.fleet!r}"
             )
-    changes = configs.settings("changes", config.changes, fleet.Changes)
     return made._replace(changes=changes)
 
 
 def _floats(text: str) -> list[float]:
     try:
-        values = [float(part) for part in filter(None, text.split(":"))]
+        values = [float(part) for part in text.split(":")] if text else []
     except ValueError:
         values = [np.nan]
     if len(values) > 3 or not np.all(np.isfinite(values)):
@@ -218,6 +218,8 @@ def _floats(text: str) -> list[float]:
 
 
 def _naming_tiers(config: configs.Config):
+    if config.fleet != "tiers":
+        return configs.naming("fleet")
     return configs.naming("tiers_file" if config.tiers_file else "tiers")
 
 

@@ -118,7 +118,7 @@ def histories(
     apart: bool = False,
     majority: Sequence[float] = (),
 ) -> None:
-    """Draw accuracy and loss of runs by round.
+    """Draw accuracy and loss of runs by round, and accuracy by virtual time.
 
     Losses are of the test set, with a thin line for those of training.
 
@@ -141,11 +141,11 @@ def histories(
         )
     shares = list(majority) * (len(runs) if len(majority) == 1 else 1)
     columns = len(runs) if apart else 1
-    shape = (2, columns) if apart else (1, 2)
-    size = (1 + 2.6 * columns, 5.2) if apart else (9, 4.4)
+    shape = (3, columns) if apart else (1, 3)
+    size = (1 + 2.6 * columns, 7.4) if apart else (12, 4.2)
     layout = layout_engine.ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08)
     page = figure.Figure(figsize=size, dpi=100, layout=layout)
-    panels = page.subplots(*shape, squeeze=False).reshape(2, columns)  # [what, run]
+    panels = page.subplots(*shape, squeeze=False).reshape(3, columns)  # [what, run]
     styles = itertools.cycle(_STYLES)
     for index, (name, records) in enumerate(runs.items()):
         column = list(panels[:, index if apart else 0])
@@ -154,11 +154,12 @@ def histories(
         if apart:
             column[0].set_title(name)
     for index, share in enumerate(shares):
-        panel = panels[0, index if apart else 0]
-        panel.axhline(100 * share, color="0.4", linestyle=":", linewidth=1)
-    for accuracy, loss in panels.T:
+        for panel in panels[[0, 2], index if apart else 0]:
+            panel.axhline(100 * share, color="0.4", linestyle=":", linewidth=1)
+    for accuracy, loss, in_time in panels.T:
         _dress(accuracy, "round", "test accuracy (%)")
         _dress(loss, "round", "loss (thin: training)")
+        _dress(in_time, "virtual time (s)", "test accuracy (%)")
     if not apart:
         _add_legend(page)
     page.savefig(path, format="png")
@@ -167,11 +168,12 @@ def histories(
 def _add_history(
     panels: Sequence[axes.Axes], name: str, records: Sequence[Record], style: _Style
 ) -> None:
-    """Draw a run's accuracy into the first panel and its losses into the second."""
-    accuracy, loss = panels
+    """Draw a run's accuracy, its losses, and its accuracy by time into three panels."""
+    accuracy, loss, in_time = panels
     test, train = _by_round(records, "test_loss"), _by_round(records, "train_loss")
     _draw(accuracy, [_by_round(records, "test_accuracy", 100)], style, name)
     _draw(loss, [test], style, name)
+    _draw(in_time, [_test_by_clock(records)], style, name)
     if train:
         x, y = zip(*train.values(), strict=True)
         loss.plot(x, y, color=style.color, linestyle=style.line, linewidth=0.8)

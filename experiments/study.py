@@ -12,7 +12,6 @@ anywhere, run the same command, and it goes on.
 from __future__ import annotations
 
 import dataclasses
-import json
 import pathlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -102,6 +101,14 @@ _SEEDS = flags.DEFINE_list(
     "seeds", ["1"], "Seeds, comma separated.", allow_override=True
 )
 
+_TARGET = flags.DEFINE_float(
+    "target_accuracy",
+    0.0,
+    "Test accuracy whose rounds and virtual seconds are reported; 0: none.",
+    lower_bound=0.0,
+    upper_bound=1.0,
+)
+
 _COLUMNS = (
     ("accuracy", "{mean:.3f} ± {std:.3f}", "test_accuracy"),
     ("worst tier", "{mean:.3f}", "worst_tier_accuracy"),
@@ -164,11 +171,11 @@ def run(
     return result
 
 
-def summarise(result, wanted: int) -> dict[str, dict[str, Any]]:
+def summarise(result, wanted: int, target: float = 0.0) -> dict[str, dict[str, Any]]:
     """Computes the figures of every setting and variant, as `summary.summarise`."""
     figures: dict[str, dict[str, Any]] = {}
     for setting, runs in result.items():
-        figures[setting] = summary.summarise(runs)
+        figures[setting] = summary.summarise(runs, target)
         for name, seeds in runs.items():
             shares = [_arrived(records, wanted) for records in seeds]
             mean = sum(shares) / len(shares)
@@ -178,11 +185,13 @@ def summarise(result, wanted: int) -> dict[str, dict[str, Any]]:
 
 def table(figures_by_setting: Mapping[str, Mapping[str, Any]]) -> str:
     """Lays a summary out as Markdown."""
-    titles = ("setting", "variant", *(title for title, _, _ in _COLUMNS))
+    known = next(iter(next(iter(figures_by_setting.values())).values()))
+    columns = [c for c in (*_COLUMNS, *summary.TARGET_COLUMNS) if c[2] in known]
+    titles = ("setting", "variant", *(title for title, _, _ in columns))
     lines = ["| " + " | ".join(titles) + " |", "|---" * len(titles) + "|"]
     for setting, variants in figures_by_setting.items():
         for index, (name, figures) in enumerate(variants.items()):
-            cells = [form.format(**figures[key]) for _, form, key in _COLUMNS]
+            cells = [form.format(**figures[key]) for _, form, key in columns]
             first = setting if index == 0 else ""
             lines.append("| " + " | ".join((first, name, *cells)) + " |")
     return "\n".join(lines) + "\n"
@@ -197,11 +206,11 @@ def _main() -> None:
     result = run(STUDIES[_STUDY.value], base, seeds, workdir, main.DATA_CACHE.value)
     if not main.is_first():
         return
-    figures = summarise(result, base.clients_per_round)
+    figures = summarise(result, base.clients_per_round, _TARGET.value)
     text = table(figures)
     writers.replace_file(workdir / "table.md", text.encode())
-    content = json.dumps({"settings": figures, "seeds": seeds}, indent=2)
-    writers.replace_file(workdir / "summary.json", content.encode() + b"\n")
+    content = writers.to_json({"settings": figures, "seeds": seeds})
+    writers.replace_file(workdir / "summary.json", content)
     plots.settings(result, workdir / "curves.png")
     print(text)
     print(f"wrote {workdir}/table.md, {workdir}/summary.json and {workdir}/curves.png")

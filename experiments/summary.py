@@ -9,6 +9,12 @@ import numpy as np
 
 from fljax import simulation
 
+# Of tables, where a target accuracy is given: title, form, figure.
+TARGET_COLUMNS = (
+    ("rounds to", "{mean:.1f}", "rounds_to_target"),
+    ("seconds to", "{mean:.4g}", "seconds_to_target"),
+)
+
 
 def numbers(flag: str, texts: Sequence[str]) -> list[int]:
     """Reads a flag of different whole numbers, 0 or more.
@@ -65,7 +71,7 @@ def _of_run(
         "upload_bytes": upload,
         "upload_megabytes": upload / 1e6,
         "compute_share": float(np.mean([r["compute_share"] for r in records])),
-        "clock_seconds": last["clock_seconds"],
+        "clock_seconds": records[-1]["clock_seconds"],
         "wall_seconds": sum(record["wall_seconds"] for record in records),
     }
     if target:

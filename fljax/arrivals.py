@@ -37,8 +37,9 @@ class Work(NamedTuple):
       finish: float64, when they will be ready (or notice that they will not).
       faults: int8 of failures.Fault.
       budgets: [.., 3] float64, what the server believed of them.
-      loads: [.., 2] float64, training time and memory that the plan really takes of
-        them, as shares of what they have; above 1: more than a round's limit.
+      loads: [.., 2] float64, time and memory that the plan really takes of them, as
+        shares of what is allowed; above 1: too much. Time is that of training or, if
+        it is more, with what is sent as a share of the deadline; without faults.
     """
 
     ids: np.ndarray
@@ -145,6 +146,7 @@ def synchronous(
     wanted: int,
     round_index: int,
     limit: float,
+    idle: float = 0.0,
 ) -> Outcome:
     """Runs a synchronous round on the clock.
 
@@ -155,6 +157,7 @@ def synchronous(
       wanted: arrivals that end an over-selected round.
       round_index: of the round.
       limit: seconds of the deadline; infinite without one.
+      idle: seconds after which the server tries again if nobody is there.
 
     Returns:
       The outcome. A failure is noticed when it happens, so nobody waits for it.
@@ -171,6 +174,8 @@ def synchronous(
     flight = take(timeline.flight, timeline.flight.ids != FREE)
     if not len(work.ids) and len(flight.ids):  # only carried ones are left: wait
         end = max(end, float(flight.finish.min()))
+    if not len(work.ids) and not len(flight.ids):
+        end = now + idle
     landed = flight.finish <= end
     stale = ~landed & (round_index + 1 - flight.versions > rules.max_staleness)
     staying = take(flight, ~landed & ~stale)

@@ -48,6 +48,11 @@ class Clock:
                 raise ValueError(f"expected {name} of {least} or more, got {value}")
         if self.late not in ("drop", "carry"):
             raise ValueError(f"expected late to be drop or carry, got {self.late!r}")
+        if self.late == "carry" and self.max_staleness < 1:
+            raise ValueError(
+                "expected max_staleness of 1 or more beside late=carry, got 0: an "
+                "update that is carried over is a step old"
+            )
         if self.buffer and (self.deadline or self.over_selection > 1):
             raise ValueError(
                 "expected neither deadline nor over_selection beside a buffer, whose "

@@ -16,7 +16,7 @@ Legend: D devices, S slots of a device, K clients of the cohort, W of a chunk.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import jax
@@ -76,8 +76,8 @@ class Sums(NamedTuple):
       totals: sums for the server.
       losses: [K] mean training loss of each client.
       failed: [K] 0: the update was taken; NOT_FINITE or TOO_LARGE: refused.
-      norms: [K, n] length of what each client changed in the parameters of each block;
-        0 of a refused update.
+      norms: [K, 2, n] length of what each client changed in the parameters of each
+        block, and in its statistics and ranges; 0 of a refused update.
     """
 
     totals: server.Totals
@@ -232,7 +232,7 @@ def zero_sums(blocks: tuple[dict, ...], *, size: int, devices: Mesh) -> Sums:
 
     def on_device(blocks):
         zeros = jnp.zeros(size)
-        norms = jnp.zeros((size, len(blocks)))
+        norms = jnp.zeros((size, 2, len(blocks)))
         sums = Sums(server.zero_totals(blocks), zeros, zeros, norms)
         return jax.tree.map(lambda x: x[None], sums)
 
@@ -250,17 +250,23 @@ def total(sums: Sums) -> Sums:
     return jax.tree.map(lambda x: jnp.sum(x, axis=0), sums)
 
 
+def observed(block: Mapping[str, Any]) -> dict[str, Any]:
+    """Picks what training a block observes: its statistics and ranges."""
+    return {name: tree for name, tree in block.items() if name != "params"}
+
+
 def _norms(delta: tuple) -> types.Array:
-    """Measures how far the parameters of each block went: [W, blocks]."""
+    """Measures how far parameters, and all else of each block, went: [W, 2, blocks]."""
 
-    def squares(leaf):
-        return jnp.sum(jnp.square(leaf), axis=tuple(range(1, leaf.ndim)))
+    def length(part):
+        leaves = [x.reshape(x.shape[0], -1) for x in jax.tree.leaves(part)]
+        return jnp.sqrt(sum(jnp.sum(jnp.square(leaf), axis=1) for leaf in leaves))
 
-    lengths = []
-    for block in delta:
-        leaves = jax.tree.leaves(block["params"])
-        lengths.append(jnp.sqrt(sum(squares(leaf) for leaf in leaves)))
-    return jnp.stack(lengths, axis=1)
+    zero = jnp.zeros(jax.tree.leaves(delta)[0].shape[0])
+    parts = [
+        (length(block["params"]), zero + length(observed(block))) for block in delta
+    ]
+    return jnp.stack([jnp.stack(part, axis=1) for part in parts], axis=2)
 
 
 def _train_chunk(net, plan, training, blocks, frozen, data, chunk, key, learning_rate):
@@ -341,23 +347,23 @@ def _run_on_device(
         )
         factor = chunk.tampering[:, None]
         sent = jax.vmap(trees.ravel)(result.delta[inside]) * factor
-        lengths = _norms(result.delta[inside]) * factor
+        lengths = _norms(result.delta[inside]) * factor[:, None]
         finite = jnp.all(jnp.isfinite(sent), axis=1) & jnp.isfinite(result.loss)
         trained = trains(chunk)
-        limit = jnp.sum(jnp.where(trained, limits[inside], 0.0), axis=1)
-        small = jnp.sum(jnp.square(lengths), axis=1) <= limit
+        limit = jnp.sum(jnp.where(trained[:, None], limits[:, inside], 0.0), axis=2)
+        small = jnp.all(jnp.sum(jnp.square(lengths), axis=2) <= limit, axis=1)
         verdict = jnp.where(finite, jnp.where(small, 0.0, TOO_LARGE), NOT_FINITE)
         verdict = jnp.where(chunk.weights != 0, verdict, 0.0)  # or padding
         taken = verdict == 0
         weights = jnp.where(taken, chunk.weights, 0.0)
-        lengths = jnp.where(taken[:, None], lengths, 0.0)
+        lengths = jnp.where(taken[:, None, None], lengths, 0.0)
         return (
             deltas + trees.weighted_sum(sent, weights * chunk.scales),
             by_block + jnp.sum(weights[:, None] * trained, axis=0),
             weight + jnp.sum(weights),
             losses.at[positions].set(result.loss, mode="drop"),
             failed.at[positions].set(verdict, mode="drop"),
-            norms.at[positions, inside].set(lengths, mode="drop"),
+            norms.at[positions, :, inside].set(lengths, mode="drop"),
         )
 
     window = lax.slice_in_dim(totals.deltas, start, start + trees.size(blocks[inside]))
@@ -405,8 +411,9 @@ def run_group(
       group: which of them, S a multiple of the width.
       round_key: of this round; a client's is fold_in(round_key, number).
       learning_rate: of the clients, [].
-      limits: [n] squared length that a client may change a block's parameters by; an
-        update whose squared length is above the sum over its window is refused.
+      limits: [2, n] squared length that a client may change a block's parameters by,
+        and its statistics and ranges; an update either of whose squared lengths is
+        above the sum over its window is refused.
       net: static.
       plan: of all these clients, static; `plans.Mixed`: each has its own window.
       training: static.

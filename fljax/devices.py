@@ -45,10 +45,27 @@ class Tier:
     time: Limit
     upload: Limit
     memory: Limit
+    download: float = 1.0  # bandwidth, relative
+    availability: float = 1.0  # probability that such a device is there in a round
+    failure: float = 0.0  # probability that it drops out of a round
+    watts: float = math.nan  # while it trains; NaN: unknown
 
     def __post_init__(self):
         if not self.name:
             raise ValueError("a tier needs a name, got an empty one")
+        for name, least, most in (
+            ("availability", 0, 1),
+            ("failure", 0, 1),
+            ("download", math.ulp(0.0), math.inf),
+            ("watts", 0, math.inf),
+        ):
+            value = getattr(self, name)
+            unknown = name == "watts" and math.isnan(value)
+            if not (unknown or least <= value <= most) or value == math.inf:
+                wanted = "from 0 to 1" if most == 1 else "above 0, finite"
+                raise ValueError(
+                    f"tier {self.name!r}: expected {name} {wanted}, got {value}"
+                )
         if not 0 < self.share <= 1:
             raise ValueError(
                 f"tier {self.name!r}: expected a share in (0, 1], got {self.share}"
@@ -225,7 +242,8 @@ def load_tiers(path: str | pathlib.Path) -> tuple[Tier, ...]:
     """Read tiers from a JSON file.
 
     The file is a list of objects with name, share, time, upload and memory; a limit is
-    a number or [low, high].
+    a number or [low, high]. They may have numbers download, availability, failure and
+    watts (see `Tier`).
 
     Args:
       path: the file.
@@ -256,10 +274,19 @@ def _entries(content: Any) -> list[Any]:
 
 
 def _tier_of_json(entry: Any) -> Tier:
-    """Build a tier from an object of exactly the five keys."""
+    """Build a tier from an object of the five keys and what it has of the others."""
     keys = ("name", "share", *_KINDS)
-    if not isinstance(entry, dict) or sorted(entry) != sorted(keys):
-        raise ValueError(f"expected a tier with the keys {list(keys)}, got {entry!r}")
+    others = ("download", "availability", "failure", "watts")
+    if not isinstance(entry, dict) or not (
+        set(keys) <= entry.keys() <= {*keys, *others}
+    ):
+        raise ValueError(
+            f"expected a tier with the keys {list(keys)}, and any of {list(others)}, "
+            f"got {entry!r}"
+        )
+    more = {name: entry[name] for name in others if name in entry}
+    if not all(map(_is_number, more.values())):
+        raise ValueError(f"expected numbers for {list(more)}, got {entry!r}")
     if not isinstance(entry["name"], str) or not _is_number(entry["share"]):
         raise ValueError(f"expected a text as name, a number as share, got {entry!r}")
     time, upload, memory = (_limit_of_json(entry[kind]) for kind in _KINDS)
@@ -269,6 +296,7 @@ def _tier_of_json(entry: Any) -> Tier:
         time=time,
         upload=upload,
         memory=memory,
+        **more,
     )
 
 

@@ -98,6 +98,7 @@ class Fleet(NamedTuple):
       tier_of_row: [R] int32, the tier of every row.
       changes: how they change.
       reference: what 1.0 stands for.
+      tiered: whether a row is a tier, not a device.
     """
 
     profile: DeviceProfile
@@ -106,6 +107,7 @@ class Fleet(NamedTuple):
     tier_of_row: np.ndarray
     changes: Changes = Changes()
     reference: Reference = Reference()
+    tiered: bool = False
 
     @property
     def tier(self) -> np.ndarray:
@@ -123,21 +125,17 @@ def of_tiers(
       tiers: T of them.
 
     Returns:
-      A fleet of T rows, always available.
+      A fleet of T rows.
     """
-    ones = np.ones(len(tiers))
-    profile = DeviceProfile(
-        limits=np.stack([devices.limits(tier) for tier in tiers]),
-        download=ones,
-        availability=ones,
-        failure=np.zeros(len(tiers)),
-        watts=np.full(len(tiers), np.nan),
-    )
+    others = np.array([(t.download, t.availability, t.failure, t.watts) for t in tiers])
+    limits = np.stack([devices.limits(tier) for tier in tiers])
+    profile = DeviceProfile(limits, *others.astype(np.float64).T)
     return Fleet(
         profile,
         devices.tier_of(num_clients, tiers),
         tuple(tier.name for tier in tiers),
         np.arange(len(tiers), dtype=np.int32),
+        tiered=True,
     )
 
 

@@ -33,6 +33,8 @@ COLUMNS = (*_RELATIVE, *_UNITS, *_SHARES, "watts", "tier")
 
 _MEGABIT = 1e6 / 8  # bytes
 
+_MOST = 10.0  # deviation of a logarithm: a factor of e^10 between two devices
+
 
 def _of_columns(
     columns: Mapping[str, np.ndarray],
@@ -80,13 +82,13 @@ def lognormal(
       A fleet of N rows, fastest device first.
 
     Raises:
-      ValueError: a deviation is negative or not finite.
+      ValueError: a deviation is negative or above 10.
     """
     deviations = (compute, bandwidth, memory)
-    if not all(0 <= value < math.inf for value in deviations):
+    if not all(0 <= value <= _MOST for value in deviations):
         raise ValueError(
-            f"expected deviations of 0 or more for compute, bandwidth and memory, got "
-            f"{deviations}"
+            f"expected deviations of 0 or more, at most {_MOST:g}, for compute, "
+            f"bandwidth and memory, got {deviations}"
         )
     generator = np.random.default_rng([seed, 5])
     draws = np.exp(
@@ -152,16 +154,15 @@ def load(path: str | pathlib.Path, num_clients: int) -> fleet.Fleet:
                 values = 1 / values
             best[unit] = float(values.max())
             columns[name] = values / best[unit]
-    for name in _SHARES:
-        if np.any(columns[name] > 1):
-            raise ValueError(f"{path}: expected {name} from 0 to 1, got more")
     reference = fleet.Reference(
         1 / best["step_seconds"] if "step_seconds" in best else None,
         best["upload_mbps"] * _MEGABIT if "upload_mbps" in best else None,
         best["download_mbps"] * _MEGABIT if "download_mbps" in best else None,
     )
     if "tier" in given:
-        labels = [str(row["tier"]) for row in rows]
+        labels = [row["tier"] for row in rows]
+        if bad := [label for label in labels if not (label and isinstance(label, str))]:
+            raise ValueError(f"{path}: expected names as tier, got {bad[0]!r}")
         names = tuple(dict.fromkeys(labels))
         tiers = np.array([names.index(label) for label in labels])
     else:
@@ -175,18 +176,31 @@ def load(path: str | pathlib.Path, num_clients: int) -> fleet.Fleet:
 def _rows(path: pathlib.Path) -> list[dict[str, Any]]:
     """Reads rows of equal, known columns."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")  # spreadsheets mark it
         if path.suffix.lower() == ".json":
             rows = json.loads(text)
         else:
-            rows = list(csv.DictReader(text.splitlines(), skipinitialspace=True))
+            reader = csv.DictReader(text.splitlines(), skipinitialspace=True)
+            names = list(reader.fieldnames or ())
+            if twice := [name for name in names if names.count(name) > 1]:
+                raise ValueError(f"the column {twice[0]!r} twice")
+            rows = list(reader)
     except ValueError as error:  # also what a file that is not UTF-8 raises
         raise ValueError(f"{path}: expected CSV or JSON, got: {error}") from error
     if not isinstance(rows, list) or not rows or not isinstance(rows[0], dict):
-        raise ValueError(f"{path}: expected a list of devices, one row each")
-    for number, row in enumerate(rows):
+        raise ValueError(
+            f"{path}: expected a list of devices, one row each, got none"
+            if not rows
+            else f"{path}: expected a list of devices, one row each, got "
+            f"{type(rows).__name__}"
+        )
+    for number, row in enumerate(rows, start=1):
         if not isinstance(row, dict) or row.keys() != rows[0].keys():
-            raise ValueError(f"{path}: expected the columns of row 0 in row {number}")
+            got = list(row) if isinstance(row, dict) else row
+            raise ValueError(
+                f"{path}: expected the columns {list(rows[0])} of device 1 for device "
+                f"{number}, got {got}"
+            )
     if unknown := [name for name in rows[0] if name not in COLUMNS]:
         raise ValueError(
             f"{path}: expected columns among {', '.join(COLUMNS)}, got {unknown[0]!r}"
@@ -200,16 +214,19 @@ def _column(
     """Reads a column of numbers [N]; above 0, or 0 where that makes sense."""
     if name not in rows[0]:
         return np.full(len(rows), default, np.float64)
+    share = name in _SHARES
+    wanted = f"{name} from 0 to 1" if share else f"a positive, finite {name}"
     values = np.empty(len(rows))
     for number, row in enumerate(rows):
         try:
             values[number] = float(row[name])
         except (TypeError, ValueError):
             values[number] = math.nan
-        low_enough = values[number] >= 0 if name in _SHARES else values[number] > 0
-        if not (low_enough and values[number] < math.inf):
+        if name == "watts" and row[name] in ("", None):
+            continue  # NaN: not known
+        value = values[number]
+        if not (0 <= value <= 1 if share else 0 < value < math.inf):
             raise ValueError(
-                f"{path}: expected a positive, finite {name} in row {number}, got "
-                f"{row[name]!r}"
+                f"{path}: expected {wanted} for device {number + 1}, got {row[name]!r}"
             )
     return values

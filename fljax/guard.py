@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fljax import arrivals, cohort, types
+from fljax import arrivals, cohort, failures, types
 from fljax.algorithms import averaging
 
 LOWERS = ("server", "tier")
@@ -203,13 +203,20 @@ def _of_clients(values: types.ArrayLike, report: averaging.Report) -> np.ndarray
 
 
 def not_finite(report: averaging.Report) -> str | None:
-    """Says what of a round is not finite; None: what was not has been refused."""
+    """Says what of a round is not finite; None: what was not has been refused.
+
+    Updates that a failure spoilt on their way say nothing of the training.
+    """
     assigned = report.assignment
     failed = _of_clients(report.failed, report)
-    if len(failed) and np.all(failed == cohort.NOT_FINITE):
+    trained = assigned.outcome.arrived.faults != failures.Fault.NONFINITE
+    if trained.any() and np.all(failed[trained] == cohort.NOT_FINITE):
         names = [
             f"{number} (plan {plan})"
-            for number, plan in zip(assigned.ids, assigned.plans, strict=True)
+            for number, plan, one in zip(
+                assigned.ids, assigned.plans, trained, strict=True
+            )
+            if one
         ]
         clients = f"client{'s' * (len(names) > 1)}"
         return f"loss or update is not finite for {clients} {', '.join(names)}"

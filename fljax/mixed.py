@@ -183,7 +183,10 @@ def gradient_step(
 
         roles = [as_before, as_trained, as_after] if i > 0 else [as_before, as_trained]
         role = (first <= i).astype(jnp.int32) + (last < i)
-        return _choose(role, roles, (given,), alone)
+        passed, update = _choose(role, roles, (given,), alone)
+        if not alone:  # right wherever it is read, so nothing needs selecting
+            passed = passed._replace(codes=run_before(given))
+        return passed, update
 
     def loss_of(params, backward):
         passed, updates = _Passed(x, x, None), []

@@ -22,10 +22,13 @@ CHOICE_TAG = 0xFFFF0002  # see devices.BUDGET_TAG
 class Observation(NamedTuple):
     """What a round reports of its K clients, in the order of the ids."""
 
-    time: np.ndarray  # [K] float64: share of the time allowed; above 1: late
-    memory: np.ndarray  # [K] float64: peak, share of the device's; above 1: ran out
-    arrived: np.ndarray  # [K] bool: the update entered the global network
-    losses: np.ndarray | None  # [K] float64 mean training losses, NaN: did not train
+    # [K] float64: share of the time allowed; above 1: too slow; NaN: nothing was heard
+    time: np.ndarray
+    # [K] float64: peak, share of the device's; above 1: ran out; NaN: nothing was heard
+    memory: np.ndarray
+    arrived: np.ndarray  # [K] bool: the update reached the server, which may refuse it
+    # [K] float64 mean training losses; NaN: did not arrive, or was refused
+    losses: np.ndarray | None
 
 
 class Policy(NamedTuple):
@@ -69,9 +72,9 @@ def check_feasible(table: costs.CostTable, devices: fleet.Fleet) -> None:
     Raises:
       ValueError: names the tier, its budgets, the nearest window and what it needs.
     """
-    lowest = devices.profile.limits[..., 0]
-    if len(lowest) != len(devices.names):
+    if not devices.tiered:
         return
+    lowest = devices.profile.limits[..., 0]
     names = [f"tier {name!r} at its lowest" for name in devices.names]
     feasible(table, types.Budgets(*lowest.T), names.__getitem__)
 

@@ -115,7 +115,14 @@ def _clip(cost: np.ndarray) -> np.ndarray:
 
 
 def _look_up(column: Column, assigned: Sequence[plans.Plan]) -> np.ndarray:
-    return np.array([column[plan.first, plan.last] for plan in assigned])
+    windows = [(plan.first, plan.last) for plan in assigned]
+    if unknown := [window for window in windows if window not in column]:
+        first, last = unknown[0]
+        raise ValueError(
+            f"expected windows of the table of costs, which has {len(column)}, got "
+            f"{first}-{last}"
+        )
+    return np.array([column[window] for window in windows])
 
 
 def make(
@@ -167,6 +174,7 @@ def make(
         seconds = clock.durations(
             rules, full_bytes, steps, time, sent, truth.upload, profile.download[row]
         )
+        allowed = np.maximum(time, seconds.sum(axis=1) / limit)
         seconds = clock.spoil(seconds, faults, part, fed.failures.delay * whole_round)
         if fleet.looked_at(devices, index) == index:
             seconds[:, 0] += changes.refresh_seconds
@@ -179,7 +187,7 @@ def make(
             np.zeros(len(ids)),
             faults.astype(np.int8),
             np.stack(budgets, axis=1),
-            np.stack([time, memory], axis=1),
+            np.stack([allowed, memory], axis=1),
         )
 
     def assign(policy_state, timeline, tier_factors, index: int) -> Assignment:
@@ -188,8 +196,17 @@ def make(
         if len(busy):
             here = here[~np.isin(here, busy)]
         wanted = arrivals.chosen(rules, fed.clients_per_round)
-        if rules.buffer:  # as many as may start before the next step, failures included
-            wanted = fed.clients_per_round - len(busy) + 2 * rules.buffer + 8
+        if not rules.buffer:
+            return draw(policy_state, timeline, tier_factors, index, here, wanted)
+        wanted = fed.clients_per_round - len(busy) + 2 * rules.buffer + 8
+        while True:  # as many as it takes to fill the buffer, failures included
+            drawn = draw(policy_state, timeline, tier_factors, index, here, wanted)
+            if len(drawn.ids) == rules.buffer or wanted >= len(here):
+                return drawn
+            wanted *= 2
+
+    def draw(policy_state, timeline, tier_factors, index, here, wanted) -> Assignment:
+        """Draws so many of those who are here, plans, and lets the clock run."""
         ids = cohort.sample(seed, index, here, min(wanted, len(here)))
         truth = fleet.truth(devices, seed, index, ids)
         known = truth
@@ -205,7 +222,13 @@ def make(
             outcome = arrivals.buffered(rules, timeline, work, index)
         else:
             outcome = arrivals.synchronous(
-                rules, timeline, work, fed.clients_per_round, index, limit
+                rules,
+                timeline,
+                work,
+                fed.clients_per_round,
+                index,
+                limit,
+                min(limit, whole_round),
             )
         arrived = outcome.arrived
         return Assignment(index, arrived.ids, arrivals.plans_of(arrived), outcome)
@@ -216,7 +239,15 @@ def make(
         if losses is not None:
             by_id = dict(zip(arrived.ids.tolist(), losses.tolist(), strict=True))
             losses = np.array([by_id.get(i, np.nan) for i in done.ids.tolist()])
-        seen = policies.Observation(done.loads[:, 0], done.loads[:, 1], there, losses)
+        silent = np.isin(done.faults, (*failures.DROPPED, failures.Fault.LOST))
+        # Of a device that ran out of memory that is all there is to hear.
+        broken = done.faults == failures.Fault.OUT_OF_MEMORY
+        seen = policies.Observation(
+            np.where(silent | broken, np.nan, done.loads[:, 0]),
+            np.where(silent, np.nan, done.loads[:, 1]),
+            there,
+            losses,
+        )
         budgets = types.Budgets(*done.budgets.T)
         return policy.observe(
             policy_state, done.ids, arrivals.plans_of(done), budgets, seen

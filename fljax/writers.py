@@ -230,6 +230,12 @@ def _plain(value: Any, non_finite: Callable[[float], str | None]) -> Any:
     )
 
 
+def to_json(content: Any) -> bytes:
+    """Lays content out as JSON; numbers that are not finite become null."""
+    plain = _plain(content, lambda _: None)
+    return json.dumps(plain, indent=2, allow_nan=False).encode() + b"\n"
+
+
 def _temporary(path: pathlib.Path) -> pathlib.Path:
     return path.with_name(path.name + ".tmp")
 

@@ -34,7 +34,7 @@ def run(
     cohort_ids=COHORT,
     sums=None,
     devices=conftest.MESH,
-    limits=(np.inf,) * 5,
+    limits=((np.inf,) * 5,) * 2,
     **changes,
 ):
     """Runs the clients of one plan out of a cohort; returns the devices' sums."""
@@ -90,7 +90,7 @@ def test_totals_are_the_sum_over_clients_of_different_plans(problem):
         np.testing.assert_allclose(losses[place], result.loss, rtol=1e-5)
         for i in range(plan.first, plan.last + 1):
             length = np.linalg.norm(trees.ravel(result.delta[i]["params"]))
-            np.testing.assert_allclose(norms[place, i], length, rtol=1e-4)
+            np.testing.assert_allclose(norms[place, 0, i], length, rtol=1e-4)
             scaled = trees.scale(result.delta[i], weight)
             deltas[i] = jax.tree.map(np.add, deltas[i], scaled)
             weights[i] += weight
@@ -147,7 +147,7 @@ def test_a_plan_compiles_once(problem):
         cohort.spread([np.array([1])], clients.counts, 1, 1)[0],
         jax.random.key(77),
         jnp.float32(0.001),
-        jnp.full(5, jnp.inf, jnp.float32),
+        jnp.full((2, 5), jnp.inf, jnp.float32),
         net=conftest.NET._replace(),  # equal, not the same object
         plan=plans.Plan(2, 2),
         training=problem.training._replace(),
@@ -180,13 +180,13 @@ def test_a_client_that_is_not_finite_is_named_by_its_place(problem, width):
 @pytest.mark.parametrize("width", [1, 2])
 def test_an_update_beyond_the_limits_of_its_window_is_refused(problem, width):
     free = cohort.total(run(problem, LATE, [0, 1, 4], width=width))
-    lengths = np.sqrt(np.sum(np.square(free.norms), axis=1))
+    lengths = np.sqrt(np.sum(np.square(free.norms[:, 0]), axis=1))
     assert np.count_nonzero(lengths) == 3
     longest = int(np.argmax(lengths))
     # Half of the allowed square lies in each of the window's blocks; those of blocks
     # that are not in the window do not count.
     bound = np.sort(lengths)[-2:].mean() ** 2
-    limits = [np.inf, np.inf, np.inf, bound / 2, bound / 2]
+    limits = [[np.inf] * 3 + [bound / 2] * 2, [np.inf] * 5]
     sums = cohort.total(run(problem, LATE, [0, 1, 4], width=width, limits=limits))
     expected = np.zeros(4)
     expected[longest] = cohort.TOO_LARGE
@@ -195,6 +195,17 @@ def test_an_update_beyond_the_limits_of_its_window_is_refused(problem, width):
     theirs = cohort.total(run(problem, LATE, others))
     conftest.assert_close(sums.totals, theirs.totals, 1e-5)
     assert not sums.norms[longest].any()
+
+
+def test_statistics_beyond_their_limits_are_refused_too(problem):
+    free = np.asarray(cohort.total(run(problem, LATE, [0, 1, 4])).norms)
+    lengths = np.sqrt(np.sum(np.square(free[:, 1]), axis=1))
+    longest = int(np.argmax(lengths))
+    bound = np.sort(lengths)[-2:].mean() ** 2
+    limits = [[np.inf] * 5, [0, 0, 0, bound / 2, bound / 2]]
+    sums = cohort.total(run(problem, LATE, [0, 1, 4], limits=limits))
+    assert np.flatnonzero(sums.failed).tolist() == [longest]
+    assert sums.failed[longest] == cohort.TOO_LARGE
 
 
 def test_tampered_updates_and_stale_ones(problem):
@@ -214,7 +225,7 @@ def test_tampered_updates_and_stale_ones(problem):
             group,
             round_key(),
             jnp.float32(RATE),
-            jnp.full(5, jnp.inf, jnp.float32),
+            jnp.full((2, 5), jnp.inf, jnp.float32),
             net=problem.net,
             plan=LATE,
             training=problem.training,

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from fljax import devices
+from fljax import devices, fleet
 from tests import conftest
 
 FLAG = "strong:0.33:1:1:1,medium:0.33:0.66:0.5-1:0.66,weak:0.34:0.33:0.5-1:0.33"
@@ -138,9 +138,22 @@ def test_file_gives_tiers(tmp_path):
     assert devices.load_tiers(path) == (tier("a", upload=(0.5, 1.0)),)
 
 
+def test_file_may_say_more_of_a_tier(tmp_path):
+    path = tmp_path / "tiers.json"
+    more = {"download": 2, "availability": 0.5, "failure": 0.25, "watts": 7}
+    path.write_text(json.dumps([entry(share=0.5), entry(name="b", share=0.5, **more)]))
+    profile = fleet.of_tiers(4, devices.load_tiers(path)).profile
+    assert profile.download.tolist() == [1, 2]
+    assert profile.availability.tolist() == [1, 0.5]
+    assert profile.failure.tolist() == [0, 0.25]
+    np.testing.assert_array_equal(profile.watts, [np.nan, 7])
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
+        (json.dumps([entry(watts="7")]), r"expected numbers for \['watts'\]"),
+        (json.dumps([entry(failure=2)]), "failure from 0 to 1, got 2"),
         ("[", "Expecting value"),
         ("{}", "expected a list of tiers, got dict"),
         ("[]", "expected a list of tiers"),

@@ -166,8 +166,10 @@ def test_a_file_of_devices(tmp_path):
     [
         ("", "a list of devices"),
         ("compute\n1\n1\n", "a row for each of the 3 clients, got 2"),
-        ("compute\n1\n0\n1\n", "positive, finite compute in row 1, got '0'"),
-        ("compute\n1\nfast\n1\n", "positive, finite compute in row 1, got 'fast'"),
+        ("compute\n1\n0\n1\n", "positive, finite compute for device 2, got '0'"),
+        ("failure\n0\n1.5\n0\n", "failure from 0 to 1 for device 2, got '1.5'"),
+        ("compute,compute\n1,2\n1,1\n1,1\n", "the column 'compute' twice"),
+        ("compute\n1\nfast\n1\n", "positive, finite compute for device 2, got 'fast'"),
         ("speed\n1\n1\n1\n", "columns among .* got 'speed'"),
         ("availability\n1\n2\n1\n", "availability from 0 to 1"),
         ("compute,step_seconds\n1,1\n1,1\n1,1\n", "step_seconds or compute, got both"),

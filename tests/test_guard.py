@@ -14,7 +14,9 @@ from fljax import (
     checkpoints,
     client,
     clock,
+    cohort,
     evaluate,
+    failures,
     fleet,
     guard,
     plans,
@@ -193,6 +195,20 @@ def test_a_refused_update_among_finite_ones_is_no_reason():
     memory = guard.init(watch, state)
     _, verdict = guard.judge(watch, memory, state_of(8), record, report)
     assert verdict is None
+
+
+def test_updates_that_a_failure_spoilt_say_nothing_of_the_training():
+    def with_faults(report, faults):
+        outcome = report.assignment.outcome
+        work = outcome.arrived._replace(faults=np.array(faults, np.int8))
+        assigned = report.assignment._replace(outcome=outcome._replace(arrived=work))
+        return report._replace(assignment=assigned)
+
+    spoilt = failures.Fault.NONFINITE
+    report = report_of(0, failed=(cohort.NOT_FINITE,) * 3)
+    assert guard.not_finite(with_faults(report, [spoilt] * 3)) is None
+    reason = guard.not_finite(with_faults(report, [spoilt, 0, spoilt]))
+    assert reason == "loss or update is not finite for client 1 (plan 0-1)"
 
 
 def test_the_clock_does_not_go_back_and_nobody_is_waited_for():

@@ -15,7 +15,7 @@ from tests.test_cohort import RATE, round_key, run, started
 ASSIGNED = {0: conftest.LATE, 1: conftest.MIDDLE, 3: conftest.FULL, 4: plans.Plan(1, 2)}
 
 
-def run_mixed(problem, assigned, width, limits=(np.inf,) * 5, spoilt=()):
+def run_mixed(problem, assigned, width, limits=((np.inf,) * 5,) * 2, spoilt=()):
     """Runs clients of several windows in one program; returns the totals."""
     weights = problem.shards.counts.astype(np.float32)
     ids = np.array(list(assigned))
@@ -68,7 +68,7 @@ def test_blocks_outside_a_window_get_exactly_nothing(problem):
     bounds = np.cumsum([0, *sizes])
     moved = [bool(np.any(deltas[a:b])) for a, b in itertools.pairwise(bounds)]
     assert moved == [False, False, True, False, False]
-    assert (np.asarray(ours.norms) > 0).tolist() == [moved, moved]
+    assert (np.asarray(ours.norms) > 0).tolist() == [[moved, moved]] * 2
     weight = float(problem.shards.counts[:2].sum())
     assert np.asarray(ours.totals.weights).tolist() == [0, 0, weight, 0, 0]
 
@@ -79,7 +79,7 @@ def test_a_client_that_is_not_finite_or_too_far_is_left_out(problem, by_window):
     # The limit of a window is of its own blocks: block 0 is in that of client 3 alone.
     lengths = np.square(np.asarray(by_window.norms))
     limits = lengths.max(0) * 4
-    limits[:] = np.where(np.arange(5) == 2, lengths[1, 2] / 2, np.inf)
+    limits[0] = np.where(np.arange(5) == 2, lengths[1, 0, 2] / 2, np.inf)
     far = run_mixed(problem, ASSIGNED, 2, limits=limits)
     assert np.asarray(far.failed).tolist() == [0, cohort.TOO_LARGE, 0, 0]
     assert np.isfinite(np.asarray(far.totals.deltas)).all()

@@ -110,6 +110,8 @@ RUN = [
     {"round": 1, "train_loss": 1.0, "test_accuracy": 0.25, "test_loss": 1.5},
     {"round": 2, "train_loss": None, "test_accuracy": 0.5, "test_loss": 1.25},
 ]
+for _record in RUN:
+    _record["clock_seconds"] = 10.0 * _record["round"] + 3
 
 
 def _xy(line):
@@ -118,8 +120,9 @@ def _xy(line):
 
 def test_histories_share_panels(tmp_path, page):
     plots.histories({"a": RUN, "b": RUN[:1]}, tmp_path / "x.png", majority=[0.1])
-    accuracy, loss = page().axes
+    accuracy, loss, in_time = page().axes
     assert _xy(accuracy.lines[0]) == [[1, 25], [2, 50]]
+    assert _xy(in_time.lines[0]) == [[13, 25], [23, 50]]
     assert {tuple(line.get_ydata()) for line in accuracy.lines[1:]} == {(10, 10)}
     assert [_xy(line) for line in loss.lines] == [
         [[1, 1.5], [2, 1.25]],
@@ -133,7 +136,7 @@ def test_histories_share_panels(tmp_path, page):
 def test_histories_stand_apart(tmp_path, page):
     runs = {"a": RUN, "b": RUN[:2]}
     plots.histories(runs, tmp_path / "x.png", apart=True, majority=[0.1, 0.5])
-    a, b, a_loss, b_loss = page().axes
+    a, b, a_loss, b_loss, *_ = page().axes
     assert [panel.get_title() for panel in (a, b)] == ["a", "b"]
     assert _xy(b.lines[0]) == [[1, 25]]
     assert [list(panel.lines[-1].get_ydata()) for panel in (a, b)] == [

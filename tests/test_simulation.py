@@ -24,6 +24,7 @@ EMPTY = (
     arrivals.Timeline(np.zeros(()), arrivals.empty(0)),
     (),
     (),
+    np.array(False),
     averaging.Caution(np.ones((), np.float32), np.ones(2, np.float32)),
 )
 

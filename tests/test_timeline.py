@@ -8,6 +8,7 @@ from flax import linen as nn
 
 from fljax import (
     arrivals,
+    client,
     clock,
     cohort,
     costs,
@@ -280,12 +281,20 @@ def test_without_a_bound_only_what_is_not_finite_is_refused(fed):
 def test_usual_lengths_by_hand():
     norms = jnp.array([[1.0, 0.0, 4.0], [3.0, 0.0, 0.0], [8.0, 0.0, 6.0]])
     before = jnp.array([0.0, 7.0, 3.0])
-    np.testing.assert_allclose(averaging._usual(before, norms, (9, 16, 9)), [3, 7, 4])
+    np.testing.assert_allclose(
+        averaging._usual_part(before, norms, (9, 16, 9)), [3, 7, 4]
+    )
     # 3 a block of 9 values is 1 a value; the unknown block has 16 values.
-    limits = averaging._limits(jnp.array([3.0, 0.0]), bound=2.0, sizes=(9, 16))
-    np.testing.assert_allclose(limits, [36, 64])
-    unknown = averaging._limits(jnp.zeros(2), bound=2.0, sizes=(9, 16))
-    assert np.all(np.isinf(unknown))
+    # The last block has nothing of its kind, so that it may change nothing.
+    sizes = (9, 16, 0)
+    limits = averaging._limits_part(jnp.array([3.0, 0.0, 0.0]), 2.0, sizes)
+    np.testing.assert_allclose(limits, [36, 64, 0])
+    unknown = averaging._limits_part(jnp.zeros(3), 2.0, sizes)
+    np.testing.assert_array_equal(unknown, [np.inf, np.inf, 0])
+    both = averaging._limits(
+        jnp.array([[3.0, 0.0, 0.0]] * 2), bound=2.0, sizes=(sizes, sizes)
+    )
+    np.testing.assert_allclose(both, [[36, 64, 0], [3600, 6400, 0]])
 
 
 def test_who_is_far_off_does_not_teach_what_is_usual():
@@ -294,12 +303,13 @@ def test_who_is_far_off_does_not_teach_what_is_usual():
     # unknown.
     far, nothing = 1e6, jnp.zeros(3)
     norms = jnp.array([[3.0, 4.0, 0], [3.0, 0, 0], [0, 4.0 * far, far], [0, 0, 0]])
-    usual = averaging._usual(nothing, norms, (9, 16, 1))
+    usual = averaging._usual_part(nothing, norms, (9, 16, 1))
     np.testing.assert_allclose(usual, [3, 4, 0])
     # Of two clients the shorter is believed.
-    usual = averaging._usual(nothing, norms[1:3], (9, 16, 1))
+    usual = averaging._usual_part(nothing, norms[1:3], (9, 16, 1))
     np.testing.assert_allclose(usual, [3, 0, 0])
-    np.testing.assert_array_equal(averaging._usual(nothing, norms[3:], (9, 16, 1)), 0)
+    usual = averaging._usual_part(nothing, norms[3:], (9, 16, 1))
+    np.testing.assert_array_equal(usual, 0)
 
 
 def test_updates_are_measured_anew_at_the_start_and_back_at_it(fed):
@@ -309,6 +319,15 @@ def test_updates_are_measured_anew_at_the_start_and_back_at_it(fed):
     )
     _, report = algorithm.round(lowered, tampered(Fault.HUGE, 5))
     np.testing.assert_array_equal(report.failed, [0, cohort.TOO_LARGE, 0])
+
+
+def test_updates_are_measured_first_where_nobody_arrived_before(fed):
+    algorithm = fedavg.fedavg(fed._replace(norm_bound=10.0))
+    state, _ = algorithm.round(algorithm.init(), schedule.by_hand(0, np.arange(0), []))
+    assert not state.measured
+    state, report = algorithm.round(state, tampered(Fault.HUGE, 1))
+    np.testing.assert_array_equal(report.failed, [0, cohort.TOO_LARGE, 0])
+    assert state.measured
 
 
 def test_a_device_with_too_little_memory_drops_out(fed):
@@ -350,10 +369,78 @@ def test_a_policy_hears_what_became_of_its_clients(fed):
         assert not all(there) or len(ids) == 3
         np.testing.assert_array_equal(np.isfinite(seen.losses), there)
         speed = np.where(np.array(ids) < 3, 1, 0.5)
-        np.testing.assert_allclose(seen.time, 1 / speed)
+        # Of an upload that is lost nothing is heard.
+        heard_time = np.where(there, 1 / speed, np.nan)
+        np.testing.assert_allclose(seen.time, heard_time)
         np.testing.assert_allclose(budgets.time, speed)
         assert assigned == [FULL] * 3
     assert any(not all(entry[3].arrived) for entry in heard)
+
+
+def test_a_policy_does_not_hear_of_those_who_were_refused(fed):
+    heard = []
+    spy = policies.full(2)._replace(
+        observe=lambda state, ids, plans, budgets, seen: heard.append(seen) or state,
+        needs_losses=True,
+    )
+    algorithm = averaging.averaging(fed, spy, constrained=False)
+    algorithm.round(algorithm.init(), tampered(Fault.NONFINITE))
+    assert np.isnan(heard[0].losses).tolist() == [False, True, False]
+
+
+def test_what_is_late_by_its_upload_is_heard_as_too_long(fed):
+    heard = []
+    spy = policies.full(2)._replace(
+        observe=lambda state, ids, plans, budgets, seen: (
+            heard.append((ids, seen.time)) or state
+        ),
+    )
+    # An upload takes as long as a step, and the deadline is half a round.
+    sent = plans.upload_bytes(FULL, fed.counts)
+    rules = clock.Clock(
+        step_seconds=1.0, upload_rate=sent, download_rate=np.inf, deadline=0.5
+    )
+    algorithm = averaging.averaging(fed._replace(clock=rules), spy, constrained=False)
+    play(algorithm, 2)
+    whole = client.steps_of(np.mean(fed.shards.counts), fed.training) + 1
+    for ids, seen in heard:
+        steps = client.steps_of(np.asarray(fed.shards.counts)[ids], fed.training)
+        speed = np.where(np.array(ids) < 3, 1, 0.5)
+        expected = (steps + 1) / speed / (whole / 2)
+        assert np.all(expected > 1 / speed)
+        np.testing.assert_allclose(seen, expected)
+
+
+def test_nobody_being_there_takes_a_rounds_time(fed):
+    profile = fed.fleet.profile._replace(availability=np.zeros(2))
+    empty = fed._replace(fleet=fed.fleet._replace(profile=profile))
+    _, reports = play(fedavg.fedavg(empty), 2)
+    whole = client.steps_of(np.mean(fed.shards.counts), fed.training)
+    assert [r.clock_seconds for r in reports] == [whole, 2 * whole]
+
+
+def test_a_buffer_fills_whatever_share_drops_out(fed):
+    times = 50
+    many = fed._replace(
+        shards=fed.shards._replace(
+            indices=np.tile(fed.shards.indices, (times, 1)),
+            counts=np.tile(fed.shards.counts, times),
+        ),
+        fleet=fleet.of_tiers(6 * times, TIERS),
+        clock=clock.Clock(
+            step_seconds=1.0, upload_rate=np.inf, download_rate=np.inf, buffer=2
+        ),
+        failures=failures.Rates(drop=0.9),
+    )
+    algorithm = fedavg.fedavg(many)
+    state = algorithm.init()
+    for index in range(20):
+        assignment = algorithm.assign(state, index)
+        assert len(assignment.ids) == 2
+        state = state._replace(timeline=assignment.outcome.timeline)
+    wide = many._replace(clock=clock.Clock(buffer=301))
+    with pytest.raises(ValueError, match="buffer of at most 300"):
+        fedavg.fedavg(wide)
 
 
 def test_caution_lowers_budgets_and_the_servers_rate(fed):

@@ -61,7 +61,9 @@ class State(NamedTuple):
       timeline: of the virtual clock.
       history: global networks of the rounds before, the newest first, for those who
         are still at work on one; empty if updates never arrive late.
-      norms: [n] usual length of an update of each block; 0: not known yet.
+      norms: [2, n] usual length of an update of each block, in its parameters and in
+        its statistics and ranges; 0: not known yet.
+      measured: [] bool, whether any update has been measured for them.
       caution: what a rollback has lowered.
     """
 
@@ -70,6 +72,7 @@ class State(NamedTuple):
     timeline: arrivals.Timeline
     history: tuple[tuple[dict, ...], ...]
     norms: types.ArrayLike
+    measured: np.ndarray
     caution: Caution
 
 
@@ -143,10 +146,23 @@ def _server_step(state, sums, norms, rate, *, sizes, devices):
 _OUTLYING = 100.0
 
 
-def _usual(
+# Statistics differ between clients more than what they train does, so that they are
+# refused beyond the bound times this.
+_STATISTICS = 10.0
+
+Sizes = tuple[tuple[int, ...], tuple[int, ...]]  # of blocks: parameters, the rest
+
+
+def _usual(before: types.Array, norms: types.Array, sizes: Sizes) -> types.Array:
+    """Moves usual lengths [2, n] half the way to the medians of a round [K, 2, n]."""
+    parts = [_usual_part(before[i], norms[:, i], size) for i, size in enumerate(sizes)]
+    return jnp.stack(parts)
+
+
+def _usual_part(
     before: types.Array, norms: types.Array, sizes: tuple[int, ...]
 ) -> types.Array:
-    """Moves the usual lengths [n] half the way to the medians of a round [K, n].
+    """Moves usual lengths [n] of one kind half the way to the medians of [K, n].
 
     A block's median is of few clients, so one of two that is far off would be half of
     it: who is far from the median of all clients is left out first.
@@ -162,8 +178,15 @@ def _usual(
 
 
 @functools.partial(jax.jit, static_argnames=("bound", "sizes"))
-def _limits(norms: types.Array, *, bound: float, sizes: tuple[int, ...]) -> types.Array:
-    """Computes the squared lengths [n] beyond which an update is refused.
+def _limits(norms: types.Array, *, bound: float, sizes: Sizes) -> types.Array:
+    """Computes the squared lengths [2, n] beyond which an update is refused."""
+    bounds = bound, bound * _STATISTICS
+    parts = zip(norms, bounds, sizes, strict=True)
+    return jnp.stack([_limits_part(*part) for part in parts])
+
+
+def _limits_part(norms: types.Array, bound: float, sizes: tuple[int, ...]):
+    """Computes the squared lengths [n] of one kind.
 
     A block that nobody has trained yet is taken to change as the others do, parameter
     by parameter; while no block is known nothing is refused.
@@ -171,15 +194,7 @@ def _limits(norms: types.Array, *, bound: float, sizes: tuple[int, ...]) -> type
     root = jnp.sqrt(jnp.asarray(sizes, jnp.float32))
     typical = jnp.nanmedian(jnp.where(norms > 0, norms / root, jnp.nan))
     length = jnp.where(norms > 0, norms, jnp.nan_to_num(typical, nan=jnp.inf) * root)
-    return jnp.square(bound * length)
-
-
-def _unknown(state: State, index: int) -> bool:
-    """Tells whether no update has been measured: at the start, or back at it."""
-    caution = state.caution
-    back = caution.server != 1 or np.any(np.asarray(caution.tiers) != 1)
-    # The lengths may still be computing, so they are looked at only where it is due.
-    return bool((index == 0 or back) and not np.any(state.norms))
+    return jnp.where(root > 0, jnp.square(bound * length), 0.0)
 
 
 @functools.partial(jax.jit, static_argnames=("net", "spec"))
@@ -223,6 +238,11 @@ def averaging(
             f"clients_per_round: expected at most {len(everyone)}, the clients that "
             f"may take part, got {wanted}"
         )
+    if fed.clock.buffer > len(everyone):
+        raise ValueError(
+            f"clock: expected a buffer of at most {len(everyone)}, the clients that "
+            f"may take part, got {fed.clock.buffer}"
+        )
     planned = schedule.make(fed, policy, everyone, constrained)
     counts = np.asarray(fed.shards.counts)
     indices = np.asarray(fed.shards.indices)
@@ -230,13 +250,16 @@ def averaging(
     if fed.weighting == "uniform":
         weights = np.ones_like(weights)
     size = arrivals.most_arrivals(fed.clock, min(wanted, len(everyone)))
-    sizes = tuple(count.params for count in fed.counts)
+    sizes = (
+        tuple(count.params for count in fed.counts),
+        tuple(count.upload_bytes // 4 - count.params for count in fed.counts),
+    )
     watts = fed.fleet.profile.watts
     kept = fed.clock.max_staleness if fed.clock.carries else 0
 
     everywhere = functools.partial(mesh.replicate, fed.devices)
     fed = fed._replace(data=everywhere(fed.data))
-    unlimited = everywhere(np.full(fed.net.num_blocks, np.inf, np.float32))
+    unlimited = everywhere(np.full((2, fed.net.num_blocks), np.inf, np.float32))
 
     def programs(assignment: schedule.Assignment) -> list[plans.Plan | plans.Mixed]:
         return federation.programs(fed, assignment.plans)
@@ -248,7 +271,8 @@ def averaging(
             policy.init(),
             arrivals.init(fed.clock, wanted),
             (blocks,) * kept,
-            jnp.zeros(fed.net.num_blocks),
+            jnp.zeros((2, fed.net.num_blocks)),
+            np.array(False),
             Caution(np.float32(1), np.ones(len(fed.fleet.names), np.float32)),
         )
 
@@ -317,11 +341,13 @@ def averaging(
             server=everywhere(state.server), history=everywhere(state.history)
         )
         norms, limits = everywhere(state.norms), unlimited
+        measured = bool(state.measured)
         if fed.norm_bound:
-            if _unknown(state, assignment.round):
+            if not measured and len(assignment.ids):
                 # Everybody is measured before anybody is taken.
                 tried = train(before, assignment, limits)
                 norms = _usual(norms, cohort.total(tried).norms, sizes)
+                measured = np.any(np.asarray(norms))
             known = _limits(norms, bound=fed.norm_bound, sizes=sizes)
             limits = everywhere(known)
         sums = train(before, assignment, limits)
@@ -350,13 +376,16 @@ def averaging(
         )
         seen = None
         if policy.needs_losses:
-            seen = np.asarray(losses, np.float64)[: len(assignment.ids)]
+            number = len(assignment.ids)
+            seen = np.asarray(losses, np.float64)[:number]
+            seen = np.where(np.asarray(failed)[:number] == 0, seen, np.nan)
         return State(
             new,
             planned.observe(state.policy, assignment, seen),
             outcome.timeline,
             (before.server.blocks, *before.history)[:kept],
             norms,
+            np.array(measured, bool),
             state.caution,
         ), report
 

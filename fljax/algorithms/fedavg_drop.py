@@ -18,8 +18,8 @@ def unconstrained(fed: federation.Federation) -> np.ndarray:
     ids = np.flatnonzero(able[fed.fleet.row])
     if not len(ids):
         raise ValueError(
-            "fedavg_drop: expected a tier with budgets of 1 for time, upload and "
-            f"memory, got none among {', '.join(fed.fleet.names)}"
+            "fedavg_drop: expected devices with budgets of 1 for time, upload and "
+            f"memory, got none among those of {', '.join(fed.fleet.names)}"
         )
     return ids
 
