@@ -347,7 +347,7 @@ def averaging(
                 # Everybody is measured before anybody is taken.
                 tried = train(before, assignment, limits)
                 norms = _usual(norms, cohort.total(tried).norms, sizes)
-                measured = np.any(np.asarray(norms))
+                measured = bool(np.any(np.asarray(norms)))
             known = _limits(norms, bound=fed.norm_bound, sizes=sizes)
             limits = everywhere(known)
         sums = train(before, assignment, limits)
