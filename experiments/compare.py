@@ -35,13 +35,6 @@ _CENTRALIZED_ROUNDS = flags.DEFINE_integer(
     "--rounds.",
     lower_bound=0,
 )
-_TARGET = flags.DEFINE_float(
-    "target_accuracy",
-    0.0,
-    "Also say after how many rounds and seconds on the clock it was reached; 0: not.",
-    lower_bound=0.0,
-    upper_bound=1.0,
-)
 flags.set_default(main.WORKDIR, "runs/compare")
 
 Runs = dict[str, list[list[simulation.Record]]]  # algorithm -> seed -> records
@@ -122,7 +115,7 @@ def _main() -> None:
             runs[name].append(records)
     if not main.is_first():
         return
-    figures_by_name = summary.summarise(runs, _TARGET.value)
+    figures_by_name = summary.summarise(runs, summary.TARGET.value)
     for figures in figures_by_name.values():
         figures["seeds"] = seeds
     writers.replace_file(

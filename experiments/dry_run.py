@@ -133,7 +133,7 @@ def _measure(fed: federation.Federation, state: averaging.State, plan):
     ]
     blocks, data, clients, key = everywhere
     rate = mesh.replicate(fed.devices, np.float32(fed.learning_rate(0)))
-    limits = np.full(fed.net.num_blocks, np.inf, np.float32)
+    limits = np.full((2, fed.net.num_blocks), np.inf, np.float32)
     limits = mesh.replicate(fed.devices, limits)
     group = mesh.distribute(fed.devices, group)
     sums = cohort.zero_sums(blocks, size=len(ids), devices=fed.devices)

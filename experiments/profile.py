@@ -191,7 +191,7 @@ def _number(num_blocks: int) -> int:
 def _check_folder(flag: str, path: str) -> None:
     """Raises before minutes of measuring if a file cannot be put where it should go."""
     folder = pathlib.Path(path).parent
-    if not folder.is_dir() or pathlib.Path(path).is_dir():
+    if path and (not folder.is_dir() or pathlib.Path(path).is_dir()):
         raise ValueError(f"--{flag}: expected a file in a folder there is, got {path}")
 
 

@@ -101,14 +101,6 @@ _SEEDS = flags.DEFINE_list(
     "seeds", ["1"], "Seeds, comma separated.", allow_override=True
 )
 
-_TARGET = flags.DEFINE_float(
-    "target_accuracy",
-    0.0,
-    "Test accuracy whose rounds and virtual seconds are reported; 0: none.",
-    lower_bound=0.0,
-    upper_bound=1.0,
-)
-
 _COLUMNS = (
     ("accuracy", "{mean:.3f} ± {std:.3f}", "test_accuracy"),
     ("worst tier", "{mean:.3f}", "worst_tier_accuracy"),
@@ -206,7 +198,7 @@ def _main() -> None:
     result = run(STUDIES[_STUDY.value], base, seeds, workdir, main.DATA_CACHE.value)
     if not main.is_first():
         return
-    figures = summarise(result, base.clients_per_round, _TARGET.value)
+    figures = summarise(result, base.clients_per_round, summary.TARGET.value)
     text = table(figures)
     writers.replace_file(workdir / "table.md", text.encode())
     content = writers.to_json({"settings": figures, "seeds": seeds})

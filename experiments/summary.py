@@ -6,8 +6,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from absl import flags
 
 from fljax import simulation
+
+TARGET = flags.DEFINE_float(
+    "target_accuracy",
+    0.0,
+    "Also say after how many rounds and seconds on the clock it was reached; 0: not.",
+    lower_bound=0.0,
+    upper_bound=1.0,
+)
 
 # Of tables, where a target accuracy is given: title, form, figure.
 TARGET_COLUMNS = (

@@ -105,7 +105,7 @@ def test_config_json_is_resolved_and_names_versions_and_device(call, tmp_path):
     given = {"algorithm": "fedavg", "network": "logistic", "rounds": 1, "seed": 5}
     assert given.items() <= stored["config"].items()
     assert stored["config"]["lr"] == 0.1  # not given
-    assert stored["config"]["tiers"] == [
+    tiers = [
         {"name": "fast", "share": 0.5, "time": 1, "upload": 1, "memory": 1},
         {
             "name": "slow",
@@ -115,6 +115,8 @@ def test_config_json_is_resolved_and_names_versions_and_device(call, tmp_path):
             "memory": 0.66,
         },
     ]
+    more = {"download": 1, "availability": 1, "failure": 0, "watts": "nan"}
+    assert stored["config"]["tiers"] == [tier | more for tier in tiers]
     (mean,), (std,) = stored["config"]["mean"], stored["config"]["std"]
     with np.load(_ROOT / "fljax" / "data" / "digits.npz") as digits:
         pixels = digits["x_train"] / 255

@@ -19,7 +19,7 @@ def unconstrained(fed: federation.Federation) -> np.ndarray:
     if not len(ids):
         raise ValueError(
             "fedavg_drop: expected devices with budgets of 1 for time, upload and "
-            f"memory, got none among those of {', '.join(fed.fleet.names)}"
+            f"memory, got none among {', '.join(fed.fleet.names)}"
         )
     return ids
 
