@@ -405,6 +405,12 @@ def algorithm(config: configs.Config, ready: Experiment) -> averaging.Algorithm:
     Raises:
       ValueError: its devices cannot run it.
     """
+    fed = ready.federation
+    if fed.clock.buffer > len(fed.shards.counts):
+        raise ValueError(
+            f"--clock: expected a buffer of at most {len(fed.shards.counts)}, the "
+            f"number of clients, got {fed.clock.buffer}"
+        )
     with _naming_tiers(config):
         if config.algorithm == "cocofl":
             policy = policies.BY_NAME[config.policy]

@@ -16,7 +16,7 @@ Legend: D devices, S slots of a device, K clients of the cohort, W of a chunk.
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import jax
@@ -250,23 +250,18 @@ def total(sums: Sums) -> Sums:
     return jax.tree.map(lambda x: jnp.sum(x, axis=0), sums)
 
 
-def observed(block: Mapping[str, Any]) -> dict[str, Any]:
-    """Picks what training a block observes: its statistics and ranges."""
-    return {name: tree for name, tree in block.items() if name != "params"}
-
-
 def _norms(delta: tuple) -> types.Array:
     """Measures how far parameters, and all else of each block, went: [W, 2, blocks]."""
+    width = jax.tree.leaves(delta)[0].shape[0]
 
     def length(part):
-        leaves = [x.reshape(x.shape[0], -1) for x in jax.tree.leaves(part)]
-        return jnp.sqrt(sum(jnp.sum(jnp.square(leaf), axis=1) for leaf in leaves))
+        rows = [leaf.reshape(width, -1) for leaf in jax.tree.leaves(part)]
+        squares = [jnp.sum(jnp.square(row), axis=1) for row in rows]
+        return jnp.sqrt(sum(squares, jnp.zeros(width)))
 
-    zero = jnp.zeros(jax.tree.leaves(delta)[0].shape[0])
-    parts = [
-        (length(block["params"]), zero + length(observed(block))) for block in delta
-    ]
-    return jnp.stack([jnp.stack(part, axis=1) for part in parts], axis=2)
+    params = [length(block["params"]) for block in delta]
+    others = [length({**block, "params": None}) for block in delta]
+    return jnp.stack([jnp.stack(kind, axis=1) for kind in (params, others)], axis=1)
 
 
 def _train_chunk(net, plan, training, blocks, frozen, data, chunk, key, learning_rate):

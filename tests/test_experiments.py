@@ -223,6 +223,7 @@ def assert_refused(done, *words):
         ("--rollback_loss=nan", ("--rollback_loss", "0 or above 1", "nan")),
         ("--rollback_window=0", ("--rollback_window", "1 or more", "0")),
         ("--clock=late=carry,max_staleness=0", ("--clock", "max_staleness of 1")),
+        ("--clock=buffer=99", ("--clock", "buffer of at most", "99")),
         ("--fleet=lognormal::.7", ("--fleet", "three numbers", "':.7'")),
         ("--fleet=lognormal:800", ("--fleet", "at most 10", "800")),
         ("--table_error=inf", ("--table_error", "0 or more", "inf")),
@@ -237,6 +238,12 @@ def assert_refused(done, *words):
 )
 def test_a_bad_flag_is_refused_in_one_line(call, arguments, words):
     assert_refused(call(train, *FEDAVG, "--rounds=1", arguments), *words)
+
+
+def test_tiers_are_not_lowered_where_the_policy_ignores_them(call):
+    asked = ("--policy=uniform", "--rollback_lowers=tier")
+    done = call(train, *SMALL, "--algorithm=cocofl", *asked)
+    assert_refused(done, "--rollback_lowers=tier", "--policy=uniform")
 
 
 def test_both_kinds_of_tiers_are_refused(call):

@@ -7,7 +7,16 @@ import jax
 import numpy as np
 import pytest
 
-from fljax import checkpoints, costs, devices, fleet, plans, policies, types
+from fljax import (
+    checkpoints,
+    costs,
+    devices,
+    fleet,
+    fleet_sources,
+    plans,
+    policies,
+    types,
+)
 from tests import conftest
 
 TABLES = pathlib.Path(__file__).resolve().parents[2] / "shared/reference/tables"
@@ -229,6 +238,12 @@ def test_assign_names_the_client_that_nothing_fits(factory):
         "nearest is 2-2, which needs time 0.2, upload 0.4, memory 0.2: multiply the "
         "budgets by 2.0"
     )
+
+
+def test_devices_of_their_own_are_no_tiers_however_few():
+    made = fleet_sources.lognormal(3, 1, 2.0, 2.0, 2.0)  # as many as thirds have names
+    assert fleet.lowest(made).time < 0.05
+    policies.check_feasible(small_table(), made)
 
 
 def test_check_feasible_looks_at_the_lowest_limits():

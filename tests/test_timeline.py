@@ -411,6 +411,15 @@ def test_what_is_late_by_its_upload_is_heard_as_too_long(fed):
         np.testing.assert_allclose(seen, expected)
 
 
+def test_a_plan_that_the_table_does_not_have_is_named(fed):
+    wrong = policies.full(2)._replace(
+        assign=lambda state, key, ids, budgets: [plans.Plan(0, 5)] * len(ids)
+    )
+    algorithm = averaging.averaging(fed, wrong, constrained=False)
+    with pytest.raises(ValueError, match=r"windows of the table .* got 0-5"):
+        algorithm.assign(algorithm.init(), 0)
+
+
 def test_nobody_being_there_takes_a_rounds_time(fed):
     profile = fed.fleet.profile._replace(availability=np.zeros(2))
     empty = fed._replace(fleet=fed.fleet._replace(profile=profile))

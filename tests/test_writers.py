@@ -188,6 +188,12 @@ def test_lock_is_held_by_one_process_and_freed_by_kill(tmp_path):
     writers.open_run(tmp_path, {}).close()
 
 
+def test_content_is_json_with_null_for_what_is_not_finite():
+    content = writers.to_json({"mean": float("nan"), "seeds": [1, 2]})
+    assert json.loads(content) == {"mean": None, "seeds": [1, 2]}
+    assert b"NaN" not in content
+
+
 def test_records_are_json_lines_with_null_for_what_is_not_finite(tmp_path):
     with writers.MetricsWriter(tmp_path, tensorboard=False) as metrics:
         metrics.write({"round": 0, "loss": float("nan"), "tier": {2: np.float32(0.1)}})

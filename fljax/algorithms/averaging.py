@@ -250,7 +250,7 @@ def averaging(
     if fed.weighting == "uniform":
         weights = np.ones_like(weights)
     size = arrivals.most_arrivals(fed.clock, min(wanted, len(everyone)))
-    sizes = (
+    sizes = (  # what is sent beside parameters is statistics and ranges
         tuple(count.params for count in fed.counts),
         tuple(count.upload_bytes // 4 - count.params for count in fed.counts),
     )
