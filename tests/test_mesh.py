@@ -53,7 +53,7 @@ for devices, width in (("1", 1), ("8", 1), ("8", 2)):
 (one, first), *others = outcomes
 for state, records in others:
     worst = max(
-        float(np.max(np.abs(np.asarray(a) - np.asarray(b)), initial=0))
+        float(np.max(np.abs(np.subtract(a, b, dtype=np.float64)), initial=0))
         for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(state))
     )
     assert worst < 1e-5, worst

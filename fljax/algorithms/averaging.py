@@ -177,6 +177,16 @@ def _usual_part(
     return jnp.where(medians > 0, mixed, before)
 
 
+@functools.partial(jax.jit, static_argnames=("sizes", "devices"))
+def _first_lengths(norms, sums, *, sizes, devices):
+    """Learns the usual lengths from a round in which nothing is taken yet.
+
+    One program: several at a time that each wait for all devices may block each other.
+    """
+    new = _usual(norms, cohort.total(sums).norms, sizes)
+    return lax.with_sharding_constraint(new, NamedSharding(devices, mesh.SHARED))
+
+
 @functools.partial(jax.jit, static_argnames=("bound", "sizes"))
 def _limits(norms: types.Array, *, bound: float, sizes: Sizes) -> types.Array:
     """Computes the squared lengths [2, n] beyond which an update is refused."""
@@ -346,7 +356,7 @@ def averaging(
             if not measured and len(assignment.ids):
                 # Everybody is measured before anybody is taken.
                 tried = train(before, assignment, limits)
-                norms = _usual(norms, cohort.total(tried).norms, sizes)
+                norms = _first_lengths(norms, tried, sizes=sizes, devices=fed.devices)
                 measured = bool(np.any(np.asarray(norms)))
             known = _limits(norms, bound=fed.norm_bound, sizes=sizes)
             limits = everywhere(known)
