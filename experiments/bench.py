@@ -41,6 +41,9 @@ _COST_TABLE = flags.DEFINE_string(
 _CLIENT_WIDTH = flags.DEFINE_integer(
     "client_width", 0, "Clients that run side by side; 0: the backend's default."
 )
+_PRECISION = flags.DEFINE_enum(
+    "precision", "float32", configs.CHOICES["precision"], "Of activations in training."
+)
 
 # Windows of MobileNetV2 whose step times are compared; the full network comes first.
 WINDOWS = ((0, 19), (4, 11), (5, 19), (10, 16), (12, 19), (19, 19), (0, 0))
@@ -159,7 +162,12 @@ def measure(load: workloads.Workload, repeats: int, **fields: Any) -> Figures:
     Returns:
       Figures by name.
     """
-    settings = workloads.config(load, client_width=_CLIENT_WIDTH.value, **fields)
+    settings = workloads.config(
+        load,
+        client_width=_CLIENT_WIDTH.value,
+        precision=_PRECISION.value,
+        **fields,
+    )
     ready = workloads.build(load, settings)
     algorithm = experiment.algorithm(settings, ready)
     fed, compiled_before = ready.federation, cohort.num_programs()

@@ -120,6 +120,9 @@ class Config:
     rounding: str = _field("nearest", "Rounding to codes: nearest or stochastic.")
     reference_quirks: bool = _field(False, "Reproduce the slips of the paper's code: "
                                            "see docs/design.md.")  # fmt: skip
+    precision: str = _field("float32", "Of activations in training: float32 or "
+                                       "bfloat16 (parameters and sums stay "
+                                       "float32).")  # fmt: skip
     norm_statistics: str = _field("batch", "Norms in evaluation use the test batch's "
                                            "statistics or running ones.")  # fmt: skip
     eval_every: int = _field(1, "Rounds between evaluations; the last always is.")
@@ -162,6 +165,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "fixed_point": ("default", "reference", "none"),
     "rounding": ("nearest", "stochastic"),
     "weight_scales": ("own", "channel", "tensor"),
+    "precision": ("float32", "bfloat16"),
     "norm_statistics": ("batch", "running"),
     "programs": ("auto", "windows", "one"),
     "rollback_lowers": guard.LOWERS,

@@ -309,7 +309,13 @@ def build(
     parts = split(config, data)
     shards = partition.index_table(parts)
     made = _fleet(config, len(parts))
-    rule: Any = config.client_optimizer  # a name that config.check lets through
+    if config.precision != "float32" and net.vocabulary is not None:
+        raise ValueError(
+            f"--precision: expected float32 for network {net.name!r}, which reads "
+            f"tokens, got {config.precision!r}"
+        )
+    rule: Any = config.client_optimizer  # names that config.check lets through
+    precision: Any = config.precision
     training = client.Training(
         batch_size=config.batch_size,
         local_epochs=config.local_epochs,
@@ -318,6 +324,7 @@ def build(
         rule=rule,
         spec=_spec(config),
         augment=_augment(config, data),
+        precision=precision,
     )
     over = _mesh(config.devices)
     train_data, test_data = _data(config, data, over)

@@ -50,6 +50,8 @@ class Training(NamedTuple):
       optimiser: (learning rate) -> optax transformation, instead of rule, weight decay
         and momentum.
       augment: (key, batch) -> batch, of `augment`; None: batches as they are.
+      precision: dtype of activations and their gradients in networks of images;
+        parameters, statistics and sums stay float32.
     """
 
     batch_size: int = 32
@@ -60,6 +62,7 @@ class Training(NamedTuple):
     rule: Literal["sgd", "adamw"] = "sgd"
     optimiser: Callable[[types.Array], optax.GradientTransformation] | None = None
     augment: Callable[[types.Key, types.Array], types.Array] | None = None
+    precision: Literal["float32", "bfloat16"] = "float32"
 
 
 class Result(NamedTuple):
@@ -192,12 +195,13 @@ def _gradient_step(
     """Computes loss, gradients of the window, and its blocks' new norms and ranges."""
     roles = plans.roles(plan, net.num_blocks)
     first, last = plan.first, plan.last
+    dtype = x.dtype if jnp.issubdtype(x.dtype, jnp.floating) else jnp.float32
     calls = [
         layers.Call(role, spec, mask, observe=observe, first=i == first, fresh=fresh)
         for i, role in enumerate(roles)
     ]
     x, _ = network.run(net, frozen[:first], x, calls[:first], key=key)
-    x = lax.stop_gradient(x)  # the border of the frozen prefix
+    x = signals.cast(lax.stop_gradient(x), dtype)  # the border of the frozen prefix
 
     def loss_of(params, backward):
         state = [
@@ -213,7 +217,8 @@ def _gradient_step(
         h, _ = network.run(
             net, frozen[last + 1 :], h, calls[last + 1 :], last + 1, key=key
         )
-        return cross_entropy(signals.to_float(h), labels, mask), updates
+        logits = signals.to_float(h).astype(jnp.float32)
+        return cross_entropy(logits, labels, mask), updates
 
     params, backward = (
         tuple(None if block is None else block[name] for block in trained)
@@ -287,6 +292,8 @@ def train(
         step_key, x = jax.random.fold_in(noise_key, i), inputs(data, rows)
         if training.augment is not None:  # the blocks' keys are 0 to num_blocks - 1
             x = training.augment(jax.random.fold_in(step_key, net.num_blocks), x)
+        if net.vocabulary is None:
+            x = x.astype(training.precision)
         batched = (frozen, trained, x, data.y[rows], valid, step_key)
         observe = i + 1 == steps
         if window is None:

@@ -5,7 +5,9 @@ scan (jax issue 12868), and batching it over clients makes grouped convolutions,
 which are slow on GPUs (jax issues 13800 and 26266). So: a pointwise kernel is a
 matrix product, a dense k x k kernel is one matrix product over gathered patches, a
 depthwise kernel is k * k shifted multiply-adds. All work on floats and on integer
-codes alike; integer products accumulate in int32.
+codes alike; integer products accumulate in int32. Floats compute in the dtype of the
+activations, kernels being cast to it; what is added up by hand, and gradients of kernels,
+are float32.
 
 Activations are [B, height, width, channels]; dense kernels
 [k_h, k_w, in, out], depthwise kernels [k_h, k_w, channels]. Padding is k // 2 on
@@ -24,13 +26,22 @@ from fljax import backends, types
 
 
 def _accumulator(x: types.Array):
-    return jnp.int32 if jnp.issubdtype(x.dtype, jnp.integer) else x.dtype
+    if jnp.issubdtype(x.dtype, jnp.integer):
+        return jnp.int32
+    return jnp.promote_types(x.dtype, jnp.float32)
 
 
 def _product(x: types.Array, w: types.Array, contract: int) -> types.Array:
     """Contracts the last axis of x with axis `contract` of the matrix w."""
     dimensions = (((x.ndim - 1,), (contract,)), ((), ()))
-    return lax.dot_general(x, w, dimensions, preferred_element_type=_accumulator(x))
+    integers = jnp.issubdtype(x.dtype, jnp.integer)
+    dtype = jnp.int32 if integers else x.dtype
+    return lax.dot_general(x, w, dimensions, preferred_element_type=dtype)
+
+
+def _rows_product(x: types.Array, y: types.Array) -> types.Array:
+    """Sums the outer products of the rows of x and y, in float32 at least."""
+    return jnp.matmul(x.T, y, preferred_element_type=_accumulator(x))
 
 
 # Up to so many outputs, if inputs are more: XLA CPU is faster at the transposed product
@@ -41,7 +52,7 @@ _NARROW = 64
 
 @jax.custom_vjp
 def _dot_float(x: types.Array, w: types.Array) -> types.Array:
-    return _product(x, w, 0)
+    return _product(x, w.astype(x.dtype), 0)
 
 
 def _dot_backward(residuals, g):
@@ -50,12 +61,13 @@ def _dot_backward(residuals, g):
     x, w = residuals
     g = lax.optimization_barrier(g)
     rows = x.reshape(-1, x.shape[-1]), g.reshape(-1, g.shape[-1])
+    dx = _product(g, w.astype(g.dtype), 1)
     if w.shape[1] <= min(_NARROW, w.shape[0] - 1):
-        return _product(g, w, 1), lax.optimization_barrier(rows[1].T @ rows[0]).T
-    return _product(g, w, 1), rows[0].T @ rows[1]
+        return dx, lax.optimization_barrier(_rows_product(rows[1], rows[0])).T
+    return dx, _rows_product(*rows)
 
 
-_dot_float.defvjp(lambda x, w: (_product(x, w, 0), (x, w)), _dot_backward)
+_dot_float.defvjp(lambda x, w: (_dot_float(x, w), (x, w)), _dot_backward)
 
 
 def dot(x: types.Array, w: types.Array) -> types.Array:
@@ -162,7 +174,8 @@ def _split(x, images: int):
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _conv_in_cache(padded, matrix, window, images):
     def few(padded):
-        return _product(lax.optimization_barrier(_patches(padded, window)), matrix, 0)
+        patches = lax.optimization_barrier(_patches(padded, window))
+        return _product(patches, matrix.astype(padded.dtype), 0)
 
     out = lax.map(few, _split(padded, images))
     return out.reshape(padded.shape[0], *out.shape[2:])
@@ -175,8 +188,9 @@ def _conv_in_cache_backward(window, images, residuals, g):
         padded, g = blocks
         patches, spread = jax.vjp(lambda x: _patches(x, window), padded)
         rows = lax.optimization_barrier(patches).reshape(-1, matrix.shape[0])
-        total = total + rows.T @ g.reshape(-1, matrix.shape[1])
-        return total, spread(lax.optimization_barrier(_product(g, matrix, 1)))[0]
+        total = total + _rows_product(rows, g.reshape(-1, matrix.shape[1]))
+        d_patches = _product(g, matrix.astype(g.dtype), 1)
+        return total, spread(lax.optimization_barrier(d_patches))[0]
 
     blocks = _split(padded, images), _split(lax.optimization_barrier(g), images)
     d_matrix, d_padded = lax.scan(few, jnp.zeros_like(matrix), blocks)
@@ -237,7 +251,7 @@ def _depthwise(padded, kernel, stride: int):
     for tap, weight in zip(taps, weights, strict=True):
         term = tap.astype(dtype) * weight
         total = term if total is None else total + term
-    return total
+    return total if dtype == jnp.int32 else total.astype(padded.dtype)
 
 
 def depthwise_input_gradient(
@@ -266,18 +280,20 @@ def _depthwise_forward(x, kernel, stride, same):
 def _kernel_gradient(padded, g, kernel, stride: int) -> types.Array:
     """Computes the gradient of `depthwise` for its kernel."""
     if backends.accelerated():
-        taps = _taps(padded, kernel.shape[:2], stride)
+        taps = _taps(padded.astype(kernel.dtype), kernel.shape[:2], stride)
+        g = g.astype(kernel.dtype)
         by_image = jnp.stack([jnp.sum(tap * g, axis=(1, 2)) for tap in taps])
         return jnp.sum(by_image, axis=1).reshape(kernel.shape)
 
     # One image after the other into sums of the size of an image, which stay in the
     # cache: x and g are read once, where k * k reductions would read them k * k times.
     def add_image(sums, image):
-        x, g = image
+        x, g = (part.astype(kernel.dtype) for part in image)
         taps = _taps(x[None], kernel.shape[:2], stride)
         return tuple(s + tap[0] * g for s, tap in zip(sums, taps, strict=True)), None
 
-    zeros = (jnp.zeros(g.shape[1:], g.dtype),) * (kernel.shape[0] * kernel.shape[1])
+    zero = jnp.zeros(g.shape[1:], kernel.dtype)
+    zeros = (zero,) * (kernel.shape[0] * kernel.shape[1])
     sums, _ = lax.scan(add_image, zeros, (padded, g))
     return jnp.stack([jnp.sum(s, axis=(0, 1)) for s in sums]).reshape(kernel.shape)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import linen as nn
 
 from fljax import layers, signals, types
@@ -29,7 +30,8 @@ class FlaxBlock(nn.Module):
         Raises:
           ValueError: the module has more than parameters, as batch norms do.
         """
-        inputs = signals.to_float(x)
+        given = signals.to_float(x)
+        inputs = given.astype(jnp.float32)
         module = self.module.clone(parent=None)
 
         def init(key: types.Key):
@@ -56,6 +58,7 @@ class FlaxBlock(nn.Module):
         y: Any = module.apply({"params": values}, inputs, rngs=rngs)
         if self.is_mutable_collection("counts"):
             self._count(module, values, inputs, y)
+        y = y.astype(given.dtype)
         return y if trained else signals.Ranged(y, None)
 
     def _count(self, module: nn.Module, values, x: types.Array, y: types.Array) -> None:

@@ -3,7 +3,8 @@
 A block is a linen module whose `__call__(x, call)` runs layers of this file; `Call`
 says in which role. Between the layers of a trained block flow float arrays, between
 those of a frozen block before the window `quant.QArray`, after the window `Ranged`
-(see `fljax.signals`).
+(see `fljax.signals`). Floats are of the dtype of the network's input, float32 or less;
+parameters and all that is recorded are float32.
 
 Variables of a layer, by collection:
   params    kernel, bias, scale: what clients train
@@ -248,7 +249,7 @@ class Product(nn.Module):
             if call.running:
                 factor = lax.rsqrt(var.value + norms.EPSILON) * scale
                 offset = bias - mean.value * factor
-                return x * factor + offset, factor, offset
+                return (x * factor + offset).astype(x.dtype), factor, offset
         y, batch_mean, batch_var, count = norms.batch_norm(x, scale, bias, call.mask)
         changes = self.is_mutable_collection("norms") and not self.is_initializing()
         if self.tracked and changes:
@@ -270,7 +271,7 @@ class Product(nn.Module):
             y, factor, offset = self._normalise(y, scale, bias, call)
         else:
             factor, offset = jnp.float32(1), jnp.float32(0) if bias is None else bias
-            y = y if bias is None else y + bias
+            y = y if bias is None else (y + bias).astype(y.dtype)
         if self.quantised:
             relu = self.relu and call.spec.observes_after_relu
             record_range(
@@ -301,7 +302,7 @@ class Product(nn.Module):
         if self.norm:
             y = norms.batch_norm(y, scale, bias, call.mask)[0]
         elif bias is not None:
-            y = y + bias
+            y = (y + bias).astype(y.dtype)
         return jax.nn.relu(y) if self.relu else y
 
     def _folded(self, channels: int):
@@ -346,7 +347,8 @@ class Product(nn.Module):
             "frozen", "folded", self._folded, x.shape[-1]
         ).value
         y = self.operation.floats(x.value, kernel)
-        return signals.Ranged(y if bias is None else y + bias, frozen_range(self))
+        y = y if bias is None else (y + bias).astype(y.dtype)
+        return signals.Ranged(y, frozen_range(self))
 
 
 def conv(features: int, kernel_size: int, stride: int = 1, **fields) -> Product:

@@ -146,7 +146,7 @@ class BatchNorm(nn.Module):
         if running is not None and call.running:
             mean, var = running
             factor, offset = norms.folded(mean.value, var.value, scale, bias)
-            return jax.nn.relu(x * factor + offset)
+            return jax.nn.relu((x * factor + offset).astype(x.dtype))
         y, *statistics = norms.batch_norm(x, scale, bias, call.mask)
         if not call.first:
             self._record(x, call, statistics, running, scale, bias)

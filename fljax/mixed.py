@@ -83,7 +83,7 @@ class _Passed(NamedTuple):
 
     Attributes:
       codes: what a frozen block before the window gives; else zeros.
-      value: float32, what the others give; else zeros.
+      value: floats, what the others give; else zeros.
       largest: of a frozen block after the window: the range of the value, [], or None
         where such a block tells none.
     """
@@ -151,7 +151,7 @@ def gradient_step(
             h = given.value
             if i > 0:
                 prefix = lax.stop_gradient(signals.to_float(given.codes))
-                h = jnp.where(first == i, prefix, h)
+                h = jnp.where(first == i, prefix.astype(h.dtype), h)
             h, (update,) = network.run(
                 net, [state], h, [call], i, mutable=_RECORDS, key=key
             )
@@ -193,7 +193,7 @@ def gradient_step(
         for i in range(net.num_blocks):
             passed, update = block(i, passed, params[i], backward[i])
             updates.append(update)
-        return loss(passed.value, labels, mask), tuple(updates)
+        return loss(passed.value.astype(jnp.float32), labels, mask), tuple(updates)
 
     params, backward = (
         tuple(block[name] for block in trained) for name in ("params", "backward")

@@ -1,4 +1,8 @@
-"""Batch norm (padding rows left out) and group norm, in few passes over memory."""
+"""Batch norm (padding rows left out) and group norm, in few passes over memory.
+
+Statistics and what follows from them are float32 whatever the dtype of the activations,
+which the result has again.
+"""
 
 from __future__ import annotations
 
@@ -62,25 +66,28 @@ def batch_norm(
 
 
 def _forward(x, scale, bias, mask):
+    given, x = x, x.astype(jnp.float32)
     mean, variance, count = _statistics(x, mask)
     inverse = lax.rsqrt(variance + EPSILON)
-    y = (x - mean) * (inverse * scale) + bias
-    return (y, mean, variance, count), (x, scale, mean, inverse, mask, count)
+    y = ((x - mean) * (inverse * scale) + bias).astype(given.dtype)
+    return (y, mean, variance, count), (given, scale, mean, inverse, mask, count)
 
 
 def _backward(residuals, cotangents):
     # One formula instead of the five passes that differentiating the mean and the
     # variance would make, and sums that need no normalised copy of x. Padding rows
     # carry no gradient in, and get none out.
-    x, scale, mean, inverse, mask, count = residuals
-    g = lax.optimization_barrier(cotangents[0])
+    given, scale, mean, inverse, mask, count = residuals
+    x = given.astype(jnp.float32)
+    g = lax.optimization_barrier(cotangents[0]).astype(jnp.float32)
     bias_gradient = _sum_rows(g, None)
     scale_gradient = inverse * (_sum_rows(g * x, None) - mean * bias_gradient)
     slope = inverse * scale_gradient / count
     shared = (bias_gradient / count - mean * slope) + x * slope
     if mask is not None:
         shared = shared * _as_rows(mask, x)
-    return (inverse * scale) * (g - shared), scale_gradient, bias_gradient, None
+    dx = ((inverse * scale) * (g - shared)).astype(given.dtype)
+    return dx, scale_gradient, bias_gradient, None
 
 
 batch_norm.defvjp(_forward, _backward)
@@ -105,25 +112,27 @@ def channel_norm(x: types.Array, scale: types.Array, bias: types.Array) -> types
 
 
 def _channel_forward(x, scale, bias):
+    given, x = x, x.astype(jnp.float32)
     mean = jnp.mean(x, axis=(1, 2), keepdims=True)
     # One pass, as in `_statistics`: here too the input comes out of a product.
     square = jnp.mean(x * x, axis=(1, 2), keepdims=True)
     inverse = lax.rsqrt(jnp.maximum(square - mean * mean, 0.0) + EPSILON)
-    y = (x - mean) * (inverse * scale) + bias
-    return y, (x, scale, mean, inverse)
+    y = ((x - mean) * (inverse * scale) + bias).astype(given.dtype)
+    return y, (given, scale, mean, inverse)
 
 
 def _channel_backward(residuals, g):
     # The formula of `_backward` for one image; the parameters add the images up.
-    x, scale, mean, inverse = residuals
-    g = lax.optimization_barrier(g)
+    given, scale, mean, inverse = residuals
+    x = given.astype(jnp.float32)
+    g = lax.optimization_barrier(g).astype(jnp.float32)
     count = x.shape[1] * x.shape[2]
     bias_gradient = jnp.sum(g, axis=(1, 2), keepdims=True)
     products = jnp.sum(g * x, axis=(1, 2), keepdims=True)
     scale_gradient = inverse * (products - mean * bias_gradient)
     slope = inverse * scale_gradient / count
     shared = (bias_gradient / count - mean * slope) + x * slope
-    dx = (inverse * scale) * (g - shared)
+    dx = ((inverse * scale) * (g - shared)).astype(given.dtype)
     return dx, jnp.sum(scale_gradient, (0, 1, 2)), jnp.sum(bias_gradient, (0, 1, 2))
 
 

@@ -68,7 +68,7 @@ def _split(key: types.Key | None):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
 def after(operation, spec, relu, x, frozen, key):
-    """Runs a frozen layer after the window: float32 in and out, codes inside."""
+    """Runs a frozen layer after the window: floats in and out, codes inside."""
     input_key, output_key = _split(key)
     scale = signals.input_scale(x, spec, spec.input_range == "carried")
     codes = quant.quantise(x.value, scale, spec, x.nonnegative, input_key)
@@ -76,10 +76,12 @@ def after(operation, spec, relu, x, frozen, key):
     if not spec.requantise_after:
         sums, unit, *_ = operation.codes(codes, weights)
         y = sums.astype(jnp.float32) * unit
-        return y if frozen.bias is None else y + frozen.bias
+        y = y if frozen.bias is None else y + frozen.bias
+        return y.astype(x.value.dtype)
     sums = operation.codes(codes, weights, frozen.bias)
     out_scale = quant.scale_of(spec, frozen.output, relu)
-    return quant.requantise(sums, out_scale, spec, relu, output_key).dequantise()
+    y = quant.requantise(sums, out_scale, spec, relu, output_key).dequantise()
+    return y.astype(x.value.dtype)
 
 
 def _after_forward(operation, spec, relu, x, frozen, key):
@@ -123,6 +125,7 @@ def _after_backward(operation, spec, relu, residuals, g):
         dx = quant.requantise(result, out_scale, spec, key=output_key).dequantise()
     else:
         dx = result.sums.astype(jnp.float32) * result.unit
+    dx = dx.astype(x.value.dtype)
     largest = None if x.largest is None else jnp.zeros_like(x.largest)
     return signals.Ranged(dx, largest, x.nonnegative), None, None
 

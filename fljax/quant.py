@@ -178,11 +178,12 @@ class QArray:
 
 
 def amax(x: types.Array, axes=None) -> types.Array:
-    """Computes max|x|, over all axes by default."""
+    """Computes max|x| in float32, over all axes by default."""
     if backends.accelerated():
-        return jnp.max(jnp.abs(x), axis=axes)
-    # max and min separately: max(abs(x)) keeps XLA CPU from vectorising the reduction
-    return jnp.maximum(jnp.max(x, axis=axes), -jnp.min(x, axis=axes))
+        largest = jnp.max(jnp.abs(x), axis=axes)
+    else:  # apart: max(abs(x)) keeps XLA CPU from vectorising the reduction
+        largest = jnp.maximum(jnp.max(x, axis=axes), -jnp.min(x, axis=axes))
+    return largest.astype(jnp.float32)
 
 
 def scale_of(spec: Spec, largest: types.Array, nonnegative: bool = False):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax.numpy as jnp
 from flax import struct
 
 from fljax import quant, types
@@ -59,6 +60,16 @@ def to_float(x: Signal) -> types.Array:
     if isinstance(x, quant.QArray):
         return x.dequantise()
     return x.value if isinstance(x, Ranged) else x
+
+
+def cast(x: Signal | Padded, dtype) -> Signal | Padded:
+    """Gives what a frozen prefix hands to the window as floats of a dtype.
+
+    In float32 the codes stay: the window's first layer dequantises them.
+    """
+    if dtype == jnp.float32:
+        return x
+    return to_float(x).astype(dtype)
 
 
 def to_ranged(x: Signal) -> Ranged:
