@@ -5,9 +5,9 @@ scan (jax issue 12868), and batching it over clients makes grouped convolutions,
 which are slow on GPUs (jax issues 13800 and 26266). So: a pointwise kernel is a
 matrix product, a dense k x k kernel is one matrix product over gathered patches, a
 depthwise kernel is k * k shifted multiply-adds. All work on floats and on integer
-codes alike; integer products accumulate in int32. Floats compute in the dtype of the
-activations, kernels being cast to it; what is added up by hand, and gradients of kernels,
-are float32.
+codes alike; integer products accumulate in int32. Floats compute in the dtype of
+the activations, kernels being cast to it; what is added up by hand, and gradients of
+kernels, are float32.
 
 Activations are [B, height, width, channels]; dense kernels
 [k_h, k_w, in, out], depthwise kernels [k_h, k_w, channels]. Padding is k // 2 on

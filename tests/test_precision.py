@@ -1,4 +1,4 @@
-"""Activations in bfloat16: which dtype flows where, and how near it comes to float32."""
+"""Activations in bfloat16: which dtype flows where, how near it comes to float32."""
 
 import jax
 import jax.numpy as jnp
