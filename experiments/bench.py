@@ -42,7 +42,10 @@ _CLIENT_WIDTH = flags.DEFINE_integer(
     "client_width", 0, "Clients that run side by side; 0: the backend's default."
 )
 _PRECISION = flags.DEFINE_enum(
-    "precision", "float32", configs.CHOICES["precision"], "Of activations in training."
+    "precision",
+    "float32",
+    configs.CHOICES["precision"],
+    "Of activations in training; windows, tiers and cohort run in float32.",
 )
 
 # Windows of MobileNetV2 whose step times are compared; the full network comes first.

@@ -246,11 +246,9 @@ def _depthwise(padded, kernel, stride: int):
     dtype = _accumulator(padded)
     padded = lax.optimization_barrier(padded)  # as in `conv`
     weights = kernel.astype(dtype).reshape(-1, kernel.shape[-1])
-    total = None
     taps = _taps(padded, kernel.shape[:2], stride)
-    for tap, weight in zip(taps, weights, strict=True):
-        term = tap.astype(dtype) * weight
-        total = term if total is None else total + term
+    terms = [tap.astype(dtype) * w for tap, w in zip(taps, weights, strict=True)]
+    total = functools.reduce(jnp.add, terms)
     return total if dtype == jnp.int32 else total.astype(padded.dtype)
 
 

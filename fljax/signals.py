@@ -19,7 +19,7 @@ class Ranged:
     """A float array between frozen layers, with what is known of its range.
 
     Attributes:
-      value: float32.
+      value: floats, of the dtype of the network's input.
       largest: observed max|value|, [], or None if nobody observed it.
       nonnegative: static; it comes out of a ReLU.
     """
@@ -65,7 +65,8 @@ def to_float(x: Signal) -> types.Array:
 def cast(x: Signal | Padded, dtype) -> Signal | Padded:
     """Gives what a frozen prefix hands to the window as floats of a dtype.
 
-    In float32 the codes stay: the window's first layer dequantises them.
+    In float32 all stays as it is: the window's first layer dequantises codes. Sequences
+    know nothing else.
     """
     if dtype == jnp.float32:
         return x
