@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from experiments import config as configs
-from experiments import workloads
+from experiments import experiment
 from fljax import cohort, convs, layers, models, norms, quant, signals, types
 from fljax.models import network
 from tests import conftest
@@ -103,10 +103,13 @@ def test_windows_share_a_program(problem, width):
 
 
 def test_networks_of_tokens_are_refused():
-    load = workloads.Workload(shape=(8,), examples=4, fields={})
-    settings = configs.Config(network="char_transformer", precision="bfloat16")
+    x, y = np.ones((8, 6), np.int32), np.zeros(8, np.int32)
+    data = types.Dataset(x, y, x, y, 5, vocabulary=5)
+    settings = configs.Config(
+        network="char_transformer", num_clients=2, precision="bfloat16"
+    )
     with pytest.raises(ValueError, match="--precision: expected float32 for network"):
-        workloads.build(load, settings)
+        experiment.build(settings, data)
 
 
 def test_unknown_precision_is_named():
