@@ -74,11 +74,9 @@ def folder_of(name: str) -> str:
 
 def table(figures_by_name: Mapping[str, Mapping[str, Any]]) -> str:
     """Lays the summary out as text."""
-    known = next(iter(figures_by_name.values()), {})
-    columns = [c for c in (*_COLUMNS, *summary.TARGET_COLUMNS) if c[2] in known]
-    rows = [["algorithm", *(title for title, _, _ in columns)]]
-    for name, figures in figures_by_name.items():
-        rows.append([name, *(form.format(**figures[key]) for _, form, key in columns)])
+    names = ("algorithm", *figures_by_name)
+    cells = summary.rows(_COLUMNS, list(figures_by_name.values()))
+    rows = [[name, *row] for name, row in zip(names, cells, strict=True)]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return "\n".join(
         "  ".join(

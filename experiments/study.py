@@ -177,15 +177,17 @@ def summarise(result, wanted: int, target: float = 0.0) -> dict[str, dict[str, A
 
 def table(figures_by_setting: Mapping[str, Mapping[str, Any]]) -> str:
     """Lays a summary out as Markdown."""
-    known = next(iter(next(iter(figures_by_setting.values())).values()))
-    columns = [c for c in (*_COLUMNS, *summary.TARGET_COLUMNS) if c[2] in known]
-    titles = ("setting", "variant", *(title for title, _, _ in columns))
+    names = [
+        (setting if index == 0 else "", name)
+        for setting, variants in figures_by_setting.items()
+        for index, name in enumerate(variants)
+    ]
+    figures = [of for each in figures_by_setting.values() for of in each.values()]
+    titles, *cells = summary.rows(_COLUMNS, figures)
+    titles = ["setting", "variant", *titles]
     lines = ["| " + " | ".join(titles) + " |", "|---" * len(titles) + "|"]
-    for setting, variants in figures_by_setting.items():
-        for index, (name, figures) in enumerate(variants.items()):
-            cells = [form.format(**figures[key]) for _, form, key in columns]
-            first = setting if index == 0 else ""
-            lines.append("| " + " | ".join((first, name, *cells)) + " |")
+    for name, row in zip(names, cells, strict=True):
+        lines.append("| " + " | ".join((*name, *row)) + " |")
     return "\n".join(lines) + "\n"
 
 

@@ -18,11 +18,39 @@ TARGET = flags.DEFINE_float(
     upper_bound=1.0,
 )
 
-# Of tables, where a target accuracy is given: title, form, figure.
-TARGET_COLUMNS = (
+Column = tuple[str, str, str]  # of tables: title, form, figure
+
+# Where the power of devices is known or a target accuracy is given.
+_OPTIONAL: tuple[Column, ...] = (
+    ("joules", "{mean:.4g}", "joules"),
     ("rounds to", "{mean:.1f}", "rounds_to_target"),
     ("seconds to", "{mean:.4g}", "seconds_to_target"),
 )
+
+
+def rows(
+    columns: Sequence[Column], variants: Sequence[Mapping[str, Any]]
+) -> list[list[str]]:
+    """Lays figures out as rows of cells, the titles first.
+
+    Args:
+      columns: of the table; the optional ones that any variant has come behind them.
+      variants: of each its figures, as `summarise` gives them.
+
+    Returns:
+      A row of titles and one for each variant; a figure that it has not is empty.
+    """
+    shown = [
+        *columns,
+        *(c for c in _OPTIONAL if any(c[2] in figures for figures in variants)),
+    ]
+    return [
+        [title for title, _, _ in shown],
+        *(
+            [form.format(**of[key]) if key in of else "" for _, form, key in shown]
+            for of in variants
+        ),
+    ]
 
 
 def numbers(flag: str, texts: Sequence[str]) -> list[int]:
@@ -83,6 +111,8 @@ def _of_run(
         "clock_seconds": records[-1]["clock_seconds"],
         "wall_seconds": sum(record["wall_seconds"] for record in records),
     }
+    if any("joules" in record for record in records):
+        figures["joules"] = sum(record.get("joules", 0.0) for record in records)
     if target:
         figures["rounds_to_target"] = _reached(records, target, "round")
         seconds = _reached(records, target, "clock_seconds")
@@ -112,6 +142,7 @@ def summarise(
                 "std": float(np.std([f[key] for f in figures])),
             }
             for key in figures[0]
+            if all(key in f for f in figures)
         }
         summary[name]["upload_bytes"] = summary[name]["upload_bytes"]["mean"]
         last = [

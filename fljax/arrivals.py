@@ -257,17 +257,19 @@ def buffered(
     )  # fmt: skip
 
 
-def joules(work: Work, watts: np.ndarray) -> float | None:
-    """Adds up the energy of training; None if no power is known.
+def joules(work: Work, watts: np.ndarray) -> dict[int, float]:
+    """Computes the energy that each client spent on training.
 
     Args:
       work: whose round is over.
-      watts: of the same clients; NaN: unknown, not counted.
+      watts: of the same clients; NaN: unknown, left out.
+
+    Returns:
+      Client number -> joules.
     """
     known = np.isfinite(watts)
-    if not known.any():
-        return None
-    return float(np.sum(work.seconds[known, 1] * watts[known]))
+    spent = work.seconds[known, 1] * watts[known]
+    return dict(zip(work.ids[known].tolist(), spent.tolist(), strict=True))
 
 
 def sent_bytes(work: Work, by_plan: Sequence[int]) -> int:

@@ -41,12 +41,14 @@ class DivergedError(RuntimeError):
 
     Attributes:
       round: that brought it.
+      record: of that round, with `stopped`, the reason.
     """
 
-    def __init__(self, round: int, message: str) -> None:
-        """Make the error of a round."""
-        super().__init__(f"round {round}: {message}")
-        self.round = round
+    def __init__(self, record: Record, message: str) -> None:
+        """Make the error of the round of a record."""
+        super().__init__(f"round {record['round']}: {message}")
+        self.round = record["round"]
+        self.record = record | {"stopped": message}
 
 
 class NonFiniteError(DivergedError):
@@ -97,10 +99,11 @@ class _Pending(NamedTuple):
     scores: evaluate.Scores | None
 
 
-def _require_finite(report: averaging.Report) -> None:
-    """Raises NonFiniteError."""
+def _require_finite(report: averaging.Report, record: Record) -> Record:
+    """Gives the record back, or raises NonFiniteError."""
     if reason := guard.not_finite(report):
-        raise NonFiniteError(report.assignment.round, _advise(report, reason))
+        raise NonFiniteError(record, _advise(report, reason))
+    return record
 
 
 def _advise(report: averaging.Report, reason: str) -> str:
@@ -134,7 +137,9 @@ def _training_fields(report: averaging.Report) -> Record:
         "plans": dict(plans_used),
     }
     if report.joules is not None:
-        record["joules"] = report.joules
+        record["joules"] = sum(report.joules.values())
+        # A list: names of clients would each be a curve of TensorBoard.
+        record["client_joules"] = sorted(report.joules.items())
     if events:
         record["events"] = events
     if any(refused.values()):
@@ -174,12 +179,10 @@ def iterate(
         new = dispatch(state, index)
         state = new.state
         if pending is not None:
-            _require_finite(pending.report)
-            yield pending.state, read(pending)
+            yield pending.state, _require_finite(pending.report, read(pending))
         pending = new
     if pending is not None:
-        _require_finite(pending.report)
-        yield pending.state, read(pending)
+        yield pending.state, _require_finite(pending.report, read(pending))
 
 
 def iterate_guarded(
@@ -224,21 +227,24 @@ def iterate_guarded(
         carry = guard.Guarded(done.state, memory)
         if verdict is not None:
             if verdict.stop:
-                raise _limit_reached(rollback, verdict, done.report)
+                raise _limit_reached(rollback, verdict, done.report, record)
             carry = carry._replace(state=verdict.state)
             record["rollback"] = verdict.fields
         yield carry, record
 
 
 def _limit_reached(
-    rollback: guard.Guard, verdict: guard.Verdict, report: averaging.Report
+    rollback: guard.Guard,
+    verdict: guard.Verdict,
+    report: averaging.Report,
+    record: Record,
 ) -> DivergedError:
-    index, tries = report.assignment.round, rollback.limit
+    tries = rollback.limit
     after = f" (after {tries} rollback{'s' * (tries != 1)})"
     if verdict.finite:
         text = f"{verdict.reason}{after}; lower the learning rates"
-        return DivergedError(index, text)
-    return NonFiniteError(index, _advise(report, verdict.reason + after))
+        return DivergedError(record, text)
+    return NonFiniteError(record, _advise(report, verdict.reason + after))
 
 
 def _by_kind(plan: plans.Plan | plans.Mixed):
@@ -476,6 +482,9 @@ def _keep(outcomes, metrics, path, every: int, hooks: Hooks) -> types.Tree | Non
                 if not unsaved:
                     checkpointer.save(done, mesh.local(state))
                 hooks.record(record)
+        except DivergedError as error:
+            metrics.write(error.record)  # a resumed run drops it and tries again
+            raise
         finally:  # at the end, diverged, or stopped by Ctrl-C: keep what is good
             if unsaved:
                 checkpointer.save(done, mesh.local(last))

@@ -91,8 +91,8 @@ def test_faults_spend_what_they_spend():
     twice = work([0], 0, [Fault.DUPLICATED])
     assert arrivals.sent_bytes(twice, [100]) == 200
     watts = np.array([2, np.nan, 4, np.nan, np.nan, np.nan, np.nan])
-    assert arrivals.joules(made, watts) == 2 * 10 + 4 * 2.5
-    assert arrivals.joules(made, np.full(7, np.nan)) is None
+    assert arrivals.joules(made, watts) == {0: 2 * 10, 2: 4 * 2.5}
+    assert arrivals.joules(made, np.full(7, np.nan)) == {}
 
 
 def test_a_round_ends_with_its_slowest():

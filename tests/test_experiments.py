@@ -723,6 +723,32 @@ def test_compare_prints_and_writes_the_statistics_of_the_runs(call, tmp_path):
     ) + "\n"
 
 
+def test_compare_adds_up_the_energy_of_devices_whose_power_is_known(call, tmp_path):
+    tier = dict.fromkeys(("time", "upload", "memory"), 1)
+    tiers = [
+        {"name": "wall", "share": 0.5, **tier},
+        {"name": "battery", "share": 0.5, **tier, "watts": 2},
+    ]
+    (tmp_path / "tiers.json").write_text(json.dumps(tiers))
+    done = call(
+        compare,
+        *(flag for flag in SMALL if not flag.startswith("--tiers=")),
+        "--algorithms=fedavg,centralized",
+        f"--tiers_file={tmp_path}/tiers.json",
+        f"--workdir={tmp_path}/run",
+        "--seeds=1",
+        "--rounds=2",
+    )
+    assert done.code == 0, done.err
+    header, fedavg, centralized, _ = done.out.splitlines()
+    records = records_of(tmp_path / "run" / "fedavg" / "seed_1")
+    joules = sum(record["joules"] for record in records)
+    assert joules > 0
+    assert header.split()[-1] == "joules"
+    assert fedavg.split()[-1] == f"{joules:.4g}"
+    assert len(centralized.split()) == len(fedavg.split()) - 1  # no device
+
+
 def test_compared_algorithms_share_splits_devices_and_seeds(call, tmp_path):
     all_able = ("--tiers=one:1:1:1:1", "--rounds=2", f"--workdir={tmp_path}")
     assert call(compare, *COMPARED, *all_able).code == 0

@@ -341,13 +341,19 @@ def test_the_limit_ends_the_run_and_the_state_before_is_kept(tmp_path):
         (4, "stopped"),
     ]
     assert kept[1]["message"] == str(error.value)
+    last = writers.read_metrics(tmp_path)[-1]
+    assert last["round"] == 4
+    assert f"round 4: {last['stopped']}" == str(error.value)
+    assert (last["test_accuracy"], "rollback" in last) == (0.1, False)
     with pytest.raises(simulation.DivergedError):  # it is as it was
         again(falling({4}, first=4))
     assert writers.read_alerts(tmp_path) == kept
     assert told == [*kept, kept[1]]
     again(falling())
     assert writers.read_alerts(tmp_path) == kept[:1]
-    assert len(writers.read_metrics(tmp_path)) == 8
+    records = writers.read_metrics(tmp_path)
+    assert [record["round"] for record in records] == list(range(8))
+    assert not any("stopped" in record for record in records)
 
 
 def test_numbers_that_are_not_finite_roll_back_until_the_limit():

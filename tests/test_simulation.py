@@ -264,7 +264,10 @@ def test_the_last_good_state_is_saved_when_a_run_diverges(tmp_path):
         with pytest.raises(simulation.NonFiniteError, match="round 4"):
             in_folder(tmp_path, 8, diverging, checkpoint_every=3)
         assert saved(tmp_path) == (4, 4)  # 3 is the cadence
-        assert [r["round"] for r in writers.read_metrics(tmp_path)] == [0, 1, 2, 3]
+        *good, last = writers.read_metrics(tmp_path)
+        assert [r["round"] for r in good] == [0, 1, 2, 3]
+        assert (last["round"], last["train_loss"], last["participants"]) == (4, None, 0)
+        assert last["stopped"].startswith("loss or update is not finite for clients")
     state, records = in_folder(tmp_path, 8, checkpoint_every=3)
     assert rounds_of(state) == 8
     uninterrupted = simulation.run(counting(), 8, counter(2))[1]

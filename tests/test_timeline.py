@@ -1,5 +1,7 @@
 """Rounds on the clock: late, lost, broken and stale updates, against single clients."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -140,6 +142,19 @@ def test_seconds_of_a_round_by_hand(fed):
         assert report.clock_seconds == pytest.approx(now)
         assert report.joules is None
     assert float(states[-1].timeline.now) == pytest.approx(now)
+
+
+def test_energy_is_watts_times_seconds_of_training_of_each_client(fed):
+    powered = (TIERS[0], dataclasses.replace(TIERS[1], watts=3.0))
+    fed = fed._replace(fleet=fleet.of_tiers(6, powered))
+    _, records = simulation.run(fedavg.fedavg(fed), 4)
+    spent = {number: joules for r in records for number, joules in r["client_joules"]}
+    seconds = -(-fed.shards.counts // 4) / 0.5  # steps of a second at half the speed
+    assert spent == {number: 3 * seconds[number] for number in spent}
+    assert spent
+    assert set(spent) <= {3, 4, 5}  # of the others no power is known
+    for record in records:
+        assert record["joules"] == sum(joules for _, joules in record["client_joules"])
 
 
 def test_plans_that_fit_bring_slow_devices_in_on_time(fed):

@@ -90,7 +90,8 @@ class Report(NamedTuple):
       finite: [] whether the new global network is finite.
       seconds: of the round on the virtual clock.
       clock_seconds: since the start.
-      joules: energy of training; None: no device's power is known.
+      joules: client number -> energy of its training; None: no device's power is
+        known.
     """
 
     assignment: schedule.Assignment
@@ -102,7 +103,7 @@ class Report(NamedTuple):
     finite: types.ArrayLike = True
     seconds: float = 0.0
     clock_seconds: float = 0.0
-    joules: float | None = None
+    joules: dict[int, float] | None = None
 
 
 def _mean(values: np.ndarray) -> float:
@@ -265,6 +266,7 @@ def averaging(
         tuple(count.upload_bytes // 4 - count.params for count in fed.counts),
     )
     watts = fed.fleet.profile.watts
+    powered = bool(np.isfinite(watts).any())
     kept = fed.clock.max_staleness if fed.clock.carries else 0
 
     everywhere = functools.partial(mesh.replicate, fed.devices)
@@ -346,7 +348,7 @@ def averaging(
         return sums
 
     def round(state: State, assignment: schedule.Assignment) -> tuple[State, Report]:
-        outcome = assignment.outcome
+        outcome, done = assignment.outcome, assignment.outcome.finished
         before = state._replace(
             server=everywhere(state.server), history=everywhere(state.history)
         )
@@ -374,15 +376,13 @@ def averaging(
             assignment,
             losses,
             failed,
-            planned.upload_bytes(outcome.finished),
+            planned.upload_bytes(done),
             planned.full_bytes * outcome.started,
-            _mean(planned.time_shares(arrivals.plans_of(outcome.finished))),
+            _mean(planned.time_shares(arrivals.plans_of(done))),
             finite,
             float(outcome.timeline.now - state.timeline.now),
             float(outcome.timeline.now),
-            arrivals.joules(
-                outcome.finished, watts[fed.fleet.row[outcome.finished.ids]]
-            ),
+            arrivals.joules(done, watts[fed.fleet.row[done.ids]]) if powered else None,
         )
         seen = None
         if policy.needs_losses:
