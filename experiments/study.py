@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from absl import flags
 
@@ -25,23 +25,23 @@ from fljax import simulation, writers
 Fields = Mapping[str, Any]  # of the configuration
 
 
-class Study(NamedTuple):
-    """Every variant runs under every setting.
+# setting -> variant -> fields: every variant of a setting is run.
+Study = Mapping[str, Mapping[str, Fields]]
 
-    Attributes:
-      settings: name -> fields.
-      variants: name -> fields.
-    """
 
-    settings: Mapping[str, Fields]
-    variants: Mapping[str, Fields]
+def cross(settings: Mapping[str, Fields], variants: Mapping[str, Fields]) -> Study:
+    """Puts every variant under every setting; its fields go before the setting's."""
+    return {
+        setting: {name: {**fields, **more} for name, more in variants.items()}
+        for setting, fields in settings.items()
+    }
 
 
 _MILD = "strong:.34:1:1:1,medium:.33:.8:.75-1:.8,weak:.33:.6:.6-1:.6"
 _STRONG = "strong:.34:1:1:1,medium:.33:.5:.4-.8:.5,weak:.33:.3:.3-.6:.3"
 _CORRELATED = {"partition": "resource_correlated", "alpha": 0.1}
 
-_IMBALANCE = Study(
+_IMBALANCE = cross(
     {
         f"{how} imbalance, {data}": {"tiers": tiers, **fields}
         for how, tiers in (("mild", _MILD), ("strong", _STRONG))
@@ -58,35 +58,39 @@ _IMBALANCE = Study(
     },
 )
 
-_WIDTHS = (8, 6, 5, 4, 3, 2)
-_BITS = Study(
-    {
-        f"{rounding}, one scale a {scales}": {
-            "rounding": rounding,
-            "weight_scales": scales,
-            **_CORRELATED,
-        }
-        for rounding in ("nearest", "stochastic")
-        for scales in ("channel", "tensor")
+
+def _codes(rounding: str, scales: str, *widths: int) -> dict[str, Fields]:
+    """Gives a variant for each width of codes."""
+    how = {"rounding": rounding, "weight_scales": scales, **_CORRELATED}
+    return {f"{bits} bits": {**how, "bits": bits} for bits in widths}
+
+
+_BITS: Study = {
+    "nearest, one scale a channel": {
+        "float": {"fixed_point": "none", **_CORRELATED},
+        **_codes("nearest", "channel", 8, 6, 5, 4, 3, 2),
+        "adaptive": {"policy": "adaptive_bits", **_CORRELATED},
     },
-    {"float": {"fixed_point": "none"}}
-    | {f"{bits} bits": {"bits": bits} for bits in _WIDTHS}
-    | {"adaptive": {"policy": "adaptive_bits"}},
-)
+    "nearest, one scale a tensor": _codes("nearest", "tensor", 8, 4, 3, 2),
+    "stochastic, one scale a channel": _codes("stochastic", "channel", 8, 4, 3, 2),
+    "stochastic, one scale a tensor": _codes("stochastic", "tensor", 8, 4, 3, 2),
+}
 
 # Speeds and bandwidths that move while the server looks every tenth round only; a cost
-# table that is off; a deadline that half a window too much misses.
+# table that is off; a deadline that half a window too much misses, or one that a device
+# of 1.0 misses that trains everything.
 _STALE = {
     "changes": "drift=.3,drift_rounds=15,bandwidth=.3,refresh=10",
     "table_error": 0.2,
     "clock": "deadline=1.5",
     **_CORRELATED,
 }
-_POLICIES = Study(
+_POLICIES = cross(
     {
         f"{rate:.0%} drop out": {"failures": f"drop={rate}", **_STALE}
         for rate in (0.0, 0.2, 0.4)
-    },
+    }
+    | {"tight deadline": {**_STALE, "clock": "deadline=.9"}},
     {
         name: {"algorithm": "cocofl", "policy": name}
         for name in ("random_maximal", "balanced", "online", "uniform")
@@ -130,7 +134,7 @@ def run(
     workdir: pathlib.Path,
     cache: str = "",
 ) -> dict[str, dict[str, list[list[simulation.Record]]]]:
-    """Runs every variant under every setting with every seed.
+    """Runs every variant of every setting with every seed.
 
     Args:
       study: what to run.
@@ -143,13 +147,11 @@ def run(
       setting -> variant -> seeds -> records.
     """
     result: dict[str, dict[str, list[list[simulation.Record]]]] = {}
-    for setting, fields in study.settings.items():
-        runs: dict[str, list[list[simulation.Record]]] = {
-            name: [] for name in study.variants
-        }
+    for setting, variants in study.items():
+        runs: dict[str, list[list[simulation.Record]]] = {name: [] for name in variants}
         for seed in seeds:
-            for name, more in study.variants.items():
-                config = dataclasses.replace(base, **{**fields, **more, "seed": seed})
+            for name, fields in variants.items():
+                config = dataclasses.replace(base, **{**fields, "seed": seed})
                 configs.check(config)
                 where = workdir / _folder(setting) / _folder(name) / f"seed_{seed}"
                 ready = experiment.build(config, workdir=str(where), cache=cache)

@@ -26,7 +26,7 @@ TINY = (
     "--test_share=0",
     "--tiers=all:1:1:1:1",
 )
-TINY_STUDY = study.Study({"calm": {}}, {"random": {"policy": "random_maximal"}})
+TINY_STUDY = {"calm": {"random": {"policy": "random_maximal"}}}
 MORE = {
     train: (),
     compare: ("--algorithms=cocofl", "--seeds=1"),

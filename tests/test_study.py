@@ -15,7 +15,7 @@ SMALL = (
     "--rounds=2",
     "--seeds=1,2",
 )
-STUDY = study.Study(
+STUDY = study.cross(
     {"calm": {}, "30% lost, all": {"failures": "lost=0.3", "clock": "deadline=9"}},
     {"fedavg": {"algorithm": "fedavg"}, "slow": {"algorithm": "fedavg", "lr": 0.01}},
 )
@@ -30,7 +30,7 @@ def test_a_study_runs_everything_and_goes_on(call, tmp_path, monkeypatch):
     assert len(folders) == 2 * 2 * 2
     written = json.loads((tmp_path / "summary.json").read_text())
     assert written["seeds"] == [1, 2]
-    calm, lossy = (written["settings"][name] for name in STUDY.settings)
+    calm, lossy = (written["settings"][name] for name in STUDY)
     assert calm["fedavg"]["arrived"]["mean"] == 1
     lines = (tmp_path / "table.md").read_text().splitlines()
     assert len(lines) == 2 + 4
@@ -76,9 +76,9 @@ def test_late_figures_are_means_over_the_last_third_of_the_rounds():
 def test_settings_and_variants_are_configurations(name):
     chosen = study.STUDIES[name]
     base = configs.Config()
-    for fields in chosen.settings.values():
-        for more in chosen.variants.values():
-            configs.check(dataclasses.replace(base, **{**fields, **more}))
+    for variants in chosen.values():
+        for fields in variants.values():
+            configs.check(dataclasses.replace(base, **fields))
 
 
 def test_an_unknown_study_is_refused_in_one_line(call):
