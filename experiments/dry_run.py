@@ -1,4 +1,4 @@
-"""What a run will cost before it starts: programs, memory, time, upload.
+"""What a run will cost before it starts: programs, memory, time, upload, who arrives.
 
 One step of the full network is compiled and timed; the rest follows from the plans
 that the rounds will assign and from the cost table.
@@ -14,8 +14,8 @@ import jax
 import numpy as np
 
 from experiments import config as configs
-from experiments import experiment
-from fljax import arrivals, client, cohort, federation, mesh, plans, schedule
+from experiments import experiment, rehearsal
+from fljax import client, cohort, federation, mesh, plans
 from fljax.algorithms import averaging, centralized
 
 _LOOKED_AT = 1000  # rounds whose plans are drawn; a longer run goes on like them
@@ -39,6 +39,7 @@ class Estimate(NamedTuple):
         where the backend does not tell.
       upload_bytes: of all clients in all rounds.
       clock_seconds: of all rounds on the virtual clock of the devices.
+      rehearsal: of the rounds looked at: who arrives, which blocks are trained.
     """
 
     rounds: int
@@ -51,6 +52,7 @@ class Estimate(NamedTuple):
     device_bytes: int | None
     upload_bytes: int
     clock_seconds: float
+    rehearsal: rehearsal.Rehearsal
 
 
 def estimate(config: configs.Config, ready: experiment.Experiment) -> Estimate:
@@ -69,45 +71,29 @@ def estimate(config: configs.Config, ready: experiment.Experiment) -> Estimate:
     algorithm = experiment.algorithm(config, ready)
     pooled = config.algorithm == "centralized"
     fed = centralized.pooled(ready.federation) if pooled else ready.federation
-    state = algorithm.init()
     looked_at = min(config.rounds, _LOOKED_AT)
-    steps, seen, upload = [], set(), 0
-    times, _ = schedule.columns(fed.table)
-    for index in range(looked_at):
-        assigned = algorithm.assign(state, index)
-        programs = federation.programs(fed, assigned.plans)
-        seen |= set(programs)
-        counts = fed.shards.counts[assigned.ids]
-        work = client.steps_of(counts, fed.training)
-        shares = [
-            1.0 if isinstance(program, plans.Mixed) else times[plan.first, plan.last]
-            for plan, program in zip(assigned.plans, programs, strict=True)
-        ]
-        steps.append(float(work @ np.array(shares)) if len(work) else 0.0)
-        done = assigned.outcome.finished
-        sizes = [
-            plans.upload_bytes(plan, fed.counts) for plan in arrivals.plans_of(done)
-        ]
-        upload += arrivals.sent_bytes(done, sizes)
-        state = state._replace(timeline=assigned.outcome.timeline)
-    mixed = [program for program in seen if isinstance(program, plans.Mixed)]
+    seen = rehearsal.rehearse(algorithm, fed, looked_at)
+    mixed = [program for program in seen.programs if isinstance(program, plans.Mixed)]
     plan = mixed[0] if mixed else plans.full(fed.net.num_blocks)
-    compile_seconds, step_seconds, size = _measure(fed, state, plan)
-    training = float(np.mean(steps)) * step_seconds / fed.devices.size
+    compile_seconds, step_seconds, size = _measure(fed, seen.state, plan)
+    training = seen.steps * step_seconds / fed.devices.size
     batches = ready.evaluator.examples / config.batch_size
     evaluation = _EVALUATION * batches * step_seconds / config.eval_every
     round_seconds = training + evaluation / fed.devices.size
     return Estimate(
         rounds=config.rounds,
-        programs=len(seen),
+        programs=len(seen.programs),
         measured="all windows" if mixed else "the full network",
         compile_seconds=compile_seconds,
         step_seconds=step_seconds,
         round_seconds=round_seconds,
-        total_seconds=config.rounds * round_seconds + len(seen) * compile_seconds,
+        total_seconds=(
+            config.rounds * round_seconds + len(seen.programs) * compile_seconds
+        ),
         device_bytes=size,
-        upload_bytes=0 if pooled else upload * config.rounds // looked_at,
-        clock_seconds=float(state.timeline.now) * config.rounds / looked_at,
+        upload_bytes=0 if pooled else seen.upload_bytes * config.rounds // looked_at,
+        clock_seconds=seen.clock_seconds * config.rounds / looked_at,
+        rehearsal=seen,
     )
 
 
@@ -179,8 +165,21 @@ def show(cost: Estimate) -> str:
             f"{_duration(cost.total_seconds)} for {cost.rounds} rounds",
             f"{_bytes(cost.upload_bytes)} sent by clients",
             f"{_duration(cost.clock_seconds)} on the clock of the devices",
+            *_arriving(cost.rehearsal),
         )
     )
+
+
+def _arriving(seen: rehearsal.Rehearsal) -> list[str]:
+    """Says who arrives and what is trained."""
+    tiers = ", ".join(f"{name} {share:.0%}" for name, share in seen.tiers.items())
+    blocks = " ".join(f"{share:.0%}" for share in seen.blocks)
+    events = ", ".join(f"{number:.3g} {name}" for name, number in seen.events.items())
+    return [
+        f"{seen.arrived:.3g} of {seen.over:.3g} clients a round arrive ({tiers})",
+        *([f"of a round's clients: {events}"] if events else []),
+        f"blocks trained by, of those who arrive: {blocks}",
+    ]
 
 
 def _bytes(size: float) -> str:

@@ -20,7 +20,10 @@ _CHECKPOINT_EVERY = flags.DEFINE_integer(
 )
 
 _DRY_RUN = flags.DEFINE_bool(
-    "dry_run", False, "Only say what the run will cost: programs, memory, time, upload."
+    "dry_run",
+    False,
+    "Only say what the run will cost: programs, memory, time, upload; and who will "
+    "arrive, by rounds played on the clock without training.",
 )
 
 

@@ -1,9 +1,14 @@
 """The dry run: what is counted equals what a run reports, what is timed is near it."""
 
+import numpy as np
 import pytest
 
-from experiments import config, dry_run, experiment
-from fljax import plans, simulation
+from experiments import config, dry_run, experiment, rehearsal
+from fljax import clock, failures, plans, policies, simulation
+from fljax.algorithms import cocofl
+from tests import test_timeline
+
+fed = test_timeline.fed  # a fixture
 
 SETTINGS = {
     "network": "cnn",
@@ -56,6 +61,43 @@ def test_windows_that_share_a_program_are_one():
     assert cost.upload_bytes == dry_run.estimate(*made()).upload_bytes
 
 
+def test_a_rehearsal_is_what_the_rounds_do_without_training(fed):
+    rules = clock.Clock(
+        step_seconds=1.0, upload_rate=np.inf, download_rate=np.inf, deadline=0.9
+    )
+    rates = failures.Rates(drop=0.2)
+    fed = fed._replace(clock=rules, failures=rates, table_error=0.3)
+    algorithm = cocofl.cocofl(fed, policy=policies.BY_NAME["online"])
+    state, records = simulation.run(algorithm, 12)
+    seen = rehearsal.rehearse(algorithm, fed, 12)
+    for ours, theirs in zip(seen.state.policy, state.policy, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+        assert np.any(ours != 0)  # it has learned
+    assert seen.clock_seconds == records[-1]["clock_seconds"]
+    assert seen.upload_bytes == sum(r["upload_bytes"] for r in records)
+    arrived = sum(r["participants"] for r in records)
+    gone = sum(len(ids) for r in records for ids in r.get("events", {}).values())
+    assert 0 < gone < 12 * 3
+    assert arrived + gone == 12 * 3
+    assert (seen.over, seen.arrived * 12) == (3, pytest.approx(arrived))
+    assert sum(seen.events.values()) * 12 == pytest.approx(gone)
+    whole = sum(r["plans"].get("0-1", 0) for r in records)
+    assert seen.blocks.tolist() == pytest.approx([whole / arrived, 1])
+    steps = -(-fed.shards.counts // 4)
+    assert 0 < seen.steps < 3 * steps.max()
+    assert list(seen.tiers) == ["strong", "weak"]
+
+
+def test_a_policy_that_asks_for_losses_is_rehearsed_as_it_starts():
+    settings, ready = made(policy="adaptive_bits")
+    algorithm = experiment.algorithm(settings, ready)
+    seen = rehearsal.rehearse(algorithm, ready.federation, 3)
+    start = algorithm.init().policy
+    for ours, theirs in zip(seen.state.policy, start, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    assert 0 < seen.blocks.min() <= seen.blocks.max() == 1.0
+
+
 def test_text_by_hand():
     cost = dry_run.Estimate(
         1000,
@@ -68,7 +110,12 @@ def test_text_by_hand():
         5_680_000,
         1_950_000_000,
         90.0,
-    )
+        rehearsal.Rehearsal(
+            None, frozenset(), 1.0, 1, 90.0, 10.0, 8.25,
+            {"late": 0.75, "out_of_memory": 1.0}, {"fast": 1.0, "slow": 0.65},
+            np.array([1 / 3, 1.0]),
+        ),
+    )  # fmt: skip
     assert dry_run.show(cost).splitlines() == [
         "3 programs to compile, 2.0 s each",
         "5.68 MB on each device",
@@ -76,7 +123,12 @@ def test_text_by_hand():
         "8.34 h for 1000 rounds",
         "1.95 GB sent by clients",
         "90 s on the clock of the devices",
+        "8.25 of 10 clients a round arrive (fast 100%, slow 65%)",
+        "of a round's clients: 0.75 late, 1 out_of_memory",
+        "blocks trained by, of those who arrive: 33% 100%",
     ]
+    calm = cost._replace(rehearsal=cost.rehearsal._replace(events={}))
+    assert "of a round's clients" not in dry_run.show(calm)
     one = dry_run.show(cost._replace(programs=1, measured="all windows"))
     assert one.startswith("1 program to compile")
     assert "ms a step of all windows)" in one

@@ -118,6 +118,8 @@ class Algorithm(NamedTuple):
       assign: (state, round index) -> who trains what.
       round: (state, assignment) -> (new state, report).
       programs: (assignment) -> what the program of each of its clients is made for.
+      rehearse: (state, assignment) -> the state after a round in which nobody trains:
+        the clock goes on, and so does a policy that asks for no losses.
     """
 
     init: Callable[[], State]
@@ -126,6 +128,7 @@ class Algorithm(NamedTuple):
     programs: Callable[[schedule.Assignment], Sequence] = lambda assigned: (
         assigned.plans
     )
+    rehearse: Callable[[State, schedule.Assignment], State] = lambda state, _: state
 
 
 @functools.partial(jax.jit, static_argnames=("sizes", "devices"))
@@ -389,18 +392,23 @@ def averaging(
             number = len(assignment.ids)
             seen = np.asarray(losses, np.float64)[:number]
             seen = np.where(np.asarray(failed)[:number] == 0, seen, np.nan)
-        return State(
-            new,
-            planned.observe(state.policy, assignment, seen),
-            outcome.timeline,
-            (before.server.blocks, *before.history)[:kept],
-            norms,
-            np.array(measured, bool),
-            state.caution,
+        return state._replace(
+            server=new,
+            policy=planned.observe(state.policy, assignment, seen),
+            timeline=outcome.timeline,
+            history=(before.server.blocks, *before.history)[:kept],
+            norms=norms,
+            measured=np.array(measured, bool),
         ), report
+
+    def rehearse(state: State, assignment: schedule.Assignment) -> State:
+        state = state._replace(timeline=assignment.outcome.timeline)
+        if policy.needs_losses:
+            return state
+        return state._replace(policy=planned.observe(state.policy, assignment, None))
 
     def assign(state: State, index: int) -> schedule.Assignment:
         tiers = state.caution.tiers
         return planned.assign(state.policy, state.timeline, tiers, index)
 
-    return Algorithm(init, assign, round, programs)
+    return Algorithm(init, assign, round, programs, rehearse)
