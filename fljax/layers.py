@@ -22,7 +22,7 @@ valid row of it (`Call.mask` keeps them out of the norms' statistics).
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -71,7 +71,10 @@ def record_range(module: nn.Module, call: Call, measure) -> None:
     """
     if not module.is_mutable_collection("ranges"):
         return
-    if call.observe is None or module.is_initializing():
+    if module.is_initializing():  # calibration measures; here it would be compiled
+        module.put_variable("ranges", "range", jnp.zeros(()))
+        return
+    if call.observe is None:
         module.put_variable("ranges", "range", measure())
         return
     old: types.Array = module.get_variable("ranges", "range")
@@ -153,6 +156,12 @@ def _count(module: Product, x: types.Array, y: types.Array, kernel) -> None:
     )
 
 
+def _kernel_uniform(fan_in: int):
+    draw = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+    # As a matrix: a draw of four axes takes four times as long to compile.
+    return lambda key, shape: draw(key, (fan_in, shape[-1])).reshape(shape)
+
+
 def _bias_uniform(fan_in: int):
     bound = fan_in**-0.5
     return lambda key, shape: jax.random.uniform(
@@ -210,18 +219,15 @@ class Product(nn.Module):
         """Declares the parameters: kernel, and scale and bias, or bias, or no more."""
         k = self.kernel_size
         kind = self.operation.kind
-        axes: dict[str, Any] = {}
         if kind == "dense":
             shape: tuple[int, ...] = (channels, self.features)
             fan_in = channels
         elif kind == "depthwise":
             # The one input channel of each output is no axis of the kernel.
             shape, fan_in = (k, k, channels), k * k
-            axes = {"in_axis": (0, 1), "out_axis": 2}
         else:
             shape, fan_in = (k, k, channels, self.features), k * k * channels
-        initial = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform", **axes)
-        kernel = self.param("kernel", initial, shape)
+        kernel = self.param("kernel", _kernel_uniform(fan_in), shape)
         outputs = (shape[-1],)
         if not (self.norm or self.bias):
             return kernel, None, None

@@ -175,6 +175,14 @@ def compiler_options() -> dict[str, Any]:
     return {name: value for name, value in _CPU_OPTIONS.items() if _takes(name, value)}
 
 
+@functools.cache
+def once_options() -> dict[str, Any]:
+    """Gives the options of programs that run once: quick to compile, not to run."""
+    name = "xla_backend_optimization_level"
+    quick = jax.default_backend() == "cpu" and _takes(name, 0)
+    return compiler_options() | ({name: 0} if quick else {})
+
+
 def _takes(name: str, value: Any) -> bool:
     """Tells whether XLA compiles a program that has a barrier with this option."""
     barrier = jax.jit(lambda x: lax.optimization_barrier(x + 1) * 2)

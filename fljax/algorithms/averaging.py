@@ -30,6 +30,8 @@ from fljax import (
     mesh,
     plans,
     policies,
+    programs,
+    quant,
     schedule,
     server,
     trees,
@@ -211,16 +213,21 @@ def _limits_part(norms: types.Array, bound: float, sizes: tuple[int, ...]):
     return jnp.where(root > 0, jnp.square(bound * length), 0.0)
 
 
-@functools.partial(jax.jit, static_argnames=("net", "spec"))
-def _initial_blocks(key, *, net, spec):
-    init_key, calibration_key = jax.random.split(key)
-    return client.calibrate(net, network.init(net, init_key), spec, calibration_key)
+@functools.lru_cache(8)
+def _initial_program(net: network.Network, spec: quant.Spec) -> jax.stages.Compiled:
+    """Compiles (key) -> blocks: it runs once a run, so it is made quickly."""
+
+    def initial(key: types.Key) -> tuple[dict, ...]:
+        init_key, calibration_key = jax.random.split(key)
+        return client.calibrate(net, network.init(net, init_key), spec, calibration_key)
+
+    return jax.jit(initial).lower(jax.random.key(0)).compile(programs.once_options())
 
 
 def initial_blocks(fed: federation.Federation) -> tuple[dict, ...]:
     """Draws and calibrates the network: the same for all algorithms of a seed."""
     key = jax.random.fold_in(jax.random.key(fed.seed), INITIAL_TAG)
-    return _initial_blocks(key, net=fed.net, spec=fed.training.spec)
+    return _initial_program(fed.net, fed.training.spec)(key)
 
 
 def averaging(
