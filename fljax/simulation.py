@@ -417,7 +417,7 @@ def run_in_folder(
     hooks = hooks or Hooks()
     if jax.process_index() > 0:
         return _follow(algorithm, rounds, evaluator, rollback)
-    if rounds >= len(writers.read_metrics(workdir)):  # fewer: another run's
+    if rounds >= len(_finished(workdir)):  # fewer: another run's
         may_change = ("rounds", *may_change)
     with writers.open_run(workdir, config, may_change) as folder:
         first, carry, notes = _restore(algorithm, rollback, folder.path)
@@ -426,7 +426,7 @@ def run_in_folder(
             hooks.message(note)
         hooks.start(first)
         if first >= rounds:  # finished: there is nothing to write
-            return _state(carry), writers.read_metrics(folder.path)
+            return _state(carry), _finished(folder.path)
         alarm = writers.AlertsWriter(folder.path, first)
 
         def tell(alert: alerts.Alert) -> None:
@@ -444,6 +444,11 @@ def run_in_folder(
             told = _telling(outcomes, hooks._replace(alert=tell))
             kept = _keep(told, metrics, folder.path, checkpoint_every, hooks)
         return _state(kept or carry), writers.read_metrics(folder.path)
+
+
+def _finished(workdir: str | pathlib.Path) -> list[Record]:
+    """Reads the records of a run without that of a round that ended it."""
+    return [r for r in writers.read_metrics(workdir) if "stopped" not in r]
 
 
 def _agreed(first: int, carry: types.Tree) -> tuple[int, types.Tree]:

@@ -101,7 +101,7 @@ def problem():
     """Makes the problem once: what has the same shapes compiles once a session."""
     spec = quant.DEFAULT
     # The program that algorithms start with: it compiles once for both.
-    blocks = averaging._initial_program(NET, spec)(jax.random.key(0))
+    blocks = averaging._initial_jitted()(jax.random.key(0), net=NET, spec=spec)
     order = np.random.default_rng(1).permutation(40)
     return Problem(
         NET,

@@ -273,3 +273,12 @@ def test_dropout_drops_in_training_and_not_before_the_window():
         network.run(net, frozen, x, [call], 2, key=key) for key in calls[1:]
     )
     np.testing.assert_array_equal(one.codes, two.codes)
+
+
+def test_parameters_are_drawn_without_a_forward_pass():
+    net = small_convnet.small_convnet((8, 8, 1))
+    draw = jax.jit(lambda key: network.init(net, key)).lower(jax.random.key(0))
+    assert "dot_general" not in draw.as_text()
+    ranges = [block["ranges"] for block in draw.compile()(jax.random.key(0))]
+    assert jax.tree.leaves(ranges)
+    assert all(float(leaf) == 0 for leaf in jax.tree.leaves(ranges))

@@ -268,6 +268,8 @@ def test_the_last_good_state_is_saved_when_a_run_diverges(tmp_path):
         assert [r["round"] for r in good] == [0, 1, 2, 3]
         assert (last["round"], last["train_loss"], last["participants"]) == (4, None, 0)
         assert last["stopped"].startswith("loss or update is not finite for clients")
+    _, records = in_folder(tmp_path, 4, diverging)  # it may end before that round
+    assert [record["round"] for record in records] == [0, 1, 2, 3]
     state, records = in_folder(tmp_path, 8, checkpoint_every=3)
     assert rounds_of(state) == 8
     uninterrupted = simulation.run(counting(), 8, counter(2))[1]

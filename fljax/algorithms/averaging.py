@@ -213,21 +213,21 @@ def _limits_part(norms: types.Array, bound: float, sizes: tuple[int, ...]):
     return jnp.where(root > 0, jnp.square(bound * length), 0.0)
 
 
-@functools.lru_cache(8)
-def _initial_program(net: network.Network, spec: quant.Spec) -> jax.stages.Compiled:
-    """Compiles (key) -> blocks: it runs once a run, so it is made quickly."""
+def _initial(key: types.Key, *, net: network.Network, spec: quant.Spec):
+    init_key, calibration_key = jax.random.split(key)
+    return client.calibrate(net, network.init(net, init_key), spec, calibration_key)
 
-    def initial(key: types.Key) -> tuple[dict, ...]:
-        init_key, calibration_key = jax.random.split(key)
-        return client.calibrate(net, network.init(net, init_key), spec, calibration_key)
 
-    return jax.jit(initial).lower(jax.random.key(0)).compile(programs.once_options())
+@functools.cache  # the options ask what backend there is, so not on import
+def _initial_jitted():
+    options = programs.once_options()
+    return jax.jit(_initial, static_argnames=("net", "spec"), compiler_options=options)
 
 
 def initial_blocks(fed: federation.Federation) -> tuple[dict, ...]:
     """Draws and calibrates the network: the same for all algorithms of a seed."""
     key = jax.random.fold_in(jax.random.key(fed.seed), INITIAL_TAG)
-    return _initial_program(fed.net, fed.training.spec)(key)
+    return _initial_jitted()(key, net=fed.net, spec=fed.training.spec)
 
 
 def averaging(
@@ -283,7 +283,7 @@ def averaging(
     fed = fed._replace(data=everywhere(fed.data))
     unlimited = everywhere(np.full((2, fed.net.num_blocks), np.inf, np.float32))
 
-    def programs(assignment: schedule.Assignment) -> list[plans.Plan | plans.Mixed]:
+    def programs_of(assignment: schedule.Assignment) -> list[plans.Plan | plans.Mixed]:
         return federation.programs(fed, assignment.plans)
 
     def init() -> State:
@@ -313,7 +313,7 @@ def averaging(
         )
         load = counts[ids] * planned.time_shares(assignment.plans)
         ages = (index - work.versions).tolist()
-        keys = list(zip(ages, programs(assignment), strict=True))
+        keys = list(zip(ages, programs_of(assignment), strict=True))
         by_key = cohort.group_by_plan(keys, ids)
         groups = cohort.spread(
             [positions for _, positions in by_key],
@@ -418,4 +418,4 @@ def averaging(
         tiers = state.caution.tiers
         return planned.assign(state.policy, state.timeline, tiers, index)
 
-    return Algorithm(init, assign, round, programs, rehearse)
+    return Algorithm(init, assign, round, programs_of, rehearse)
