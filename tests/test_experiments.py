@@ -637,7 +637,10 @@ def test_a_run_that_diverges_names_round_clients_and_plans(call, tmp_path):
         line,
     )
     assert "Traceback" not in done.err
-    assert [record["round"] for record in records_of(tmp_path)] == [0]
+    good, last = records_of(tmp_path)
+    assert (good["round"], last["round"]) == (0, 1)
+    assert "stopped" not in good
+    assert f"error: round 1: {last['stopped']}" == line
     (checkpoint,) = (tmp_path / "checkpoints").iterdir()
     assert checkpoint.name == "round_00000001.ckpt"
 
