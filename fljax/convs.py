@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from fljax import backends, types
+from fljax import backends, types, winograd
 
 
 def _accumulator(x: types.Array):
@@ -132,6 +132,8 @@ def conv(
     padded = _pad(x, _padding(kernel, same), pad_value)
     matrix = kernel.reshape(k_h * k_w * channels, features)
     window = (k_h, k_w, stride)
+    if winograd.pays(padded, kernel, stride):
+        return winograd.conv(padded, kernel)
     if k_h * k_w > 1:  # else XLA would compute for every tap what leads to x
         padded = lax.optimization_barrier(padded)
     images = _images_in_cache(padded, window)

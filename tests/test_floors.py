@@ -17,6 +17,7 @@ FLOORS = (
     (
         "backends",
         "trees",
+        "winograd",
         "convs",
         "norms",
         "quant",
