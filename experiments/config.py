@@ -235,6 +235,10 @@ def algorithm_fields(entry: str) -> dict[str, Any]:
         return {"algorithm": name}
     if policy not in policies.BY_NAME:
         raise unknown("algorithms", policy, policies.BY_NAME)
+    if name in _WITHOUT_BUDGETS:
+        raise ValueError(
+            f"--algorithms: expected a policy beside cocofl only, got {entry!r}"
+        )
     return {"algorithm": name, "policy": policy}
 
 
@@ -345,6 +349,11 @@ def check(config: Config) -> None:
     settings("changes", config.changes, fleet.Changes)
     settings("clock", config.clock, clock.Clock)
     settings("failures", config.failures, failures.Rates)
+    if config.policy == "adaptive_bits" and config.fixed_point == "none":
+        raise ValueError(
+            "--policy=adaptive_bits: expected frozen blocks in codes, got "
+            "--fixed_point=none"
+        )
     _check_rollback(config)
 
 
@@ -356,6 +365,14 @@ def _check_rollback(config: Config) -> None:
         raise ValueError(f"--rollback_drop: expected 0 or more, below 1, got {drop}")
     if loss and not 1 < loss < float("inf"):
         raise ValueError(f"--rollback_loss: expected 0 or above 1, got {loss}")
+    if not (drop or loss):
+        for name in ("window", "lowers", "factor", "limit"):
+            field = f"rollback_{name}"
+            if getattr(config, field) != getattr(Config(), field):
+                raise ValueError(
+                    f"--{field}: expected --rollback_drop or --rollback_loss beside "
+                    f"it, got neither"
+                )
     if not 0 < factor < 1:
         raise ValueError(f"--rollback_factor: expected above 0, below 1, got {factor}")
     if config.rollback_lowers == "tier" and config.algorithm in _WITHOUT_BUDGETS:

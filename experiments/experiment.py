@@ -444,18 +444,29 @@ def rollback(config: configs.Config, fed: federation.Federation) -> guard.Guard 
 def resolved(config: configs.Config, ready: Experiment) -> dict[str, Any]:
     """Gives the configuration as plain data, with what its flags left open."""
     fed = ready.federation
-    return dataclasses.asdict(config) | {
-        "num_clients": len(fed.shards.counts),
-        "mean": fed.data.mean,
-        "std": fed.data.std,
-        "tiers": _described_tiers(config, fed),
-        "fleet_sha256": _digest(fed.fleet),
-        "clock": dataclasses.asdict(federation.rules(fed)),
-        "dataset_sha256": ready.dataset_sha256,
-        "cost_table": fed.table.source,
-        "cost_table_sha256": _sha256(config.cost_table),
-        "client_width": fed.width,
-    }
+    return (
+        dataclasses.asdict(config)
+        | {
+            "num_clients": len(fed.shards.counts),
+            "mean": fed.data.mean,
+            "std": fed.data.std,
+            "tiers": _described_tiers(config, fed),
+            "fleet_sha256": _digest(fed.fleet),
+            "clock": dataclasses.asdict(federation.rules(fed)),
+            "dataset_sha256": ready.dataset_sha256,
+            "cost_table": fed.table.source,
+            "cost_table_sha256": _sha256(config.cost_table),
+            "client_width": fed.width,
+        }
+        | _own_prices(config)
+    )
+
+
+def _own_prices(config: configs.Config) -> dict[str, str | None]:
+    """Hashes the prices of a device class that lies in a file."""
+    if not pathlib.Path(config.device_class).is_file():
+        return {}
+    return {"device_class_sha256": _sha256(config.device_class)}
 
 
 def _sha256(path: str) -> str | None:
@@ -512,6 +523,13 @@ def run(
             bar.start(first)
 
         hooks = hooks._replace(start=start)
+        if config.algorithm == "cocofl":
+            small = policies.too_small(ready.federation.table, ready.federation.fleet)
+            if small.any():
+                bar.message(
+                    f"{small.sum()} of {len(small)} devices have less memory than any "
+                    f"window needs: they drop out of every round"
+                )
         if workdir is None:
             return simulation.run(made, config.rounds, ready.evaluator, hooks, watch)[1]
         return simulation.run_in_folder(

@@ -117,6 +117,7 @@ def measure(
         memory=memory / memory[full],
         full_step_seconds=times[full],
         full_step_memory_gb=memory[full] / 1e9,
+        batch=fed.training.batch_size,
         source="this machine",
     )
 
@@ -148,6 +149,7 @@ def complete(
         memory=np.maximum(memory, 1e-6),
         full_step_seconds=measured.full_step_seconds,
         full_step_memory_gb=measured.full_step_memory_gb,
+        batch=measured.batch,
         source="this machine",
     )
 

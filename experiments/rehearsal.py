@@ -74,14 +74,14 @@ def rehearse(
             trained[plan.first : plan.last + 1] += 1
             one = isinstance(kind, plans.Mixed)
             steps += float(each) * (1.0 if one else times[plan.first, plan.last])
-        done = assigned.outcome.finished
+        outcome, done = assigned.outcome, assigned.outcome.finished
         sizes = [
             plans.upload_bytes(plan, fed.counts) for plan in arrivals.plans_of(done)
         ]
-        upload += arrivals.sent_bytes(done, sizes)
+        upload += arrivals.sent_bytes(done, outcome.spent, sizes)
         over += np.bincount(tier_of[done.ids], minlength=len(names))
         there += np.bincount(tier_of[assigned.ids], minlength=len(names))
-        for event, ids in assigned.outcome.events.items():
+        for event, ids in outcome.events.items():
             events[event] += len(ids)
         state = algorithm.rehearse(state, assigned)
     shares = there / np.maximum(over, 1)

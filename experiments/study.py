@@ -20,7 +20,7 @@ from absl import flags
 
 from experiments import config as configs
 from experiments import experiment, main, plots, summary
-from fljax import simulation, writers
+from fljax import clock, simulation, writers
 
 Fields = Mapping[str, Any]  # of the configuration
 
@@ -133,6 +133,7 @@ def run(
     seeds: list[int],
     workdir: pathlib.Path,
     cache: str = "",
+    alert_command: str = "",
 ) -> dict[str, dict[str, list[list[simulation.Record]]]]:
     """Runs every variant of every setting with every seed.
 
@@ -142,6 +143,7 @@ def run(
       seeds: of the experiments.
       workdir: gets a run folder for each.
       cache: folder that keeps decoded data; empty: none.
+      alert_command: that is given each alert; empty: none.
 
     Returns:
       setting -> variant -> seeds -> records.
@@ -158,7 +160,12 @@ def run(
                 label = f"{setting}: {name}"
                 runs[name].append(
                     experiment.run(
-                        config, ready, str(where), tensorboard=False, label=label
+                        config,
+                        ready,
+                        str(where),
+                        tensorboard=False,
+                        label=label,
+                        alert_command=alert_command,
                     )
                 )
         result[setting] = runs
@@ -199,10 +206,19 @@ def _main() -> None:
     seeds = summary.numbers("seeds", _SEEDS.value)
     base = configs.from_flags(flags.FLAGS, seed=seeds[0])
     workdir = pathlib.Path(main.WORKDIR.value or f"runs/{_STUDY.value}")
-    result = run(STUDIES[_STUDY.value], base, seeds, workdir, main.DATA_CACHE.value)
+    result = run(
+        STUDIES[_STUDY.value],
+        base,
+        seeds,
+        workdir,
+        main.DATA_CACHE.value,
+        main.ALERT_COMMAND.value,
+    )
     if not main.is_first():
         return
-    figures = summarise(result, base.clients_per_round, summary.TARGET.value)
+    wanted = configs.settings("clock", base.clock, clock.Clock).buffer
+    wanted = wanted or base.clients_per_round
+    figures = summarise(result, wanted, summary.TARGET.value)
     text = table(figures)
     writers.replace_file(workdir / "table.md", text.encode())
     content = writers.to_json({"settings": figures, "seeds": seeds})

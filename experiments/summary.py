@@ -84,11 +84,11 @@ def _of_run(
 ) -> dict[str, float]:
     """Takes the figures of one run: the last evaluation, the sums of all rounds.
 
-    What begins with late is the mean over the evaluations of the last third of the
-    rounds, since one evaluation swings with who took part in its round.
+    What begins with late is the mean over the evaluations after two thirds of the
+    rounds and later, since one evaluation swings with who took part in its round.
     """
     last = simulation.final_evaluation(records)
-    begin = records[-1]["round"] + 1 - len(records) // 3
+    begin = records[-1]["round"] - len(records) // 3
     late = [
         record
         for record in records

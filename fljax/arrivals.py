@@ -36,7 +36,8 @@ class Work(NamedTuple):
       seconds: [.., 3] float64, download, training, upload.
       finish: float64, when they will be ready (or notice that they will not).
       faults: int8 of failures.Fault.
-      budgets: [.., 3] float64, what the server believed of them.
+      budgets: [.., 3] float64, what the server allowed them, though it be less than any
+        window needs.
       loads: [.., 2] float64, time and memory that the plan really takes of them, as
         shares of what is allowed; above 1: too much. Time is that of training or, if
         it is more, with what is sent as a share of the deadline; without faults.
@@ -69,7 +70,9 @@ class Outcome(NamedTuple):
 
     Attributes:
       arrived: those whose updates the server gets, in order.
-      finished: all whose round is over, arrived or not: they have spent what they do.
+      finished: all whose round is over, arrived or not.
+      spent: [.., 3] seconds that each of these spent, as `Work.seconds`; less than
+        those for who was sent home.
       started: how many began.
       timeline: after the round.
       events: what went wrong -> client numbers.
@@ -77,6 +80,7 @@ class Outcome(NamedTuple):
 
     arrived: Work
     finished: Work
+    spent: np.ndarray
     started: int
     timeline: Timeline
     events: dict[str, list[int]]
@@ -160,7 +164,8 @@ def synchronous(
       idle: seconds after which the server tries again if nobody is there.
 
     Returns:
-      The outcome. A failure is noticed when it happens, so nobody waits for it.
+      The outcome. A failure is noticed when it happens, so nobody waits for it; who is
+      late and not carried over is told so, and stops.
     """
     now = float(timeline.now)
     work = work._replace(finish=now + work.seconds.sum(axis=1))
@@ -184,18 +189,31 @@ def synchronous(
         events["late"] = sorted(work.ids[late].tolist())
     if stale.any():
         events["stale"] = sorted(flight.ids[stale].tolist())
-    if rules.late == "carry":
-        staying = join(staying, take(work, late))
+    carried = late & (rules.late == "carry")
+    staying = join(staying, take(work, carried))
     free = empty(len(timeline.flight.ids) - len(staying.ids))
     arrived = join(take(work, in_time), take(flight, landed))
+    finished = join(take(work, ~carried), take(flight, landed | stale))
     return Outcome(
-        arrived, work, len(work.ids), Timeline(np.array(end), join(staying, free)),
-        events,
+        arrived, finished, _spent(finished, end), len(work.ids),
+        Timeline(np.array(end), join(staying, free)), events,
     )  # fmt: skip
 
 
+def _spent(work: Work, end: float) -> np.ndarray:
+    """Gives the seconds [.., 3] of those who stop at `end` if they are not ready."""
+    begun = work.finish - work.seconds.sum(axis=1)
+    until = np.minimum(work.seconds.cumsum(axis=1), (end - begun)[:, None])
+    cut = np.diff(until, axis=1, prepend=0.0)
+    return np.where((work.finish > end)[:, None], np.maximum(cut, 0), work.seconds)
+
+
 def buffered(
-    rules: clock.Clock, timeline: Timeline, pool: Work, round_index: int
+    rules: clock.Clock,
+    timeline: Timeline,
+    pool: Work,
+    round_index: int,
+    idle: float = 0.0,
 ) -> Outcome:
     """Runs one step of a buffered asynchronous server on the clock.
 
@@ -206,6 +224,7 @@ def buffered(
       pool: clients that take free slots, in this order, `seconds` filled in; none of
         them is at work.
       round_index: server steps so far.
+      idle: seconds after which the server tries again if nobody is there.
 
     Returns:
       The outcome: at most `rules.buffer` arrivals, fewer if nobody is left.
@@ -244,6 +263,8 @@ def buffered(
             arrived.append(row)
         if len(arrived) < rules.buffer:  # else the next begins with the new network
             start(now)
+    if not over:
+        now += idle
     rows = rows._replace(finish=finish)
     staying = take(rows, np.array(sorted(row for *_, row in queue), int))
     free = empty(len(flight.ids) - len(staying.ids))
@@ -252,31 +273,35 @@ def buffered(
     if stale:
         events["stale"] = sorted(rows.ids[stale].tolist())
     return Outcome(
-        take(rows, np.array(arrived, int)), finished, taken,
+        take(rows, np.array(arrived, int)), finished, finished.seconds, taken,
         Timeline(np.array(now), join(staying, free)), events,
     )  # fmt: skip
 
 
-def joules(work: Work, watts: np.ndarray) -> dict[int, float]:
+def joules(work: Work, spent: np.ndarray, watts: np.ndarray) -> dict[int, float]:
     """Computes the energy that each client spent on training.
 
     Args:
       work: whose round is over.
+      spent: seconds of the same, as `Outcome.spent`.
       watts: of the same clients; NaN: unknown, left out.
 
     Returns:
       Client number -> joules.
     """
     known = np.isfinite(watts)
-    spent = work.seconds[known, 1] * watts[known]
-    return dict(zip(work.ids[known].tolist(), spent.tolist(), strict=True))
+    energy = spent[known, 1] * watts[known]
+    return dict(zip(work.ids[known].tolist(), energy.tolist(), strict=True))
 
 
-def sent_bytes(work: Work, by_plan: Sequence[int]) -> int:
+def sent_bytes(work: Work, spent: np.ndarray, by_plan: Sequence[int]) -> int:
     """Counts what clients sent: nothing, half, once or twice, as their fault says.
+
+    Who was sent home has sent the share of it that the time sufficed for.
 
     Args:
       work: whose round is over.
+      spent: seconds of the same, as `Outcome.spent`.
       by_plan: bytes of each one's plan.
     """
     times = np.ones(len(work.ids))
@@ -284,4 +309,6 @@ def sent_bytes(work: Work, by_plan: Sequence[int]) -> int:
     times[np.isin(work.faults, gone)] = 0
     times[work.faults == failures.Fault.TRUNCATED] = 0.5
     times[work.faults == failures.Fault.DUPLICATED] = 2
+    wanted = work.seconds[:, 2]
+    times *= np.divide(spent[:, 2], wanted, np.ones(len(wanted)), where=wanted > 0)
     return int(np.dot(times, by_plan)) if len(by_plan) else 0

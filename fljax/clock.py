@@ -53,6 +53,11 @@ class Clock:
                 "expected max_staleness of 1 or more beside late=carry, got 0: an "
                 "update that is carried over is a step old"
             )
+        if self.late == "carry" and not (self.deadline or self.over_selection > 1):
+            raise ValueError(
+                "expected a deadline or over_selection beside late=carry: without them "
+                "nobody is late"
+            )
         if self.buffer and (self.deadline or self.over_selection > 1):
             raise ValueError(
                 "expected neither deadline nor over_selection beside a buffer, whose "
@@ -91,7 +96,8 @@ def resolve(
     """
     macs = sum(count.macs + count.depthwise_macs for count in counts)
     counted = 6 * macs * batch / OPERATIONS_PER_SECOND
-    measured = reference.step_seconds or table.full_step_seconds
+    tabled = (table.full_step_seconds or 0.0) * batch / table.batch
+    measured = reference.step_seconds or tabled
     return dataclasses.replace(
         clock,
         step_seconds=clock.step_seconds or measured or counted,

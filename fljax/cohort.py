@@ -32,7 +32,7 @@ from fljax.models import network
 ROUNDING_TAG = 0xFFFF0003
 
 # Why an update was refused.
-NOT_FINITE, TOO_LARGE = 1.0, 2.0
+NOT_FINITE, TOO_LARGE, UNMEASURED = 1.0, 2.0, 3.0
 
 
 class Clients(NamedTuple):
@@ -351,7 +351,8 @@ def _run_on_device(
         verdict = jnp.where(chunk.weights != 0, verdict, 0.0)  # or padding
         taken = verdict == 0
         weights = jnp.where(taken, chunk.weights, 0.0)
-        lengths = jnp.where(taken[:, None, None], lengths, 0.0)
+        teaches = finite & (chunk.weights != 0)  # refused or not
+        lengths = jnp.where(teaches[:, None, None], lengths, 0.0)
         return (
             deltas + trees.weighted_sum(sent, weights * chunk.scales),
             by_block + jnp.sum(weights[:, None] * trained, axis=0),

@@ -34,8 +34,9 @@ class CostTable:
     time: np.ndarray  # [P] float64
     upload: np.ndarray  # [P] float64
     memory: np.ndarray  # [P] float64
-    full_step_seconds: float | None = None  # one step, all trained (published: of 32)
+    full_step_seconds: float | None = None  # one step, everything trained
     full_step_memory_gb: float | None = None  # GB (1e9 bytes) of that step
+    batch: int = 32  # examples of that step (the published tables' 32)
     source: str = "cost table"  # where it comes from: opens every error message
 
     def __post_init__(self):
@@ -107,6 +108,11 @@ def _check_costs(table: CostTable) -> None:
                 f"{table.source}: expected a positive, finite {name} or none, "
                 f"got {value!r}"
             )
+    if type(table.batch) is not int or table.batch < 1:
+        raise ValueError(
+            f"{table.source}: expected batch_size to be a positive integer, got "
+            f"{table.batch!r}"
+        )
 
 
 def _name(table: CostTable, row: int) -> str:
@@ -122,8 +128,8 @@ def load(path: str | pathlib.Path) -> CostTable:
     """Read a cost table from a JSON file.
 
     The file is an object with `blocks` (n) and `windows`, a list of
-    [first, last, time, upload, memory]; `full_step_seconds` and `full_step_memory_gb`
-    are optional.
+    [first, last, time, upload, memory]; `full_step_seconds`, `full_step_memory_gb` and
+    the `batch_size` of that step (else 32) are optional.
 
     Args:
       path: the file.
@@ -158,6 +164,7 @@ def load(path: str | pathlib.Path) -> CostTable:
         memory=np.array([row[4] for row in rows]),
         full_step_seconds=content.get("full_step_seconds"),
         full_step_memory_gb=content.get("full_step_memory_gb"),
+        batch=content.get("batch_size", 32),
         source=str(path),
     )
 
@@ -202,6 +209,7 @@ def save(table: CostTable, path: str | pathlib.Path) -> None:
         "blocks": table.num_blocks,
         "full_step_seconds": table.full_step_seconds,
         "full_step_memory_gb": table.full_step_memory_gb,
+        "batch_size": table.batch,
         "windows": [
             [*window, *cost]
             for window, cost in zip(table.windows.tolist(), costs.tolist(), strict=True)
@@ -268,7 +276,7 @@ def floored(
     """Raise budgets into which no window fits until the nearest one does.
 
     A device whose speed or bandwidth fell that low is still asked for the least that
-    there is to do, and will be late.
+    there is to do, and will be late; one with less memory than that needs drops out.
 
     Args:
       table: costs of P windows.

@@ -65,12 +65,12 @@ class Changes:
     """
 
     drift: float = 0.0  # standard deviation of a device's log speed over time
-    drift_rounds: float = 50.0  # after which its speed is another one
-    bandwidth: float = 0.0  # standard deviation of log bandwidth, anew every round
+    drift_rounds: float = 50.0  # server steps after which its speed is another one
+    bandwidth: float = 0.0  # standard deviation of log bandwidth, anew every step
     diurnal: float = 0.0  # share of the availability that comes and goes with the day
-    day_rounds: float = 100.0  # rounds of a day
-    refresh: int = 1  # rounds between two looks at the devices
-    refresh_seconds: float = 0.0  # that a look takes, in the rounds that have one
+    day_rounds: float = 100.0  # a day, in whole rounds of a device of 1.0 on the clock
+    refresh: int = 1  # server steps between two looks at the devices
+    refresh_seconds: float = 0.0  # that a look takes before the steps that have one
 
     def __post_init__(self):
         for name, least in (
@@ -197,11 +197,17 @@ def truth(fleet: Fleet, seed: int, round_index: int, ids: np.ndarray) -> types.B
     ranges = fleet.profile.limits[fleet.row[np.asarray(ids)]]
     drawn = devices.draw_between(key, ids, ranges)
     time = drawn.time * _drift(fleet, seed, round_index, ids)
-    upload = drawn.upload
-    if fleet.changes.bandwidth:
-        noise = devices.normals(key, BANDWIDTH_TAG, ids)
-        upload = upload * np.exp(fleet.changes.bandwidth * noise)
+    upload = drawn.upload * bandwidth(fleet, seed, round_index, ids)
     return types.Budgets(time, upload, drawn.memory)
+
+
+def bandwidth(fleet: Fleet, seed: int, round_index: int, ids: np.ndarray) -> np.ndarray:
+    """Draws the factor [K] of the devices' bandwidth, both ways, in a round."""
+    if not fleet.changes.bandwidth:
+        return np.ones(len(ids))
+    key = host_random.fold_in(host_random.key(seed), round_index)
+    noise = devices.normals(key, BANDWIDTH_TAG, ids)
+    return np.exp(fleet.changes.bandwidth * noise)
 
 
 def looked_at(fleet: Fleet, round_index: int) -> int:
@@ -217,7 +223,7 @@ def believed(
 
 
 def available(
-    fleet: Fleet, seed: int, round_index: int, candidates: np.ndarray
+    fleet: Fleet, seed: int, round_index: int, moment: float, candidates: np.ndarray
 ) -> np.ndarray:
     """Finds the clients that are there in a round.
 
@@ -228,6 +234,7 @@ def available(
       fleet: the devices.
       seed: of the experiment.
       round_index: of the round.
+      moment: time on the clock, in whole rounds of a device of 1.0.
       candidates: client numbers that may take part.
 
     Returns:
@@ -239,7 +246,7 @@ def available(
         return candidates
     if changes.diurnal:
         phases = np.random.default_rng([seed, PHASE_TAG]).random(len(fleet.row))
-        hour = round_index / changes.day_rounds + phases[candidates]
+        hour = moment / changes.day_rounds + phases[candidates]
         chance = chance * (1 + changes.diurnal * np.sin(2 * np.pi * hour))
     draws = np.random.default_rng([seed, 4, round_index]).random(len(fleet.row))
     return candidates[draws[candidates] < chance]

@@ -291,10 +291,15 @@ def _lowered(
 
 
 def _worst_tier(guard: Guard, report: averaging.Report) -> int:
-    """Finds the tier with the most failed clients, or else the largest mean loss."""
+    """Finds the tier with the most refused clients, or else the largest mean loss.
+
+    Updates that a failure spoilt on their way say nothing of the training.
+    """
     tiers = np.asarray(guard.tier_index)[report.assignment.ids]
     size = len(guard.tiers)
-    failed = np.bincount(tiers, _of_clients(report.failed, report) > 0, size)
+    spoilt = np.isin(report.assignment.outcome.arrived.faults, [*failures.TAMPERED])
+    refused = (_of_clients(report.failed, report) > 0) & ~spoilt
+    failed = np.bincount(tiers, refused, size)
     if failed.any():
         return int(np.argmax(failed))
     sums = np.bincount(tiers, _of_clients(report.losses, report), size)

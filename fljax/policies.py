@@ -25,6 +25,7 @@ Observation = policy_base.Observation
 Policy = policy_base.Policy
 Setting = policy_base.Setting
 check_feasible = policy_base.check_feasible
+too_small = policy_base.too_small
 
 
 def random_maximal(table: costs.CostTable, bits: int = plans.DEFAULT_BITS) -> Policy:

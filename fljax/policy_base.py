@@ -63,7 +63,8 @@ def check_feasible(table: costs.CostTable, devices: fleet.Fleet) -> None:
     """Raise before any training if a tier may draw budgets into which nothing fits.
 
     Of a fleet with a profile for every device nothing is expected: a device that can
-    do less than the smallest window asks for is given that one, and is late.
+    do less than the smallest window asks for is given that one, and is late, or drops
+    out if it is memory that it lacks (`too_small`).
 
     Args:
       table: costs of the windows.
@@ -77,6 +78,20 @@ def check_feasible(table: costs.CostTable, devices: fleet.Fleet) -> None:
     lowest = devices.profile.limits[..., 0]
     names = [f"tier {name!r} at its lowest" for name in devices.names]
     feasible(table, types.Budgets(*lowest.T), names.__getitem__)
+
+
+def too_small(table: costs.CostTable, devices: fleet.Fleet) -> np.ndarray:
+    """Tell which clients never have the memory that the smallest window needs.
+
+    Args:
+      table: costs of the windows.
+      devices: the fleet of N clients.
+
+    Returns:
+      [N] bool.
+    """
+    least = np.minimum(table.memory, 1.0).min()
+    return (devices.profile.limits[:, 2, 1] < least)[devices.row]
 
 
 def feasible(

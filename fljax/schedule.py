@@ -62,7 +62,7 @@ def by_hand(index: int, ids: np.ndarray, assigned: Sequence[plans.Plan]) -> Assi
         versions=np.full(len(ids), index, np.int32),
     )
     timeline = arrivals.Timeline(np.zeros(()), arrivals.empty(0))
-    outcome = arrivals.Outcome(work, work, len(ids), timeline, {})
+    outcome = arrivals.Outcome(work, work, work.seconds, len(ids), timeline, {})
     return Assignment(index, np.asarray(ids), list(assigned), outcome)
 
 
@@ -73,14 +73,14 @@ class Schedule(NamedTuple):
       assign: (policy state, timeline, factors of the tiers' budgets [T], round index)
         -> assignment.
       observe: (policy state, assignment, losses [A] or None) -> policy state.
-      upload_bytes: (work) -> bytes that those whose round is over have sent.
+      upload_bytes: (outcome) -> bytes that those whose round is over have sent.
       time_shares: (plans) -> [K] times by the table, as shares of full training.
       full_bytes: of the network.
     """
 
     assign: Callable[[Any, arrivals.Timeline, np.ndarray, int], Assignment]
     observe: Callable[[Any, Assignment, np.ndarray | None], Any]
-    upload_bytes: Callable[[arrivals.Work], int]
+    upload_bytes: Callable[[arrivals.Outcome], int]
     time_shares: Callable[[Sequence[plans.Plan]], np.ndarray]
     full_bytes: int
 
@@ -156,10 +156,20 @@ def make(
     )
     limit = rules.deadline * whole_round if rules.deadline else np.inf
 
+    def pause(index: int) -> float:
+        """Gives the seconds of a round that go by before it begins."""
+        looks = fleet.looked_at(devices, index) == index
+        return changes.refresh_seconds if looks else 0.0
+
     def begin(
-        index: int, ids, assigned, budgets, truth: types.Budgets
+        index: int, ids, assigned, budgets, truth: types.Budgets, factors
     ) -> arrivals.Work:
-        """Puts clients to work; when they are ready is up to the clock."""
+        """Puts clients to work; when they are ready is up to the clock.
+
+        What the server allows of a device is its `factors` times what that can do, and
+        a policy hears how much of it a plan took: else `online` would learn the factor
+        away.
+        """
         row = devices.row[ids]
         key = host_random.fold_in(host_random.key(seed), index)
         faults, part = failures.draw(fed.failures, profile.failure[row], key, ids)
@@ -171,13 +181,13 @@ def make(
             )
         steps = client.steps_of(counts[ids], fed.training)
         sent = np.array([bytes_of(plan) for plan in assigned])
+        download = profile.download[row] * fleet.bandwidth(devices, seed, index, ids)
         seconds = clock.durations(
-            rules, full_bytes, steps, time, sent, truth.upload, profile.download[row]
+            rules, full_bytes, steps, time, sent, truth.upload, download
         )
         allowed = np.maximum(time, seconds.sum(axis=1) / limit)
         seconds = clock.spoil(seconds, faults, part, fed.failures.delay * whole_round)
-        if fleet.looked_at(devices, index) == index:
-            seconds[:, 0] += changes.refresh_seconds
+        seconds[:, 0] += pause(index)
         rows = [(plan.first, plan.last, plan.bits) for plan in assigned]
         return arrivals.Work(
             ids.astype(np.int32),
@@ -187,12 +197,13 @@ def make(
             np.zeros(len(ids)),
             faults.astype(np.int8),
             np.stack(budgets, axis=1),
-            np.stack([allowed, memory], axis=1),
+            np.stack([allowed, memory], axis=1) / factors[:, None],
         )
 
     def assign(policy_state, timeline, tier_factors, index: int) -> Assignment:
         busy = timeline.flight.ids[timeline.flight.ids != arrivals.FREE]
-        here = fleet.available(devices, seed, index, candidates)
+        moment = float(timeline.now) / whole_round
+        here = fleet.available(devices, seed, index, moment, candidates)
         if len(busy):
             here = here[~np.isin(here, busy)]
         wanted = arrivals.chosen(rules, fed.clients_per_round)
@@ -213,13 +224,13 @@ def make(
         if fleet.looked_at(devices, index) != index:
             known = fleet.believed(devices, seed, index, ids)
         factors = tier_factors[devices.tier_of_row[devices.row[ids]]].astype(float)
-        allowed = costs.floored(fed.table, *(limits * factors for limits in known))
-        budgets = types.Budgets(*allowed)
+        allowed = types.Budgets(*(limits * factors for limits in known))
+        budgets = types.Budgets(*costs.floored(fed.table, *allowed))
         key = host_random.fold_in(host_random.key(seed), index)
         assigned = policy.assign(policy_state, key, ids, budgets)
-        work = begin(index, ids, assigned, budgets, truth)
+        work = begin(index, ids, assigned, allowed, truth, factors)
         if rules.buffer:
-            outcome = arrivals.buffered(rules, timeline, work, index)
+            outcome = arrivals.buffered(rules, timeline, work, index, whole_round)
         else:
             outcome = arrivals.synchronous(
                 rules,
@@ -227,7 +238,7 @@ def make(
                 work,
                 fed.clients_per_round,
                 index,
-                limit,
+                limit + pause(index),
                 min(limit, whole_round),
             )
         arrived = outcome.arrived
@@ -253,8 +264,10 @@ def make(
             policy_state, done.ids, arrivals.plans_of(done), budgets, seen
         )
 
-    def upload_bytes(work: arrivals.Work) -> int:
-        return arrivals.sent_bytes(work, [bytes_of(p) for p in arrivals.plans_of(work)])
+    def upload_bytes(outcome: arrivals.Outcome) -> int:
+        done = outcome.finished
+        by_plan = [bytes_of(plan) for plan in arrivals.plans_of(done)]
+        return arrivals.sent_bytes(done, outcome.spent, by_plan)
 
     return Schedule(
         assign, observe, upload_bytes, functools.partial(_look_up, time), full_bytes

@@ -113,6 +113,13 @@ def _advise(report: averaging.Report, reason: str) -> str:
     return f"{reason}; lower the server's learning rate"
 
 
+REFUSED = {  # names in records
+    "nonfinite": cohort.NOT_FINITE,
+    "large": cohort.TOO_LARGE,
+    "unmeasured": cohort.UNMEASURED,
+}
+
+
 def _training_fields(report: averaging.Report) -> Record:
     """Reads the losses of a round."""
     assigned = report.assignment
@@ -122,7 +129,7 @@ def _training_fields(report: averaging.Report) -> Record:
     losses = np.asarray(report.losses, np.float64)[:size][failed == 0]
     refused = {
         name: sorted(assigned.ids[failed == why].tolist())
-        for name, why in (("nonfinite", cohort.NOT_FINITE), ("large", cohort.TOO_LARGE))
+        for name, why in REFUSED.items()
     }
     events = dict(assigned.outcome.events)
     record: Record = {
@@ -221,8 +228,11 @@ def iterate_guarded(
     for index in range(first, rounds):
         done = dispatch(carry.state, index)
         record = read(done)
+        judged = record
+        if (index + 1) % evaluator.every:  # the last round's own, which a longer run
+            judged = {k: v for k, v in record.items() if k != "test_accuracy"}  # lacks
         memory, verdict = guard.judge(
-            rollback, carry.memory, done.state, record, done.report
+            rollback, carry.memory, done.state, judged, done.report
         )
         carry = guard.Guarded(done.state, memory)
         if verdict is not None:

@@ -343,6 +343,9 @@ def test_centralized_sees_every_example_once_an_epoch(fed, start):
     assert one.shards.counts.tolist() == [40]
     assert sorted(one.shards.indices[0].tolist()) == list(range(40))
     assert (one.clients_per_round, one.width, one.fleet.row.tolist()) == (1, 1, [0])
+    known = fed.fleet._replace(reference=fleet.Reference(step_seconds=0.125))
+    counted = centralized.pooled(fed._replace(fleet=known))
+    assert federation.rules(counted).step_seconds == 0.125  # of the devices' file
     algorithm = centralized.centralized(fed)
     assignment = algorithm.assign(start, 3)
     assert (assignment.ids.tolist(), assignment.plans) == ([0], [FULL])

@@ -1,5 +1,7 @@
 """The virtual clock by hand: durations, deadlines, late updates, buffers."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -55,6 +57,10 @@ def test_what_is_left_open_is_filled_in():
     made = clock.resolve(clock.Clock(), nothing, table, (count,), 32)
     assert made.step_seconds == 6 * 1250 * 32 / clock.OPERATIONS_PER_SECOND
     assert (made.upload_rate, made.download_rate) == (1e6, 4e6)
+    # A table's step is of so many examples.
+    tabled = dataclasses.replace(table, full_step_seconds=0.5, batch=8)
+    made = clock.resolve(clock.Clock(), nothing, tabled, (count,), 32)
+    assert made.step_seconds == 2.0
     known = fleet.Reference(0.25, 5.0, 7.0)
     made = clock.resolve(clock.Clock(upload_rate=3.0), known, table, (count,), 32)
     assert (made.step_seconds, made.upload_rate, made.download_rate) == (0.25, 3, 7)
@@ -87,12 +93,12 @@ def test_faults_spend_what_they_spend():
     np.testing.assert_allclose(spoilt, expected)
     made = work(range(7), 0, faults)._replace(seconds=spoilt)
     sent = [100, 0, 0, 0, 50, 100, 0]
-    assert arrivals.sent_bytes(made, [100] * 7) == sum(sent)
+    assert arrivals.sent_bytes(made, spoilt, [100] * 7) == sum(sent)
     twice = work([0], 0, [Fault.DUPLICATED])
-    assert arrivals.sent_bytes(twice, [100]) == 200
+    assert arrivals.sent_bytes(twice, twice.seconds, [100]) == 200
     watts = np.array([2, np.nan, 4, np.nan, np.nan, np.nan, np.nan])
-    assert arrivals.joules(made, watts) == {0: 2 * 10, 2: 4 * 2.5}
-    assert arrivals.joules(made, np.full(7, np.nan)) == {}
+    assert arrivals.joules(made, spoilt, watts) == {0: 2 * 10, 2: 4 * 2.5}
+    assert arrivals.joules(made, spoilt, np.full(7, np.nan)) == {}
 
 
 def test_a_round_ends_with_its_slowest():
@@ -111,6 +117,21 @@ def test_a_deadline_leaves_late_ones_out():
     assert outcome.finished.ids.tolist() == [3, 1, 2]
     (early,) = play(clock.Clock(deadline=1.0), [([3, 1], [1, 2])], limit=4)
     assert float(early.timeline.now) == 2  # nobody waits once all are in
+
+
+def test_who_is_late_is_sent_home():
+    # At 4 s the first has trained for 3 s of 4, the second has sent half of it, the
+    # third is done.
+    seconds = np.array([[1.0, 4, 1], [1, 2, 2], [1, 1, 1]])
+    cohort = work([0, 1, 2], 0)._replace(seconds=seconds)
+    rules = clock.Clock(deadline=1.0)
+    outcome = arrivals.synchronous(rules, arrivals.init(rules, 3), cohort, 3, 0, 4.0)
+    np.testing.assert_allclose(outcome.spent, [[1, 3, 0], [1, 2, 1], [1, 1, 1]])
+    sent = arrivals.sent_bytes(outcome.finished, outcome.spent, [100] * 3)
+    assert sent == 0 + 50 + 100
+    watts = np.full(3, 2.0)
+    energy = arrivals.joules(outcome.finished, outcome.spent, watts)
+    assert energy == {0: 6, 1: 4, 2: 2}
 
 
 def test_over_selection_ends_with_the_wanted_number():
@@ -149,6 +170,14 @@ def test_late_updates_are_carried_over():
     ]
     assert [float(o.timeline.now) for o in outcomes] == [4, 8, 9, 10]
     assert outcomes[2].arrived.versions.tolist() == [2, 2, 0]
+    # Its round is over when it arrives, and then it has spent all that it took.
+    assert [o.finished.ids.tolist() for o in outcomes] == [
+        [1],
+        [4, 5],
+        [6, 7, 3],
+        [8, 9],
+    ]
+    assert outcomes[2].spent.sum(axis=1).tolist() == [1, 1, 9]
     # It is at work until then, and nobody is afterwards.
     assert 3 in outcomes[1].timeline.flight.ids
     assert set(outcomes[3].timeline.flight.ids) == {arrivals.FREE}
@@ -222,6 +251,14 @@ def test_a_buffer_fills_past_failures():
     assert outcome.events == {"lost": [0]}
     (nobody,) = buffered(rules, [([0, 1], [1, 2], [Fault.LOST] * 2)])
     assert nobody.arrived.ids.tolist() == []
+    assert float(nobody.timeline.now) == 2
+
+
+def test_time_goes_on_while_nobody_is_there_for_a_buffer():
+    timeline = arrivals.init(clock.Clock(buffer=2), 2)
+    rules, pool = clock.Clock(buffer=2), work([], [])
+    outcome = arrivals.buffered(rules, timeline, pool, 0, idle=7.0)
+    assert float(outcome.timeline.now) == 7
 
 
 def test_a_buffer_throws_away_what_is_too_old():
@@ -246,6 +283,8 @@ def test_staleness_by_hand():
         ({"over_selection": 0.5}, "over_selection of 1 or more"),
         ({"late": "never"}, "drop or carry"),
         ({"buffer": 3, "deadline": 1.0}, "neither deadline nor over_selection"),
+        ({"late": "carry"}, "deadline or over_selection beside late=carry"),
+        ({"late": "carry", "buffer": 3}, "deadline or over_selection"),
         ({"step_seconds": INF}, "step_seconds of 0 or more"),
     ],
 )

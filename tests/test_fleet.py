@@ -36,7 +36,7 @@ def test_a_million_devices_are_arrays():
     assert made.profile.limits.shape == (MILLION, 3, 2)
     budgets = fleet.truth(made, 1, 0, np.array([0, MILLION - 1]))
     assert budgets.time[0] == 1 > budgets.time[1]  # fastest first
-    there = fleet.available(made, 1, 0, np.arange(MILLION))
+    there = fleet.available(made, 1, 0, 0.0, np.arange(MILLION))
     assert len(there) == MILLION
 
 
@@ -82,6 +82,9 @@ def test_bandwidth_fluctuates_by_round_and_client_alone():
     turned = fleet.truth(made, 5, 8, ids[::-1][:10]).upload
     np.testing.assert_array_equal(turned, first[::-1][:10])
     assert np.all(fleet.truth(made, 5, 9, ids).upload != first)
+    # Both ways alike.
+    still = fleet.truth(made._replace(changes=fleet.Changes()), 5, 8, ids).upload
+    np.testing.assert_allclose(first / still, fleet.bandwidth(made, 5, 8, ids))
 
 
 def test_the_server_believes_what_it_saw_last():
@@ -99,20 +102,26 @@ def test_availability_has_its_rate_and_its_day():
     profile = made.profile._replace(availability=np.array([0.5, 0.5, 0.5]))
     made = made._replace(profile=profile)
     everyone = np.arange(4000)
-    shares = [len(fleet.available(made, 9, r, everyone)) / 4000 for r in range(24)]
+    shares = [
+        len(fleet.available(made, 9, r, float(r), everyone)) / 4000 for r in range(24)
+    ]
     assert np.mean(shares) == pytest.approx(0.5, abs=0.01)
     there = np.zeros((24, 4000), bool)
     for day in range(12):
         for hour in range(24):
-            there[hour, fleet.available(made, 9, 24 * day + hour, everyone)] += True
+            there[hour, fleet.available(made, 9, 24 * day + hour, hour, everyone)] += (
+                True
+            )
     # Every device sleeps: at some hour of the day it is hardly ever there.
     steady = made._replace(changes=fleet.Changes())
-    awake = [fleet.available(steady, 9, r, everyone) for r in range(12)]
+    awake = [fleet.available(steady, 9, r, 0.0, everyone) for r in range(12)]
     assert (~there).sum() > 2000
     assert np.mean([len(a) for a in awake]) / 4000 == pytest.approx(0.5, abs=0.02)
     # It is the device that counts, not who else may take part.
-    few = fleet.available(made, 9, 3, everyone[::7])
-    assert set(few) == set(fleet.available(made, 9, 3, everyone)) & set(everyone[::7])
+    few = fleet.available(made, 9, 3, 3.0, everyone[::7])
+    assert set(few) == set(fleet.available(made, 9, 3, 3.0, everyone)) & set(
+        everyone[::7]
+    )
 
 
 def test_typical_budgets_are_those_of_the_tiers():

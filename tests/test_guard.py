@@ -187,6 +187,19 @@ def test_the_tier_that_did_worst_is_lowered(report, tier):
     np.testing.assert_array_equal(before.tiers, [0.5, 1])
 
 
+def test_a_tier_is_not_to_blame_for_what_was_spoilt_on_its_way():
+    watch = guard.Guard(accuracy_drop=0.1, lower="tier", **TIERS)
+    report = report_of(1, losses=(1, 2, 3), failed=(1, 0, 0))
+    arrived = report.assignment.outcome.arrived
+    for fault, tier in ((failures.Fault.NONE, 0), (failures.Fault.HUGE, 1)):
+        faults = np.array([fault, 0, 0], np.int8)
+        outcome = report.assignment.outcome._replace(
+            arrived=arrived._replace(faults=faults)
+        )
+        seen = report._replace(assignment=report.assignment._replace(outcome=outcome))
+        assert guard._worst_tier(watch, seen) == tier
+
+
 def test_a_refused_update_among_finite_ones_is_no_reason():
     watch = guard.Guard(accuracy_drop=0.5)
     state = state_of(7)
@@ -285,6 +298,15 @@ def test_the_number_of_the_round_goes_on_and_the_state_goes_back():
         {"round": i, "kind": "rollback", "message": line, "rollback": back[i]}
         for i, line in zip((2, 4), messages, strict=True)
     ]
+
+
+def test_the_last_rounds_own_evaluation_is_not_judged():
+    # A longer run has none there and would go on otherwise.
+    evaluator = falling({1})._replace(every=3)
+    algorithm = test_simulation.counting()
+    _, records = simulation.run(algorithm, 4, evaluator, rollback=WATCH)
+    assert [r["round"] for r in records if "test_accuracy" in r] == [2, 3]
+    assert not any("rollback" in record for record in records)
 
 
 def test_a_round_is_judged_before_the_next_one_is_dispatched():

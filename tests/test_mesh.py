@@ -84,6 +84,26 @@ def test_what_lies_there_already_is_not_moved():
     assert jnp.array_equal(jax.random.key_data(there["key"]), [0, 1])
 
 
+def test_what_is_64_bits_wide_arrives_whole(monkeypatch):
+    def broadcast(tree):  # rounds to 32 bits as the real one does
+        return jax.tree.map(lambda leaf: np.asarray(jnp.asarray(leaf)), tree)
+
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr(mesh.multihost_utils, "broadcast_one_to_all", broadcast)
+    tree = {
+        "now": np.array(1 / 3),
+        "every other": np.arange(6.0)[::2] / 7,
+        "rows": np.arange(6).reshape(2, 3) + 2**40,
+        "short": np.arange(3, dtype=np.int16),
+        "none": np.zeros((0, 3)),
+        "device": jnp.arange(3.0),
+    }
+    got = mesh.from_first_host(tree)
+    for name, leaf in tree.items():
+        assert got[name].dtype == leaf.dtype
+        np.testing.assert_array_equal(got[name], leaf)
+
+
 @pytest.mark.parametrize("over", [mesh.make()])
 def test_rows_go_to_their_devices(over):
     rows = mesh.distribute(over, np.arange(over.size)[:, None])
@@ -145,6 +165,7 @@ def assert_alike(ours, theirs):
         assert a["plans"] == b["plans"]
         back = [record.get("rollback", {}).get("to_round") for record in (a, b)]
         assert back[0] == back[1]
+        assert a["clock_seconds"] == b["clock_seconds"]
         for name in ("train_loss", "test_loss", "test_accuracy", "upload_bytes"):
             assert a[name] == pytest.approx(b[name], abs=1e-5)
 
@@ -168,9 +189,10 @@ def test_two_processes_give_what_one_gives_and_one_goes_on(tmp_path):
 @pytest.mark.long
 def test_two_processes_go_back_together(tmp_path):
     wild = ("--server_lr=20", "--rollback_drop=0.02", "--rollback_limit=20")
-    both = start_two(tmp_path / "two", 8, *wild)
-    outputs = [process.communicate(timeout=200) for process in both]
-    assert [process.returncode for process in both] == [0, 0], outputs
+    for rounds in (4, 8):  # stopped once, between rollbacks
+        both = start_two(tmp_path / "two", rounds, *wild)
+        outputs = [process.communicate(timeout=200) for process in both]
+        assert [process.returncode for process in both] == [0, 0], outputs
     single = start(f"--workdir={tmp_path / 'one'}", "--rounds=8", *wild)
     _, error = single.communicate(timeout=200)
     assert single.returncode == 0, error

@@ -177,8 +177,10 @@ def test_carried_updates_are_those_of_the_network_they_began_with(fed):
     # Nobody is chosen who is still at work.
     for state, report in zip(states, reports, strict=False):
         busy = set(state.timeline.flight.ids.tolist()) - {arrivals.FREE}
-        outcome = report.assignment.outcome
-        assert not busy & set(outcome.finished.ids.tolist())
+        outcome, index = report.assignment.outcome, report.assignment.round
+        for work in (outcome.finished, outcome.timeline.flight):
+            begun = work.ids[(work.versions == index) & (work.ids != arrivals.FREE)]
+            assert not busy & set(begun.tolist())
 
 
 @pytest.mark.parametrize("buffer", [1, 2])
@@ -299,6 +301,11 @@ def test_usual_lengths_by_hand():
     np.testing.assert_allclose(
         averaging._usual_part(before, norms, (9, 16, 9)), [3, 7, 4]
     )
+    # What was usual grows by a half at most.
+    np.testing.assert_allclose(
+        averaging._usual_part(jnp.array([1.0, 7.0, 3.0]), norms, (9, 16, 9)),
+        [1.5, 7, 4],
+    )
     # 3 a block of 9 values is 1 a value; the unknown block has 16 values.
     # The last block has nothing of its kind, so that it may change nothing.
     sizes = (9, 16, 0)
@@ -343,6 +350,40 @@ def test_updates_are_measured_first_where_nobody_arrived_before(fed):
     state, report = algorithm.round(state, tampered(Fault.HUGE, 1))
     np.testing.assert_array_equal(report.failed, [0, cohort.TOO_LARGE, 0])
     assert state.measured
+
+
+@pytest.mark.parametrize("first", [Fault.HUGE, Fault.NONE])
+def test_one_update_alone_is_measured_and_not_taken(fed, first):
+    def alone(index, fault):
+        assignment = schedule.by_hand(index, np.array([index]), [FULL])
+        arrived = assignment.outcome.arrived._replace(faults=np.array([fault], np.int8))
+        outcome = assignment.outcome._replace(arrived=arrived)
+        return assignment._replace(outcome=outcome)
+
+    algorithm = fedavg.fedavg(fed._replace(norm_bound=10.0))
+    start = algorithm.init()
+    state, report = algorithm.round(start, alone(0, first))
+    assert report.failed[0] == cohort.UNMEASURED
+    conftest.assert_same_bits(state.server.blocks, start.server.blocks)
+    assert simulation._training_fields(report)["refused_for"] == {"unmeasured": [0]}
+    # The second of another length: the shorter of the two is what is usual.
+    second = Fault.NONE if first else Fault.HUGE
+    state, report = algorithm.round(state, alone(1, second))
+    assert report.failed[0] == (cohort.TOO_LARGE if second else 0)
+    state, report = algorithm.round(state, alone(2, Fault.HUGE))
+    assert report.failed[0] == cohort.TOO_LARGE
+    state, report = algorithm.round(state, alone(3, Fault.NONE))
+    assert report.failed[0] == 0
+
+
+def test_a_bound_below_what_is_usual_does_not_lock_a_run(fed):
+    # Updates grow by a third a round while the rate does; a bound of 1.2 refuses the
+    # first of them, learns from what it refused, and takes them again.
+    rising = fed._replace(learning_rate=lambda r: 0.01 * 1.33**r, norm_bound=1.2)
+    _, reports = play(fedavg.fedavg(rising), 12)
+    taken = [int(np.sum(np.asarray(r.failed)[:3] == 0)) for r in reports]
+    assert min(taken) < 3
+    assert sum(taken[-4:]) > 0
 
 
 def test_a_device_with_too_little_memory_drops_out(fed):
@@ -478,6 +519,37 @@ def test_caution_lowers_budgets_and_the_servers_rate(fed):
     new, _ = algorithm.round(careful, assignment)
     same = [b["params"] for b in state.server.blocks]
     conftest.assert_same_bits([b["params"] for b in new.server.blocks], same)
+
+
+@pytest.mark.parametrize("factor", [0.5, 0.01])  # with the second nothing fits
+def test_online_does_not_learn_caution_away(fed, factor):
+    algorithm = cocofl.cocofl(fed, policy=policies.BY_NAME["online"])
+    tiers = np.full(2, factor, np.float32)
+    state = algorithm.init()._replace(caution=averaging.Caution(np.float32(1), tiers))
+    for index in range(12):
+        state = algorithm.rehearse(state, algorithm.assign(state, index))
+    # Devices are what the server believes, so there is nothing to learn.
+    np.testing.assert_allclose(state.policy.clients, 0, atol=1e-5)
+
+
+def test_a_look_at_the_devices_does_not_count_against_the_deadline(fed):
+    def arrivals_of(seconds):
+        changes = fleet.Changes(refresh=3, refresh_seconds=seconds)
+        looking = fed._replace(
+            fleet=fed.fleet._replace(changes=changes), clock=clock.Clock(deadline=1.5)
+        )
+        algorithm = cocofl.cocofl(looking)
+        state, rounds = algorithm.init(), []
+        for index in range(6):
+            assignment = algorithm.assign(state, index)
+            state = algorithm.rehearse(state, assignment)
+            rounds.append(assignment.ids.tolist())
+        return rounds, float(state.timeline.now)
+
+    (slow, late), (quick, soon) = arrivals_of(1e4), arrivals_of(0.0)
+    assert slow == quick
+    assert any(slow)
+    assert late == pytest.approx(soon + 2e4)  # rounds 0 and 3
 
 
 def test_one_program_a_plan_whatever_arrives(fed):

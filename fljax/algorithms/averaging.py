@@ -65,7 +65,8 @@ class State(NamedTuple):
         are still at work on one; empty if updates never arrive late.
       norms: [2, n] usual length of an update of each block, in its parameters and in
         its statistics and ranges; 0: not known yet.
-      measured: [] bool, whether any update has been measured for them.
+      measured: [] int32, updates that have been measured for them; counted up to
+        where they are enough.
       caution: what a rollback has lowered.
     """
 
@@ -156,6 +157,13 @@ _OUTLYING = 100.0
 # refused beyond the bound times this.
 _STATISTICS = 10.0
 
+# Until so many updates have been measured none is taken: one may be any length, and
+# of two the shorter is believed.
+_FEWEST = 2
+
+# Usual lengths grow by a half a round at most, for a few arrivals may all be far off.
+_GROWTH = 2.0
+
 Sizes = tuple[tuple[int, ...], tuple[int, ...]]  # of blocks: parameters, the rest
 
 
@@ -179,6 +187,7 @@ def _usual_part(
     median = jnp.nanquantile(jnp.where(steps > 0, steps, jnp.nan), 0.5, method="lower")
     trained &= (steps <= _OUTLYING * median)[:, None]
     medians = jnp.nan_to_num(jnp.nanmedian(jnp.where(trained, norms, jnp.nan), 0))
+    medians = jnp.where(before > 0, jnp.minimum(medians, _GROWTH * before), medians)
     mixed = jnp.where(before > 0, (before + medians) / 2, medians)
     return jnp.where(medians > 0, mixed, before)
 
@@ -187,10 +196,15 @@ def _usual_part(
 def _first_lengths(norms, sums, *, sizes, devices):
     """Learns the usual lengths from a round in which nothing is taken yet.
 
+    The least of the rounds that this takes is believed; counts who was measured, too.
     One program: several at a time that each wait for all devices may block each other.
     """
-    new = _usual(norms, cohort.total(sums).norms, sizes)
-    return lax.with_sharding_constraint(new, NamedSharding(devices, mesh.SHARED))
+    seen = cohort.total(sums).norms
+    new = _usual(jnp.zeros_like(norms), seen, sizes)
+    both = (norms > 0) & (new > 0)
+    new = jnp.where(both, jnp.minimum(norms, new), jnp.maximum(norms, new))
+    result = new, jnp.sum(jnp.any(seen > 0, axis=(1, 2)))
+    return lax.with_sharding_constraint(result, NamedSharding(devices, mesh.SHARED))
 
 
 @functools.partial(jax.jit, static_argnames=("bound", "sizes"))
@@ -275,8 +289,7 @@ def averaging(
         tuple(count.params for count in fed.counts),
         tuple(count.upload_bytes // 4 - count.params for count in fed.counts),
     )
-    watts = fed.fleet.profile.watts
-    powered = bool(np.isfinite(watts).any())
+    powered = bool(np.isfinite(fed.fleet.profile.watts).any())
     kept = fed.clock.max_staleness if fed.clock.carries else 0
 
     everywhere = functools.partial(mesh.replicate, fed.devices)
@@ -294,7 +307,7 @@ def averaging(
             arrivals.init(fed.clock, wanted),
             (blocks,) * kept,
             jnp.zeros((2, fed.net.num_blocks)),
-            np.array(False),
+            np.array(0, np.int32),
             Caution(np.float32(1), np.ones(len(fed.fleet.names), np.float32)),
         )
 
@@ -363,18 +376,23 @@ def averaging(
             server=everywhere(state.server), history=everywhere(state.history)
         )
         norms, limits = everywhere(state.norms), unlimited
-        measured = bool(state.measured)
+        measured = int(state.measured)
         if fed.norm_bound:
-            if not measured and len(assignment.ids):
+            if measured < _FEWEST and len(assignment.ids):
                 # Everybody is measured before anybody is taken.
                 tried = train(before, assignment, limits)
-                norms = _first_lengths(norms, tried, sizes=sizes, devices=fed.devices)
-                measured = bool(np.any(np.asarray(norms)))
+                norms, number = _first_lengths(
+                    norms, tried, sizes=sizes, devices=fed.devices
+                )
+                measured = min(measured + int(number), _FEWEST)
             known = _limits(norms, bound=fed.norm_bound, sizes=sizes)
             limits = everywhere(known)
+        waiting = bool(fed.norm_bound) and measured < _FEWEST
+        if waiting:
+            limits = everywhere(np.zeros_like(unlimited))
         sums = train(before, assignment, limits)
         server_rate = np.float32(fed.server_learning_rate) * state.caution.server
-        new, losses, failed, finite, norms = _server_step(
+        new, losses, failed, finite, usual = _server_step(
             before.server,
             sums,
             norms,
@@ -382,17 +400,23 @@ def averaging(
             sizes=sizes if fed.norm_bound else (),
             devices=fed.devices,
         )
+        if waiting:
+            failed = np.where(
+                np.asarray(failed) == cohort.TOO_LARGE, cohort.UNMEASURED, failed
+            )
+        watts = fed.fleet.profile.watts[fed.fleet.row[done.ids]]
+        spent = arrivals.joules(done, outcome.spent, watts)
         report = Report(
             assignment,
             losses,
             failed,
-            planned.upload_bytes(done),
+            planned.upload_bytes(outcome),
             planned.full_bytes * outcome.started,
             _mean(planned.time_shares(arrivals.plans_of(done))),
             finite,
             float(outcome.timeline.now - state.timeline.now),
             float(outcome.timeline.now),
-            arrivals.joules(done, watts[fed.fleet.row[done.ids]]) if powered else None,
+            spent if powered else None,
         )
         seen = None
         if policy.needs_losses:
@@ -404,8 +428,8 @@ def averaging(
             policy=planned.observe(state.policy, assignment, seen),
             timeline=outcome.timeline,
             history=(before.server.blocks, *before.history)[:kept],
-            norms=norms,
-            measured=np.array(measured, bool),
+            norms=norms if waiting else usual,
+            measured=np.array(measured, np.int32),
         ), report
 
     def rehearse(state: State, assignment: schedule.Assignment) -> State:

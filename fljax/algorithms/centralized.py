@@ -22,7 +22,7 @@ def pooled(fed: federation.Federation) -> federation.Federation:
         fleet=fleet.one_device(),
         failures=failures.Rates(),
         clock=clock.Clock(  # nothing is sent
-            step_seconds=fed.clock.step_seconds,
+            step_seconds=federation.rules(fed).step_seconds,
             upload_rate=np.inf,
             download_rate=np.inf,
         ),
