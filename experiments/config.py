@@ -365,14 +365,6 @@ def _check_rollback(config: Config) -> None:
         raise ValueError(f"--rollback_drop: expected 0 or more, below 1, got {drop}")
     if loss and not 1 < loss < float("inf"):
         raise ValueError(f"--rollback_loss: expected 0 or above 1, got {loss}")
-    if not (drop or loss):
-        for name in ("window", "lowers", "factor", "limit"):
-            field = f"rollback_{name}"
-            if getattr(config, field) != getattr(Config(), field):
-                raise ValueError(
-                    f"--{field}: expected --rollback_drop or --rollback_loss beside "
-                    f"it, got neither"
-                )
     if not 0 < factor < 1:
         raise ValueError(f"--rollback_factor: expected above 0, below 1, got {factor}")
     if config.rollback_lowers == "tier" and config.algorithm in _WITHOUT_BUDGETS:
@@ -385,3 +377,11 @@ def _check_rollback(config: Config) -> None:
             "--rollback_lowers=tier: expected a policy that follows each device's "
             "budgets, got --policy=uniform"
         )
+    if not (drop or loss):
+        for name in ("window", "lowers", "factor", "limit"):
+            field = f"rollback_{name}"
+            if getattr(config, field) != getattr(Config(), field):
+                raise ValueError(
+                    f"--{field}: expected --rollback_drop or --rollback_loss beside "
+                    f"it, got neither"
+                )

@@ -229,6 +229,7 @@ def assert_refused(done, *words):
         ("--table_error=inf", ("--table_error", "0 or more", "inf")),
         ("--rollback_lowers=all", ("--rollback_lowers", "server, tier", "'all'")),
         ("--rollback_lowers=tier", ("--rollback_lowers=tier", "budgets", "fedavg")),
+        ("--rollback_limit=5", ("--rollback_limit", "--rollback_drop", "neither")),
         ("--rollback_factor=1", ("--rollback_factor", "below 1", "1.0")),
         ("--rollback_limit=-1", ("--rollback_limit", "0 or more", "-1")),
         ("--alert_command=no_such_thing", ("--alert_command", "'no_such_thing'")),
@@ -238,6 +239,17 @@ def assert_refused(done, *words):
 )
 def test_a_bad_flag_is_refused_in_one_line(call, arguments, words):
     assert_refused(call(train, *FEDAVG, "--rounds=1", arguments), *words)
+
+
+def test_codes_are_not_adapted_where_there_are_none(call):
+    asked = ("--policy=adaptive_bits", "--fixed_point=none")
+    done = call(train, *SMALL, "--algorithm=cocofl", *asked)
+    assert_refused(done, "--policy=adaptive_bits", "--fixed_point=none")
+
+
+def test_a_policy_is_asked_for_beside_cocofl_only(call):
+    done = call(compare, *SMALL, "--algorithms=cocofl,fedavg:balanced")
+    assert_refused(done, "--algorithms", "cocofl", "fedavg:balanced")
 
 
 def test_tiers_are_not_lowered_where_the_policy_ignores_them(call):
