@@ -77,6 +77,7 @@ FLOORS = (
         "learning_policies",
         "policies",
         "cohort",
+        "norm_bound",
         "federation",
         "schedule",
     ),

@@ -20,6 +20,7 @@ from fljax import (
     fleet,
     layers,
     mesh,
+    norm_bound,
     plans,
     policies,
     schedule,
@@ -299,21 +300,21 @@ def test_usual_lengths_by_hand():
     norms = jnp.array([[1.0, 0.0, 4.0], [3.0, 0.0, 0.0], [8.0, 0.0, 6.0]])
     before = jnp.array([0.0, 7.0, 3.0])
     np.testing.assert_allclose(
-        averaging._usual_part(before, norms, (9, 16, 9)), [3, 7, 4]
+        norm_bound._usual_part(before, norms, (9, 16, 9)), [3, 7, 4]
     )
     # What was usual grows by a half at most.
     np.testing.assert_allclose(
-        averaging._usual_part(jnp.array([1.0, 7.0, 3.0]), norms, (9, 16, 9)),
+        norm_bound._usual_part(jnp.array([1.0, 7.0, 3.0]), norms, (9, 16, 9)),
         [1.5, 7, 4],
     )
     # 3 a block of 9 values is 1 a value; the unknown block has 16 values.
     # The last block has nothing of its kind, so that it may change nothing.
     sizes = (9, 16, 0)
-    limits = averaging._limits_part(jnp.array([3.0, 0.0, 0.0]), 2.0, sizes)
+    limits = norm_bound._limits_part(jnp.array([3.0, 0.0, 0.0]), 2.0, sizes)
     np.testing.assert_allclose(limits, [36, 64, 0])
-    unknown = averaging._limits_part(jnp.zeros(3), 2.0, sizes)
+    unknown = norm_bound._limits_part(jnp.zeros(3), 2.0, sizes)
     np.testing.assert_array_equal(unknown, [np.inf, np.inf, 0])
-    both = averaging._limits(
+    both = norm_bound.limits(
         jnp.array([[3.0, 0.0, 0.0]] * 2), bound=2.0, sizes=(sizes, sizes)
     )
     np.testing.assert_allclose(both, [[36, 64, 0], [3600, 6400, 0]])
@@ -325,12 +326,12 @@ def test_who_is_far_off_does_not_teach_what_is_usual():
     # unknown.
     far, nothing = 1e6, jnp.zeros(3)
     norms = jnp.array([[3.0, 4.0, 0], [3.0, 0, 0], [0, 4.0 * far, far], [0, 0, 0]])
-    usual = averaging._usual_part(nothing, norms, (9, 16, 1))
+    usual = norm_bound._usual_part(nothing, norms, (9, 16, 1))
     np.testing.assert_allclose(usual, [3, 4, 0])
     # Of two clients the shorter is believed.
-    usual = averaging._usual_part(nothing, norms[1:3], (9, 16, 1))
+    usual = norm_bound._usual_part(nothing, norms[1:3], (9, 16, 1))
     np.testing.assert_allclose(usual, [3, 0, 0])
-    usual = averaging._usual_part(nothing, norms[3:], (9, 16, 1))
+    usual = norm_bound._usual_part(nothing, norms[3:], (9, 16, 1))
     np.testing.assert_array_equal(usual, 0)
 
 

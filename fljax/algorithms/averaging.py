@@ -28,6 +28,7 @@ from fljax import (
     failures,
     federation,
     mesh,
+    norm_bound,
     plans,
     policies,
     programs,
@@ -143,88 +144,9 @@ def _server_step(state, sums, norms, rate, *, sizes, devices):
     added = cohort.total(sums)
     new = server.step(state, added.totals, optax.sgd(rate))
     if sizes:
-        norms = _usual(norms, added.norms, sizes)
+        norms = norm_bound.usual(norms, added.norms, sizes)
     result = new, added.losses, added.failed, trees.all_finite(new.blocks), norms
     return lax.with_sharding_constraint(result, NamedSharding(devices, mesh.SHARED))
-
-
-# A client whose parameters moved, in the mean, this many times as far as the median
-# client's teaches nothing of what is usual; windows differ by less than that.
-_OUTLYING = 100.0
-
-
-# Statistics differ between clients more than what they train does, so that they are
-# refused beyond the bound times this.
-_STATISTICS = 10.0
-
-# Until so many updates have been measured none is taken: one may be any length, and
-# of two the shorter is believed.
-_FEWEST = 2
-
-# Usual lengths grow by a half a round at most, for a few arrivals may all be far off.
-_GROWTH = 2.0
-
-Sizes = tuple[tuple[int, ...], tuple[int, ...]]  # of blocks: parameters, the rest
-
-
-def _usual(before: types.Array, norms: types.Array, sizes: Sizes) -> types.Array:
-    """Moves usual lengths [2, n] half the way to the medians of a round [K, 2, n]."""
-    parts = [_usual_part(before[i], norms[:, i], size) for i, size in enumerate(sizes)]
-    return jnp.stack(parts)
-
-
-def _usual_part(
-    before: types.Array, norms: types.Array, sizes: tuple[int, ...]
-) -> types.Array:
-    """Moves usual lengths [n] of one kind half the way to the medians of [K, n].
-
-    A block's median is of few clients, so one of two that is far off would be half of
-    it: who is far from the median of all clients is left out first.
-    """
-    trained = norms > 0
-    parameters = jnp.sum(jnp.where(trained, jnp.asarray(sizes, jnp.float32), 0.0), 1)
-    steps = jnp.linalg.norm(norms, axis=1) / jnp.sqrt(jnp.maximum(parameters, 1.0))
-    median = jnp.nanquantile(jnp.where(steps > 0, steps, jnp.nan), 0.5, method="lower")
-    trained &= (steps <= _OUTLYING * median)[:, None]
-    medians = jnp.nan_to_num(jnp.nanmedian(jnp.where(trained, norms, jnp.nan), 0))
-    medians = jnp.where(before > 0, jnp.minimum(medians, _GROWTH * before), medians)
-    mixed = jnp.where(before > 0, (before + medians) / 2, medians)
-    return jnp.where(medians > 0, mixed, before)
-
-
-@functools.partial(jax.jit, static_argnames=("sizes", "devices"))
-def _first_lengths(norms, sums, *, sizes, devices):
-    """Learns the usual lengths from a round in which nothing is taken yet.
-
-    The least of the rounds that this takes is believed; counts who was measured, too.
-    One program: several at a time that each wait for all devices may block each other.
-    """
-    seen = cohort.total(sums).norms
-    new = _usual(jnp.zeros_like(norms), seen, sizes)
-    both = (norms > 0) & (new > 0)
-    new = jnp.where(both, jnp.minimum(norms, new), jnp.maximum(norms, new))
-    result = new, jnp.sum(jnp.any(seen > 0, axis=(1, 2)))
-    return lax.with_sharding_constraint(result, NamedSharding(devices, mesh.SHARED))
-
-
-@functools.partial(jax.jit, static_argnames=("bound", "sizes"))
-def _limits(norms: types.Array, *, bound: float, sizes: Sizes) -> types.Array:
-    """Computes the squared lengths [2, n] beyond which an update is refused."""
-    bounds = bound, bound * _STATISTICS
-    parts = zip(norms, bounds, sizes, strict=True)
-    return jnp.stack([_limits_part(*part) for part in parts])
-
-
-def _limits_part(norms: types.Array, bound: float, sizes: tuple[int, ...]):
-    """Computes the squared lengths [n] of one kind.
-
-    A block that nobody has trained yet is taken to change as the others do, parameter
-    by parameter; while no block is known nothing is refused.
-    """
-    root = jnp.sqrt(jnp.asarray(sizes, jnp.float32))
-    typical = jnp.nanmedian(jnp.where(norms > 0, norms / root, jnp.nan))
-    length = jnp.where(norms > 0, norms, jnp.nan_to_num(typical, nan=jnp.inf) * root)
-    return jnp.where(root > 0, jnp.square(bound * length), 0.0)
 
 
 def _initial(key: types.Key, *, net: network.Network, spec: quant.Spec):
@@ -377,19 +299,20 @@ def averaging(
         )
         norms, limits = everywhere(state.norms), unlimited
         measured = int(state.measured)
-        if fed.norm_bound:
-            if measured < _FEWEST and len(assignment.ids):
-                # Everybody is measured before anybody is taken.
-                tried = train(before, assignment, limits)
-                norms, number = _first_lengths(
-                    norms, tried, sizes=sizes, devices=fed.devices
-                )
-                measured = min(measured + int(number), _FEWEST)
-            known = _limits(norms, bound=fed.norm_bound, sizes=sizes)
-            limits = everywhere(known)
-        waiting = bool(fed.norm_bound) and measured < _FEWEST
+        if fed.norm_bound and measured < norm_bound.FEWEST and len(assignment.ids):
+            # Everybody is measured before anybody is taken.
+            tried = train(before, assignment, unlimited)
+            norms, number = norm_bound.first(
+                norms, tried, sizes=sizes, devices=fed.devices
+            )
+            measured = min(measured + int(number), norm_bound.FEWEST)
+        waiting = bool(fed.norm_bound) and measured < norm_bound.FEWEST
         if waiting:
             limits = everywhere(np.zeros_like(unlimited))
+        elif fed.norm_bound:
+            limits = everywhere(
+                norm_bound.limits(norms, bound=fed.norm_bound, sizes=sizes)
+            )
         sums = train(before, assignment, limits)
         server_rate = np.float32(fed.server_learning_rate) * state.caution.server
         new, losses, failed, finite, usual = _server_step(
