@@ -62,6 +62,8 @@ class Rates:
                     f"expected {field.name} of 0 {'or more' if most > 1 else 'to 1'}, "
                     f"got {value}"
                 )
+        if self.delay != 1.0 and not self.delayed:
+            raise ValueError("expected delayed above 0 beside delay, how long it is")
         if self.total > 1:
             raise ValueError(f"expected rates that sum to 1 at most, got {self.total}")
 

@@ -84,6 +84,12 @@ class Changes:
             value = getattr(self, name)
             if not least <= value < np.inf:
                 raise ValueError(f"expected {name} of {least} or more, got {value}")
+        for name, of in (("drift_rounds", "drift"), ("day_rounds", "diurnal")):
+            default = type(self).__dataclass_fields__[name].default
+            if getattr(self, name) != default and not getattr(self, of):
+                raise ValueError(
+                    f"expected {of} above 0 beside {name}, how long it takes"
+                )
         if not 0 <= self.diurnal <= 1:
             raise ValueError(f"expected diurnal from 0 to 1, got {self.diurnal}")
 

@@ -58,7 +58,14 @@ def test_tampering_and_names():
 
 
 @pytest.mark.parametrize(
-    "rates", [{"drop": -0.1}, {"lost": 1.1}, {"delay": -1}, {"drop": 0.6, "lost": 0.6}]
+    "rates",
+    [
+        {"drop": -0.1},
+        {"lost": 1.1},
+        {"delay": -1},
+        {"delay": 2},
+        {"drop": 0.6, "lost": 0.6},
+    ],
 )
 def test_bad_rates_are_refused(rates):
     with pytest.raises(ValueError, match="expected"):

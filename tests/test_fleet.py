@@ -141,6 +141,12 @@ def test_bad_changes_are_refused(name, value):
         fleet.Changes(**{name: value})
 
 
+@pytest.mark.parametrize("name", ["drift_rounds", "day_rounds"])
+def test_how_long_what_does_not_happen_takes_is_refused(name):
+    with pytest.raises(ValueError, match=f"above 0 beside {name}"):
+        fleet.Changes(**{name: 7.0})
+
+
 CSV = """compute, upload_mbps, availability, watts, tier
 .5, 8, .9, 3, phone
 1, 16, 1, 5, hub
