@@ -330,7 +330,7 @@ def build(
     train_data, test_data = _data(config, data, over)
     counts = network.counts(net, config.reference_quirks)
     share = -(-config.clients_per_round // over.size)
-    fitting = cohort.default_width(counts, config.batch_size, share)
+    fitting = cohort.default_width(counts, training, share)
     width = config.client_width or fitting
     fed = federation.Federation(
         net=net,

@@ -511,14 +511,17 @@ _SHARE, _UNTOLD = 0.5, 16e9
 _EXCESS = 2.0
 
 
-def bytes_of_client(counts: Sequence[types.BlockCounts], batch_size: int) -> int:
+def bytes_of_client(
+    counts: Sequence[types.BlockCounts], training: client.Training
+) -> int:
     """Estimates the memory of training one client: activations, weights, gradients."""
-    kept = sum(count.kept for count in counts) * batch_size
-    return 4 * (kept + 3 * sum(count.params for count in counts))
+    kept = sum(count.kept for count in counts) * training.batch_size
+    parameters = sum(count.params for count in counts)
+    return jnp.dtype(training.precision).itemsize * kept + 4 * 3 * parameters
 
 
 def default_width(
-    counts: Sequence[types.BlockCounts], batch_size: int, clients: int
+    counts: Sequence[types.BlockCounts], training: client.Training, clients: int
 ) -> int:
     """Gives the number of clients that run side by side on this backend.
 
@@ -527,7 +530,7 @@ def default_width(
 
     Args:
       counts: of the network's blocks.
-      batch_size: of a local step.
+      training: its batch size and precision.
       clients: of a round, on each device.
 
     Returns:
@@ -537,5 +540,5 @@ def default_width(
         return 1
     told = jax.local_devices()[0].memory_stats() or {}
     memory = _SHARE * told.get("bytes_limit", _UNTOLD)
-    fit = int(memory / (_EXCESS * bytes_of_client(counts, batch_size)))
+    fit = int(memory / (_EXCESS * bytes_of_client(counts, training)))
     return max(1, min(clients, fit, MOST_SIDE_BY_SIDE))

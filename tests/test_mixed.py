@@ -7,7 +7,16 @@ import numpy as np
 import pytest
 
 from experiments import experiment, workloads
-from fljax import backends, cohort, federation, mixed, models, plans, simulation
+from fljax import (
+    backends,
+    client,
+    cohort,
+    federation,
+    mixed,
+    models,
+    plans,
+    simulation,
+)
 from fljax.models import network
 from tests import conftest
 from tests.test_cohort import RATE, round_key, run, started
@@ -155,13 +164,17 @@ def test_a_network_that_cannot_is_refused():
 
 def test_the_width_follows_the_memory(monkeypatch):
     counts = network.counts(models.BY_NAME["small_convnet"]((8, 8, 1), 3))
-    assert cohort.default_width(counts, 32, 10) == 1  # on CPU
+    training = client.Training(batch_size=32)
+    assert cohort.default_width(counts, training, 10) == 1  # on CPU
     monkeypatch.setattr(backends, "accelerated", lambda: True)
-    assert cohort.default_width(counts, 32, 10) == 10
-    assert cohort.default_width(counts, 32, 1000) == cohort.MOST_SIDE_BY_SIDE
-    one = cohort.bytes_of_client(counts, 32)
+    assert cohort.default_width(counts, training, 10) == 10
+    assert cohort.default_width(counts, training, 1000) == cohort.MOST_SIDE_BY_SIDE
+    one = cohort.bytes_of_client(counts, training)
+    half = cohort.bytes_of_client(counts, training._replace(precision="bfloat16"))
+    kept = 32 * sum(count.kept for count in counts)
+    assert one - half == 2 * kept  # of activations alone
     room = 3 * one * cohort._EXCESS / cohort._SHARE
     monkeypatch.setattr(cohort, "_UNTOLD", room)
-    assert cohort.default_width(counts, 32, 10) == 3
+    assert cohort.default_width(counts, training, 10) == 3
     monkeypatch.setattr(cohort, "_UNTOLD", 0.0)
-    assert cohort.default_width(counts, 32, 10) == 1
+    assert cohort.default_width(counts, training, 10) == 1
