@@ -39,7 +39,10 @@ _COST_TABLE = flags.DEFINE_string(
     "Measured costs of MobileNetV2's windows for mobilenetv2_cocofl and tiers.",
 )
 _CLIENT_WIDTH = flags.DEFINE_integer(
-    "client_width", 0, "Clients that run side by side; 0: the backend's default."
+    "client_width",
+    0,
+    "Clients that run side by side; 0: the backend's default.",
+    lower_bound=0,
 )
 _PRECISION = flags.DEFINE_enum(
     "precision",
@@ -382,6 +385,8 @@ def _main() -> None:
     for name in _WORKLOAD.value:
         if name not in known:
             raise configs.unknown("workload", name, known)
+    if not pathlib.Path(_JSON.value).parent.is_dir():
+        raise ValueError(f"--json: expected a file in a folder, got {_JSON.value!r}")
     device = f"{len(jax.devices())} x {jax.devices()[0].device_kind}"
     figures: Figures = {"device": device, "ceilings": ceilings()}
     print(f"{device}: {_shown(figures['ceilings'])}", flush=True)

@@ -21,6 +21,8 @@ from experiments import experiment, main, plots, summary
 from fljax import simulation, writers
 
 configs.define_flags(skip=("algorithm", "seed"))
+for _module in (configs, main):
+    flags.adopt_module_key_flags(_module)  # `--help` lists them
 _ALGORITHMS = flags.DEFINE_list(
     "algorithms",
     ["cocofl", "fedavg", "fedavg_drop", "centralized"],
@@ -89,7 +91,7 @@ def table(figures_by_name: Mapping[str, Mapping[str, Any]]) -> str:
 
 def _main() -> None:
     names, seeds = _names(), summary.numbers("seeds", _SEEDS.value)
-    workdir = pathlib.Path(main.WORKDIR.value)
+    workdir = pathlib.Path(main.WORKDIR.value or "runs/compare")
     runs: Runs = {name: [] for name in names}
     by_seed = {seed: {name: _config(name, seed) for name in names} for seed in seeds}
     for seed, settings in by_seed.items():

@@ -329,6 +329,10 @@ def check(config: Config) -> None:
         raise ValueError(
             f"--test_share: expected 0 or more and less than 1, got {config.test_share}"
         )
+    if config.momentum >= 1:
+        raise ValueError(
+            f"--momentum: expected 0 or more and less than 1, got {config.momentum}"
+        )
     if config.client_optimizer == "adamw" and config.momentum:
         raise ValueError(
             f"--momentum: expected 0 with --client_optimizer=adamw, got "

@@ -8,6 +8,7 @@ import hashlib
 import inspect
 import io
 import pathlib
+import re
 import sys
 from typing import Any, NamedTuple
 
@@ -20,6 +21,7 @@ from experiments import progress
 from fljax import (
     alerts,
     algorithms,
+    arrivals,
     augment,
     client,
     clock,
@@ -163,13 +165,14 @@ def split(config: configs.Config, data: types.Dataset) -> partition.Split:
                 f"data, got {config.clients_per_round}"
             )
         return parts
-    if config.partition == "iid":
-        return partition.iid(labels, n, seed)
-    make = {
-        "dirichlet": partition.dirichlet,
-        "resource_correlated": partition.resource_correlated,
-    }[config.partition]
-    return make(labels, n, config.alpha, seed)
+    with configs.naming("num_clients"):
+        if config.partition == "iid":
+            return partition.iid(labels, n, seed)
+        make = {
+            "dirichlet": partition.dirichlet,
+            "resource_correlated": partition.resource_correlated,
+        }[config.partition]
+        return make(labels, n, config.alpha, seed)
 
 
 def _tiers(config: configs.Config) -> tuple[devices.Tier, ...]:
@@ -329,9 +332,11 @@ def build(
     over = _mesh(config.devices)
     train_data, test_data = _data(config, data, over)
     counts = network.counts(net, config.reference_quirks)
+    rules = configs.settings("clock", config.clock, clock.Clock)
+    most = arrivals.most_arrivals(rules, config.clients_per_round)
     share = -(-config.clients_per_round // over.size)
     fitting = cohort.default_width(counts, training, share)
-    width = config.client_width or fitting
+    width = min(config.client_width or fitting, -(-most // over.size))
     fed = federation.Federation(
         net=net,
         data=train_data,
@@ -348,7 +353,7 @@ def build(
         mixed=_mixed(config, net, counts, width),
         seed=config.seed,
         devices=over,
-        clock=configs.settings("clock", config.clock, clock.Clock),
+        clock=rules,
         failures=configs.settings("failures", config.failures, failures.Rates),
         norm_bound=config.norm_bound,
         table_error=config.table_error,
@@ -457,9 +462,16 @@ def resolved(config: configs.Config, ready: Experiment) -> dict[str, Any]:
             "cost_table": fed.table.source,
             "cost_table_sha256": _sha256(config.cost_table),
             "client_width": fed.width,
+            # A network may be one's own, whose name says nothing.
+            "blocks_sha256": hashlib.sha256(_described(fed.net.blocks)).hexdigest(),
         }
         | _own_prices(config)
     )
+
+
+def _described(blocks: tuple) -> bytes:
+    """Gives the repr of blocks without the addresses of what has no name."""
+    return re.sub(r" at 0x[0-9a-f]+", "", repr(blocks)).encode()
 
 
 def _own_prices(config: configs.Config) -> dict[str, str | None]:

@@ -15,7 +15,7 @@ from fljax import alerts
 _CACHE = flags.DEFINE_string(
     "compilation_cache",
     str(
-        pathlib.Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
+        pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
         / "fljax"
     ),
     "Folder that keeps compiled programs from run to run; empty: none.",
@@ -33,6 +33,9 @@ _NUM_PROCESSES = flags.DEFINE_integer("num_processes", 0, "How many there are.")
 _START_SECONDS = 120  # that processes wait for each other at the start
 _HEARTBEAT_SECONDS = 30  # without a sign of life after which a process is lost
 
+# What such an error begins with where it is no other process that is to blame.
+_OUR_OWN = ("RESOURCE_EXHAUSTED", "INVALID_ARGUMENT", "UNIMPLEMENTED")
+
 DATA_CACHE = flags.DEFINE_string(
     "data_cache",
     os.path.join(_CACHE.default, "data"),
@@ -40,7 +43,10 @@ DATA_CACHE = flags.DEFINE_string(
 )
 
 WORKDIR = flags.DEFINE_string(
-    "workdir", "", "Folder that everything goes to; empty: nothing is kept."
+    "workdir",
+    "",
+    "Folder that everything goes to; empty: nothing is kept (comparisons and studies: "
+    "a folder below runs/).",
 )
 
 ALERT_COMMAND = flags.DEFINE_string(
@@ -83,7 +89,13 @@ def _join() -> None:
             f"got --coordinator={where!r}"
         )
     if where == "auto":
-        jax.distributed.initialize()
+        try:
+            jax.distributed.initialize()
+        except (ValueError, jax.errors.JaxRuntimeError) as error:
+            raise ValueError(
+                f"--coordinator=auto: expected a cluster that tells its processes, "
+                f"got: {error}"
+            ) from error
     elif where:
         if not 0 <= number < count:
             raise ValueError(
@@ -153,7 +165,7 @@ def run(main: Callable[..., None], folders: bool = False) -> None:
             _join()
             main(arguments[1:]) if folders else main()
         except jax.errors.JaxRuntimeError as error:
-            if not _COORDINATOR.value or "RESOURCE_EXHAUSTED" in str(error):
+            if not _COORDINATOR.value or str(error).startswith(_OUR_OWN):
                 raise
             _lost(error)
         except (ValueError, OSError) as error:

@@ -100,6 +100,8 @@ _POLICIES = cross(
 STUDIES = {"imbalance": _IMBALANCE, "bits": _BITS, "policies": _POLICIES}
 
 configs.define_flags(skip=("seed",))
+for _module in (configs, main):
+    flags.adopt_module_key_flags(_module)  # `--help` lists them
 _STUDY = flags.DEFINE_string("study", "imbalance", ", ".join(STUDIES) + ".")
 _SEEDS = flags.DEFINE_list(
     "seeds", ["1"], "Seeds, comma separated.", allow_override=True

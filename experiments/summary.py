@@ -74,7 +74,8 @@ def numbers(flag: str, texts: Sequence[str]) -> list[int]:
 def _reached(records: Sequence[simulation.Record], target: float, key: str) -> float:
     """Gives rounds or clock seconds until an accuracy was reached; NaN: never."""
     for record in records:
-        if record.get("test_accuracy", 0.0) >= target:
+        stands = "rollback" not in record
+        if stands and record.get("test_accuracy", 0.0) >= target:
             return float(record[key]) + (key == "round")
     return float("nan")
 

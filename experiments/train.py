@@ -14,6 +14,8 @@ from experiments import dry_run, experiment, main
 from fljax import simulation
 
 configs.define_flags()
+for _module in (configs, main):
+    flags.adopt_module_key_flags(_module)  # `--help` lists them
 _TENSORBOARD = flags.DEFINE_bool("tensorboard", True, "Write TensorBoard events.")
 _CHECKPOINT_EVERY = flags.DEFINE_integer(
     "checkpoint_every", 1, "Rounds between checkpoints.", lower_bound=1

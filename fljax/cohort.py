@@ -462,7 +462,9 @@ def compile_groups(
         if keys[plan] in _programs:
             _programs[keys[plan]] = _programs.pop(keys[plan])
     missing = [plan for plan in wanted if keys[plan] not in _programs]
-    if missing and programs.crowded():
+    if not missing:
+        return {plan: _programs[keys[plan]] for plan in wanted}
+    if programs.crowded():
         jax.block_until_ready(sums)
         others = [key for key in _programs if key not in keys.values()]
         for key in others[: len(others) // 2 + 1]:
@@ -470,9 +472,7 @@ def compile_groups(
         # JAX keeps what it has compiled for a function; its types do not name this.
         run_group.clear_cache()  # type: ignore[attr-defined]
     net, training = static["net"], static["training"]
-    parts = [*map(type, net.blocks)]
-    parts += [f for f in (training.optimiser, training.augment) if f is not None]
-    ours = all(part.__module__.startswith("fljax.") for part in parts)
+    known = programs.is_known((*net, *training))
     made = programs.compile_all(
         [
             programs.Request(
@@ -480,7 +480,8 @@ def compile_groups(
                 arguments,
                 static | {"plan": plan},
                 sums,
-                keep=ours,
+                keep=known,
+                devices=tuple(static["devices"].devices.flat),
             )
             for plan in missing
         ]

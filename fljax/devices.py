@@ -258,12 +258,19 @@ def load_tiers(path: str | pathlib.Path) -> tuple[Tier, ...]:
     if not path.is_file():
         raise ValueError(f"{path}: expected tiers as a JSON file, found no file")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = _read_json(path)
         tiers = tuple(_tier_of_json(entry) for entry in _entries(content))
         check_tiers(tiers)
-    except ValueError as error:  # JSON's own errors are ValueErrors, too
+    except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     return tiers
+
+
+def _read_json(path: pathlib.Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"expected JSON, got: {error}") from error
 
 
 def _entries(content: Any) -> list[Any]:

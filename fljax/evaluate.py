@@ -99,7 +99,8 @@ def evaluate(
         scores = Scores(
             correct=right @ classes,
             total=jnp.sum(classes, axis=0),
-            loss=losses @ valid,
+            # Where all rows are padding a norm has nothing to go by, and may overflow.
+            loss=jnp.sum(jnp.where(valid > 0, losses, 0.0)),
             predicted=valid @ jax.nn.one_hot(chosen, net.num_classes),
         )
         return jax.tree.map(jnp.add, total, scores), None

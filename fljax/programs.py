@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import dataclasses
 import functools
 import hashlib
 import os
@@ -19,22 +20,29 @@ import re
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import flax
 import jax
 import jax.numpy as jnp
 import jaxlib
+import numpy as np
 import optax
 from jax import lax
 from jax.experimental import serialize_executable
+from jax.experimental.compilation_cache import compilation_cache
+
+from fljax import backends
 
 # Of programs on disk; one of MobileNetV2 takes up to 8 MB.
 MOST_BYTES = 2**31
 
 # Tracing holds Python's lock, XLA does not: one program is traced while two compile.
 WORKERS = 2
+
+# Packages whose versions, or sources, are in the name of a program.
+_KNOWN = {"fljax", "jax", "jaxlib", "flax", "optax", "numpy", "builtins", "functools"}
 
 # Settings of JAX that change what is traced or compiled.
 _SETTINGS = (
@@ -57,7 +65,8 @@ class Request(NamedTuple):
       static: keyword arguments that are static.
       result: what it returns, or anything of the same tree structure.
       keep: whether `static` says all about what is traced, by its repr: false if a
-        function or a class of the user's is in it.
+        function or a class of the user's is in it, see `is_known`.
+      devices: that it runs on, in the order of its mesh; empty: the first one.
     """
 
     function: Any
@@ -65,6 +74,7 @@ class Request(NamedTuple):
     static: dict[str, Any]
     result: Any
     keep: bool
+    devices: tuple[jax.Device, ...] = ()
 
 
 def compile_all(requests: Sequence[Request]) -> list[jax.stages.Compiled]:
@@ -91,6 +101,46 @@ def compile_all(requests: Sequence[Request]) -> list[jax.stages.Compiled]:
         ]
     _spent.append(time.perf_counter() - start)
     return result
+
+
+@contextlib.contextmanager
+def anew() -> Iterator[None]:
+    """Compiles without what is kept on disk, and keeps nothing."""
+    name = "jax_compilation_cache_dir"
+    folder = jax.config.values[name]
+    jax.config.update(name, None)
+    compilation_cache.reset_cache()
+    try:
+        yield
+    finally:
+        jax.config.update(name, folder)
+        compilation_cache.reset_cache()
+
+
+def is_known(value: Any) -> bool:
+    """Tells whether a repr and the versions say what a static argument computes.
+
+    Functions and classes of this library, JAX, Flax and optax are known by their names;
+    those of the user's are not, wherever they stand in a module, a sequence or a
+    partial: their code may change and their names stay.
+    """
+    if isinstance(value, functools.partial):
+        return is_known((value.func, value.args, value.keywords))
+    if isinstance(value, dict):
+        return is_known((*value.keys(), *value.values()))
+    if isinstance(value, tuple | list | set | frozenset):
+        return _is_library(type(value)) and all(map(is_known, value))
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = (getattr(value, f.name, None) for f in dataclasses.fields(value))
+        return _is_library(type(value)) and all(map(is_known, fields))
+    if callable(value):
+        return _is_library(value)
+    return _is_library(type(value))
+
+
+def _is_library(value: Any) -> bool:
+    module = getattr(value, "__module__", None) or type(value).__module__
+    return module.partition(".")[0] in _KNOWN
 
 
 def crowded(share: float = 0.5) -> bool:
@@ -146,7 +196,8 @@ def _compile(lowered, path: pathlib.Path | None) -> jax.stages.Compiled:
     """
     _compilation.from_cache = False
     compiled = lowered.compile(compiler_options=compiler_options())
-    if path is not None and not _compilation.from_cache:
+    unchanged = _sources() == _SOURCES  # else the file would lie under a wrong name
+    if path is not None and unchanged and not _compilation.from_cache:
         _store(path, serialize_executable.serialize(compiled)[0])
     return compiled
 
@@ -195,14 +246,16 @@ def _takes(name: str, value: Any) -> bool:
 
 def _store(path: pathlib.Path, payload: bytes) -> None:
     """Writes a whole file or none; a full or read-only disk costs only the cache."""
-    try:
+    with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-            file.write(hashlib.sha256(payload).digest() + payload)
-        os.replace(file.name, path)
+            try:
+                file.write(hashlib.sha256(payload).digest() + payload)
+                file.close()
+                os.replace(file.name, path)
+            except OSError:
+                pathlib.Path(file.name).unlink(missing_ok=True)
         _trim(path.parent)
-    except OSError:
-        return
 
 
 def _trim(folder: pathlib.Path) -> None:
@@ -231,11 +284,15 @@ def _load(path: pathlib.Path | None, request: Request) -> jax.stages.Compiled | 
     digest, payload = content[:32], content[32:]
     if hashlib.sha256(payload).digest() != digest:
         return None
-    return serialize_executable.deserialize_and_load(
-        payload,
-        jax.tree.structure((request.arguments, {})),
-        jax.tree.structure(request.result),
-    )
+    try:
+        return serialize_executable.deserialize_and_load(
+            payload,
+            jax.tree.structure((request.arguments, {})),
+            jax.tree.structure(request.result),
+            execution_devices=list(request.devices or jax.devices()[:1]),
+        )
+    except (jax.errors.JaxRuntimeError, ValueError):
+        return None
 
 
 def _path(request: Request) -> pathlib.Path | None:
@@ -254,6 +311,7 @@ def _path(request: Request) -> pathlib.Path | None:
             r" at 0x[0-9a-f]+", "", repr(sorted(request.static.items(), key=_first))
         ),
         str(structure),
+        str([device.id for device in request.devices]),
         *(f"{jax.typeof(x)}{getattr(x, 'sharding', None)}" for x in leaves),
     ]
     name = hashlib.sha256("\0".join(parts).encode()).hexdigest()
@@ -267,14 +325,22 @@ def _first(item: tuple[str, Any]) -> str:
 @functools.cache
 def _surroundings() -> str:
     """Describes what a program depends on beside its arguments."""
-    sources = hashlib.sha256()
-    for path in sorted(pathlib.Path(__file__).parent.rglob("*.py")):
-        sources.update(path.read_bytes())
-    versions = [m.__version__ for m in (jax, jaxlib, flax, optax)]
+    versions = [m.__version__ for m in (jax, jaxlib, flax, optax, np)]
     devices = [(d.id, d.device_kind) for d in jax.devices()]
     client = jax.devices()[0].client
-    return repr((sources.hexdigest(), versions, devices, client.platform_version,
-                 platform.machine(), _processor()))  # fmt: skip
+    machine = platform.machine(), _processor(), backends.last_cache_bytes()
+    return repr((_SOURCES, versions, devices, client.platform_version, machine))
+
+
+def _sources() -> str:
+    """Hashes the library's source."""
+    digest = hashlib.sha256()
+    for path in sorted(pathlib.Path(__file__).parent.rglob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+_SOURCES = _sources()  # as it is imported: it may be edited before anything compiles
 
 
 def _processor() -> str:

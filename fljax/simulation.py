@@ -436,7 +436,10 @@ def run_in_folder(
             hooks.message(note)
         hooks.start(first)
         if first >= rounds:  # finished: there is nothing to write
-            return _state(carry), _finished(folder.path)
+            records, scores = _finished(folder.path), _stopped(carry, first, evaluator)
+            if records and scores is not None:
+                records[-1] |= scores
+            return _state(carry), records
         alarm = writers.AlertsWriter(folder.path, first)
 
         def tell(alert: alerts.Alert) -> None:
@@ -461,6 +464,13 @@ def _finished(workdir: str | pathlib.Path) -> list[Record]:
     return [r for r in writers.read_metrics(workdir) if "stopped" not in r]
 
 
+def _stopped(carry, first: int, evaluator: Evaluator | None) -> Record | None:
+    """Evaluates the end of a run that was to have more rounds; None: that was done."""
+    if evaluator is None or first % evaluator.every == 0:
+        return None
+    return evaluator.fields(jax.device_get(evaluator.scores(_state(carry))))
+
+
 def _agreed(first: int, carry: types.Tree) -> tuple[int, types.Tree]:
     """Gives every host the round and what to start it from."""
     round, carry = mesh.from_first_host((np.int32(first), carry))
@@ -470,6 +480,8 @@ def _agreed(first: int, carry: types.Tree) -> tuple[int, types.Tree]:
 def _follow(algorithm, rounds: int, evaluator, rollback):
     """Takes part in the rounds of the first host's run; returns as `run_in_folder`."""
     first, carry = _agreed(0, _carry(algorithm.init(), rollback))
+    if first >= rounds:
+        _stopped(carry, first, evaluator)
     records = []
     for new, record in _outcomes(
         algorithm, rollback, carry, first, rounds, evaluator, _ignore

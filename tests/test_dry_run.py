@@ -1,10 +1,11 @@
 """The dry run: what is counted equals what a run reports, what is timed is near it."""
 
+import jax
 import numpy as np
 import pytest
 
 from experiments import config, dry_run, experiment, rehearsal
-from fljax import clock, failures, plans, policies, simulation
+from fljax import clock, cohort, failures, plans, policies, programs, simulation
 from fljax.algorithms import cocofl
 from tests import test_timeline
 
@@ -88,6 +89,27 @@ def test_a_rehearsal_is_what_the_rounds_do_without_training(fed):
     assert list(seen.tiers) == ["strong", "weak"]
 
 
+def test_what_is_kept_on_disk_does_not_count(tmp_path, monkeypatch):
+    fresh = []
+
+    def compile_anew(lowered, path):
+        fresh.append(path)
+        return compile_it(lowered, path)
+
+    compile_it = programs._compile
+    monkeypatch.setattr(programs, "_compile", compile_anew)
+    old = jax.config.values["jax_compilation_cache_dir"]
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path))
+    try:
+        for _ in range(2):
+            cohort._programs.clear()
+            dry_run.estimate(*made())
+        assert jax.config.values["jax_compilation_cache_dir"] == str(tmp_path)
+    finally:
+        jax.config.update("jax_compilation_cache_dir", old)
+    assert fresh == [None, None]
+
+
 def test_a_policy_that_asks_for_losses_is_rehearsed_as_it_starts():
     settings, ready = made(policy="adaptive_bits")
     algorithm = experiment.algorithm(settings, ready)
@@ -117,7 +139,7 @@ def test_text_by_hand():
         ),
     )  # fmt: skip
     assert dry_run.show(cost).splitlines() == [
-        "3 programs to compile, 2.0 s each",
+        "3 programs to compile where none is kept, 2.0 s each",
         "5.68 MB on each device",
         "30 s a round (50 ms a step of the full network)",
         "8.34 h for 1000 rounds",

@@ -73,6 +73,20 @@ def test_a_class_without_test_data_is_left_out():
     assert fields["macro_f1"] == pytest.approx((6 / 11 + 2 / 5) / 2)
 
 
+def test_padding_adds_nothing_whatever_comes_of_it(by_hand):
+    # A norm over padding alone may overflow; a row of NaN stands for that.
+    blocks, data = by_hand
+    broken = data._replace(x=data.x.at[6].set(jnp.nan))
+    indices, mask = (
+        jnp.array([[0, 1], [2, 6], [6, 6]]),
+        jnp.array([[1.0, 1], [1, 0], [0, 0]]),
+    )
+    scores = evaluate.evaluate(blocks, broken, indices, mask, net=NET)
+    clean = evaluate.evaluate(blocks, data, indices, mask, net=NET)
+    for one, other in zip(scores, clean, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
 def test_macro_f1_by_hand():
     # Always the majority: 90 % accurate; the rare class has F1 0, the other 1.8 / 1.9.
     majority = evaluate.Scores(

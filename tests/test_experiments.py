@@ -1,5 +1,6 @@
 """The command lines: run folder, bad input, damaged checkpoints, comparison."""
 
+import dataclasses
 import json
 import math
 import os
@@ -17,7 +18,7 @@ from flax import linen as nn
 
 from experiments import compare, experiment, train
 from experiments import config as configs
-from fljax import models
+from fljax import flax_block, models
 from fljax.data import text
 from fljax.models import network
 from tests import conftest
@@ -199,7 +200,8 @@ def assert_refused(done, *words):
         ("--bits=9", ("--bits", "2 to 8", "9")),
         ("--checkpoint_every=0", ("--checkpoint_every=0", "positive")),
         ("--clients_per_round=13", ("--clients_per_round", "--num_clients=12", "13")),
-        ("--num_clients=1438", ("num_clients", "1437", "1438")),
+        ("--momentum=1", ("--momentum", "less than 1", "1.0")),
+        ("--num_clients=1438", ("--num_clients", "1437", "1438")),
         ("--lr_schedule=800,600", ("--lr_schedule", "600,800", "'800,600'")),
         ("--lr_schedule=soon", ("--lr_schedule", "600,800", "'soon'")),
         ("--lr_warmup=-1", ("--lr_warmup", "0 or more", "-1")),
@@ -239,6 +241,43 @@ def assert_refused(done, *words):
 )
 def test_a_bad_flag_is_refused_in_one_line(call, arguments, words):
     assert_refused(call(train, *FEDAVG, "--rounds=1", arguments), *words)
+
+
+def test_a_width_is_no_more_than_a_round_has():
+    settings = configs.Config(
+        network="logistic", num_clients=9, clients_per_round=3, client_width=64,
+        devices="1",
+    )  # fmt: skip
+    assert experiment.build(settings).federation.width == 3
+    wider = dataclasses.replace(settings, clock="over_selection=1.5")
+    assert experiment.build(wider).federation.width == 5
+
+
+class Own(nn.Module):
+    """A network of the user's."""
+
+    activation: str
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.Dense(10)(x.reshape(len(x), -1))
+        return getattr(nn, self.activation)(x)
+
+
+def test_another_network_of_ones_own_is_another_run(tmp_path):
+    settings = configs.Config(algorithm="fedavg", num_clients=9, clients_per_round=3,
+                              rounds=1)  # fmt: skip
+
+    def run(activation):
+        block = flax_block.FlaxBlock(Own(activation))
+        net = network.Network("own", (block,), (8, 8, 1), 10)
+        ready = experiment.build(settings, net=net)
+        experiment.run(settings, ready, str(tmp_path), tensorboard=False)
+
+    run("relu")
+    run("relu")
+    with pytest.raises(ValueError, match="blocks_sha256"):
+        run("tanh")
 
 
 def test_codes_are_not_adapted_where_there_are_none(call):

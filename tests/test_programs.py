@@ -6,11 +6,14 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 import pytest
+from flax import linen as nn
 from jax import lax
+from jax.experimental import serialize_executable
 from jax.experimental.compilation_cache import compilation_cache
 
-from fljax import programs
+from fljax import augment, client, flax_block, models, programs
 
 
 class Pair(NamedTuple):
@@ -135,6 +138,53 @@ def test_what_a_repr_does_not_describe_is_not_kept(folder):
     run(request(keep=False))
     assert TRACED == [3, 3]
     assert not folder.exists()
+
+
+class Mine(nn.Module):
+    """A module of the user's, as far as the library knows."""
+
+    @nn.compact
+    def __call__(self, x):
+        return x
+
+
+def test_what_is_the_users_own_is_not_known_by_its_repr():
+    known = [
+        (1, "a", None, 2.5),
+        models.BY_NAME["small_convnet"]((8, 8, 1), 3),
+        client.Training(augment=augment.crop_flip),
+        functools.partial(optax.sgd, momentum=0.9),
+        flax_block.FlaxBlock(nn.Dense(3)),
+        jax.nn.relu,
+    ]
+    assert all(programs.is_known(value) for value in known)
+    own = [
+        Mine(),
+        (1, [Mine()]),
+        flax_block.FlaxBlock(Mine()),
+        flax_block.FlaxBlock(nn.Dense(3, kernel_init=lambda *_: 0)),
+        functools.partial(optax.sgd, learning_rate=lambda step: 0.1),
+        client.Training(optimiser=lambda rate: optax.sgd(rate)),
+        {"a": Mine},
+    ]
+    assert not any(programs.is_known(value) for value in own)
+
+
+def test_a_source_that_is_edited_while_it_compiles_keeps_nothing(folder, monkeypatch):
+    monkeypatch.setattr(programs, "_sources", lambda: "edited")
+    assert run(request()) == [1, 4]
+    assert not folder.exists()
+
+
+def test_a_program_that_cannot_be_loaded_is_made_anew(folder, monkeypatch):
+    run(request())
+
+    def refuse(*_, **__):
+        raise ValueError("of another version")
+
+    monkeypatch.setattr(serialize_executable, "deserialize_and_load", refuse)
+    assert run(request()) == [1, 4]
+    assert TRACED == [3, 3]
 
 
 def test_without_a_folder_nothing_is_kept(folder, monkeypatch):

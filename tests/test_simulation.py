@@ -321,6 +321,20 @@ def test_a_finished_run_changes_nothing_when_started_again(tmp_path):
     assert contents(tmp_path) == before
 
 
+def test_a_run_that_is_ended_where_it_was_stopped_is_evaluated_there(tmp_path):
+    def stop(record):
+        if record["round"] == 2:
+            raise KeyboardInterrupt
+
+    evaluator = counter(4)  # due after rounds 3, 7, ..
+    with pytest.raises(KeyboardInterrupt):
+        in_folder(tmp_path, 9, hooks=simulation.Hooks(record=stop), evaluator=evaluator)
+    _, records = in_folder(tmp_path, 3, evaluator=evaluator)
+    assert [record["round"] for record in records] == [0, 1, 2]
+    last = simulation.final_evaluation(records)
+    assert (last["round"], last["test_accuracy"]) == (2, 3)
+
+
 def test_more_rounds_continue_a_finished_run(tmp_path):
     in_folder(tmp_path, 3)
     log = []

@@ -272,8 +272,8 @@ def _flat(parts: Sequence[np.ndarray]) -> Split:
 def _check_clients(num_clients: int, examples: int) -> None:
     if not 1 <= num_clients <= examples:
         raise ValueError(
-            f"num_clients must lie between 1 and the number of training examples, "
-            f"{examples}; got {num_clients}"
+            f"expected 1 to the number of training examples, {examples}, clients, got "
+            f"{num_clients}"
         )
 
 
