@@ -98,6 +98,7 @@ def test_config_json_is_resolved_and_names_versions_and_device(call, tmp_path):
     fields = set(configs.Config.__dataclass_fields__)
     assert set(stored["config"]) == fields | {
         "dataset_sha256",
+        "blocks_sha256",
         "cost_table_sha256",
         "fleet_sha256",
     }
