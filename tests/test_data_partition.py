@@ -224,7 +224,7 @@ def test_class_counts_by_hand():
 
 @pytest.mark.parametrize("num_clients", [0, -1, 6])
 def test_number_of_clients_is_checked(num_clients):
-    labels, expected = _labels(5, 2), rf"between 1 and .* 5; got {num_clients}"
+    labels, expected = _labels(5, 2), rf"expected 1 to .* 5, clients, got {num_clients}"
     with pytest.raises(ValueError, match=expected):
         partition.iid(labels, num_clients, 0)
     for split in (partition.dirichlet, partition.resource_correlated):
