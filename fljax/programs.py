@@ -196,8 +196,9 @@ def _compile(lowered, path: pathlib.Path | None) -> jax.stages.Compiled:
     """
     _compilation.from_cache = False
     compiled = lowered.compile(compiler_options=compiler_options())
-    unchanged = _sources() == _SOURCES  # else the file would lie under a wrong name
-    if path is not None and unchanged and not _compilation.from_cache:
+    if path is None or _compilation.from_cache:
+        return compiled
+    if _sources() == _SOURCES:  # else it would lie under the name of another source
         _store(path, serialize_executable.serialize(compiled)[0])
     return compiled
 
