@@ -202,10 +202,13 @@ def synchronous(
 
 def _spent(work: Work, end: float) -> np.ndarray:
     """Gives the seconds [.., 3] of those who stop at `end` if they are not ready."""
+    early = work.finish > end
+    if not early.any():
+        return work.seconds
     begun = work.finish - work.seconds.sum(axis=1)
     until = np.minimum(work.seconds.cumsum(axis=1), (end - begun)[:, None])
     cut = np.diff(until, axis=1, prepend=0.0)
-    return np.where((work.finish > end)[:, None], np.maximum(cut, 0), work.seconds)
+    return np.where(early[:, None], np.maximum(cut, 0), work.seconds)
 
 
 def buffered(

@@ -327,8 +327,10 @@ def averaging(
             failed = np.where(
                 np.asarray(failed) == cohort.TOO_LARGE, cohort.UNMEASURED, failed
             )
-        watts = fed.fleet.profile.watts[fed.fleet.row[done.ids]]
-        spent = arrivals.joules(done, outcome.spent, watts)
+        spent = None
+        if powered:
+            watts = fed.fleet.profile.watts[fed.fleet.row[done.ids]]
+            spent = arrivals.joules(done, outcome.spent, watts)
         report = Report(
             assignment,
             losses,
@@ -339,7 +341,7 @@ def averaging(
             finite,
             float(outcome.timeline.now - state.timeline.now),
             float(outcome.timeline.now),
-            spent if powered else None,
+            spent,
         )
         seen = None
         if policy.needs_losses:
