@@ -72,7 +72,11 @@ class Evaluator(NamedTuple):
 
     def due(self, index: int, rounds: int) -> bool:
         """Tells whether the state after round `index` is evaluated."""
-        return (index + 1) % self.every == 0 or index + 1 == rounds
+        return self.regular(index) or index + 1 == rounds
+
+    def regular(self, index: int) -> bool:
+        """Tells whether that is so however many rounds the run has."""
+        return (index + 1) % self.every == 0
 
 
 class Hooks(NamedTuple):
@@ -229,8 +233,8 @@ def iterate_guarded(
         done = dispatch(carry.state, index)
         record = read(done)
         judged = record
-        if (index + 1) % evaluator.every:  # the last round's own, which a longer run
-            judged = {k: v for k, v in record.items() if k != "test_accuracy"}  # lacks
+        if not evaluator.regular(index):  # a longer run would go on without it
+            judged = {k: v for k, v in record.items() if k != "test_accuracy"}
         memory, verdict = guard.judge(
             rollback, carry.memory, done.state, judged, done.report
         )
@@ -466,7 +470,7 @@ def _finished(workdir: str | pathlib.Path) -> list[Record]:
 
 def _stopped(carry, first: int, evaluator: Evaluator | None) -> Record | None:
     """Evaluates the end of a run that was to have more rounds; None: that was done."""
-    if evaluator is None or first % evaluator.every == 0:
+    if evaluator is None or evaluator.regular(first - 1):
         return None
     return evaluator.fields(jax.device_get(evaluator.scores(_state(carry))))
 
