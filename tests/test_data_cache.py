@@ -128,7 +128,10 @@ def test_the_content_is_names_and_bytes_not_times(tmp_path):
     for path in files:
         path.write_bytes(path.name.encode() * 5)
     steps = []
-    watch = lambda *step: steps.append(step)  # noqa: E731
+
+    def watch(*step):
+        steps.append(step)
+
     first = cache.content("src", tmp_path, files, watch)
     assert steps == [("hashing src (bytes)", 5, 10), ("hashing src (bytes)", 10, 10)]
     os.utime(files[0], (0, 0))

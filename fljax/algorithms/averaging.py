@@ -292,27 +292,30 @@ def averaging(
             sums = run(sums, slice(at, at + cohort.PLANS_AT_ONCE))
         return sums
 
+    def measure(before: State, assignment: schedule.Assignment):
+        """Gives usual lengths of updates and how many of them were measured so far."""
+        norms, measured = everywhere(before.norms), int(before.measured)
+        enough = not fed.norm_bound or measured >= norm_bound.FEWEST
+        if enough or not len(assignment.ids):
+            return norms, measured
+        # Everybody is measured before anybody is taken.
+        tried = train(before, assignment, unlimited)
+        norms, number = norm_bound.first(norms, tried, sizes=sizes, devices=fed.devices)
+        return norms, min(measured + int(number), norm_bound.FEWEST)
+
     def round(state: State, assignment: schedule.Assignment) -> tuple[State, Report]:
         outcome, done = assignment.outcome, assignment.outcome.finished
         before = state._replace(
             server=everywhere(state.server), history=everywhere(state.history)
         )
-        norms, limits = everywhere(state.norms), unlimited
-        measured = int(state.measured)
-        if fed.norm_bound and measured < norm_bound.FEWEST and len(assignment.ids):
-            # Everybody is measured before anybody is taken.
-            tried = train(before, assignment, unlimited)
-            norms, number = norm_bound.first(
-                norms, tried, sizes=sizes, devices=fed.devices
-            )
-            measured = min(measured + int(number), norm_bound.FEWEST)
+        norms, measured = measure(before, assignment)
         waiting = bool(fed.norm_bound) and measured < norm_bound.FEWEST
+        limits = unlimited
         if waiting:
             limits = everywhere(np.zeros_like(unlimited))
         elif fed.norm_bound:
-            limits = everywhere(
-                norm_bound.limits(norms, bound=fed.norm_bound, sizes=sizes)
-            )
+            known = norm_bound.limits(norms, bound=fed.norm_bound, sizes=sizes)
+            limits = everywhere(known)
         sums = train(before, assignment, limits)
         server_rate = np.float32(fed.server_learning_rate) * state.caution.server
         new, losses, failed, finite, usual = _server_step(
