@@ -30,3 +30,14 @@ def last_cache_bytes() -> int:
         except (OSError, ValueError):
             continue
     return max(sizes)
+
+
+@functools.cache
+def processor_features() -> frozenset[str]:
+    """Names the instruction sets of the processor; none where they are not told."""
+    try:
+        lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return frozenset()
+    lines = [line for line in lines if line.startswith(("flags", "Features"))]
+    return frozenset(lines[0].partition(":")[2].split() if lines else ())

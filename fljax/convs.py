@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from fljax import backends, types, winograd
+from fljax import backends, types, unsigned, winograd
 
 
 def _accumulator(x: types.Array):
@@ -35,6 +35,8 @@ def _product(x: types.Array, w: types.Array, contract: int) -> types.Array:
     """Contracts the last axis of x with axis `contract` of the matrix w."""
     dimensions = (((x.ndim - 1,), (contract,)), ((), ()))
     integers = jnp.issubdtype(x.dtype, jnp.integer)
+    if integers and unsigned.pays():
+        return unsigned.product(x, w.T if contract else w)
     dtype = jnp.int32 if integers else x.dtype
     return lax.dot_general(x, w, dimensions, preferred_element_type=dtype)
 

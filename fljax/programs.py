@@ -329,7 +329,8 @@ def _surroundings() -> str:
     versions = [m.__version__ for m in (jax, jaxlib, flax, optax, np)]
     devices = [(d.id, d.device_kind) for d in jax.devices()]
     client = jax.devices()[0].client
-    machine = platform.machine(), _processor(), backends.last_cache_bytes()
+    features = sorted(backends.processor_features()) or platform.processor()
+    machine = platform.machine(), features, backends.last_cache_bytes()
     return repr((_SOURCES, versions, devices, client.platform_version, machine))
 
 
@@ -342,12 +343,3 @@ def _sources() -> str:
 
 
 _SOURCES = _sources()  # as it is imported: it may be edited before anything compiles
-
-
-def _processor() -> str:
-    """Names the processor's features: a program may use any of them."""
-    try:
-        lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line for line in lines if line.startswith(("flags", "Features"))), "")
