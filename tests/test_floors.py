@@ -18,6 +18,7 @@ FLOORS = (
         "backends",
         "trees",
         "winograd",
+        "unsigned",
         "convs",
         "norms",
         "quant",

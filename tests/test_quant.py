@@ -290,6 +290,19 @@ def test_levels_by_width(bits, signed, nonnegative):
     assert (halved.levels(False), halved.levels(True)) == (signed / 2, nonnegative / 2)
 
 
+@pytest.mark.parametrize("bits", [2, 5, 8])
+@pytest.mark.parametrize("base", BASES)
+def test_codes_are_rounded_half_to_even_and_saturate(base, bits):
+    spec = dataclasses.replace(BASES[base], bits=bits)
+    halves = np.arange(-1200, 1200) / 4
+    steps = np.float32(np.concatenate([halves, halves * 1e30, [np.inf, -np.inf, -0.0]]))
+    for nonnegative in (False, True):
+        zero = spec.zero_point_of(nonnegative)
+        q = quant.quantise(jnp.asarray(steps), jnp.float32(1), spec, nonnegative)
+        expected = np.clip(np.rint(steps) + zero, spec.lowest, spec.highest)
+        np.testing.assert_array_equal(q.codes, expected)
+
+
 @hypothesis.given(strategies.integers(0, 2**32 - 1), specs(), booleans)
 def test_quantise_is_within_half_a_code_of_what_it_can_hold(seed, spec, nonnegative):
     generator = np.random.default_rng(seed)
