@@ -279,9 +279,14 @@ def _depthwise_forward(x, kernel, stride, same):
     return _depthwise(padded, kernel, stride), (padded, kernel)
 
 
-def _kernel_gradient(padded, g, kernel, stride: int) -> types.Array:
-    """Computes the gradient of `depthwise` for its kernel."""
+def _kernel_gradient(padded, g, kernel, stride: int, inside=None) -> types.Array:
+    """Computes the gradient of `depthwise` for its kernel.
+
+    `inside` says which rows and columns of g count, where it has a rim of zeros.
+    """
+    rows, columns = (slice(*ends) for ends in inside or ((None,), (None,)))
     if backends.accelerated():
+        g = g[:, rows, columns]
         taps = _taps(padded.astype(kernel.dtype), kernel.shape[:2], stride)
         g = g.astype(kernel.dtype)
         by_image = jnp.stack([jnp.sum(tap * g, axis=(1, 2)) for tap in taps])
@@ -291,10 +296,11 @@ def _kernel_gradient(padded, g, kernel, stride: int) -> types.Array:
     # cache: x and g are read once, where k * k reductions would read them k * k times.
     def add_image(sums, image):
         x, g = (part.astype(kernel.dtype) for part in image)
+        g = g[rows, columns]
         taps = _taps(x[None], kernel.shape[:2], stride)
         return tuple(s + tap[0] * g for s, tap in zip(sums, taps, strict=True)), None
 
-    zero = jnp.zeros(g.shape[1:], kernel.dtype)
+    zero = jnp.zeros(g[0, rows, columns].shape, kernel.dtype)
     zeros = (zero,) * (kernel.shape[0] * kernel.shape[1])
     sums, _ = lax.scan(add_image, zeros, (padded, g))
     return jnp.stack([jnp.sum(s, axis=(0, 1)) for s in sums]).reshape(kernel.shape)
@@ -307,9 +313,17 @@ def _depthwise_backward(stride, same, residuals, g):
     padded, kernel = residuals
     pad = _padding(kernel, same)
     size = (padded.shape[1] - 2 * pad[0], padded.shape[2] - 2 * pad[1])
-    padded, g = lax.optimization_barrier((padded, g))
-    dx = depthwise_input_gradient(g, kernel, size, stride, same)
-    return dx, _kernel_gradient(padded, g, kernel, stride)
+    if stride > 1:
+        padded, g = lax.optimization_barrier((padded, g))
+        dx = depthwise_input_gradient(g, kernel, size, stride, same)
+        return dx, _kernel_gradient(padded, g, kernel, stride)
+    # g is padded where it is made, in that one pass, and read there without its rim.
+    spread = _dilate(g, 1, kernel, size, same)
+    padded, spread = lax.optimization_barrier((padded, spread))
+    dx = _depthwise(spread, kernel[::-1, ::-1], 1)
+    low = [k - 1 - p for k, p in zip(kernel.shape[:2], pad, strict=True)]
+    rim = [(n, n + side) for n, side in zip(low, g.shape[1:3], strict=True)]
+    return dx, _kernel_gradient(padded, spread, kernel, 1, tuple(rim))
 
 
 _depthwise_float.defvjp(_depthwise_forward, _depthwise_backward)
