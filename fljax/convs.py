@@ -292,18 +292,35 @@ def _kernel_gradient(padded, g, kernel, stride: int, inside=None) -> types.Array
         by_image = jnp.stack([jnp.sum(tap * g, axis=(1, 2)) for tap in taps])
         return jnp.sum(by_image, axis=1).reshape(kernel.shape)
 
-    # One image after the other into sums of the size of an image, which stay in the
+    # A few images after the other into sums of the size of an image, which stay in the
     # cache: x and g are read once, where k * k reductions would read them k * k times.
-    def add_image(sums, image):
-        x, g = (part.astype(kernel.dtype) for part in image)
-        g = g[rows, columns]
-        taps = _taps(x[None], kernel.shape[:2], stride)
-        return tuple(s + tap[0] * g for s, tap in zip(sums, taps, strict=True)), None
+    images = _images_at_a_time(g)
+
+    def add_images(sums, block):
+        # As arrays of their own: indices into a part of the batch are not vectorised.
+        x, g = lax.optimization_barrier(block) if images > 1 else block
+        g = g.astype(kernel.dtype)[:, rows, columns]
+        taps = _taps(x.astype(kernel.dtype), kernel.shape[:2], stride)
+        return tuple(
+            functools.reduce(jnp.add, (tap[i] * g[i] for i in range(images)), total)
+            for total, tap in zip(sums, taps, strict=True)
+        ), None
 
     zero = jnp.zeros(g[0, rows, columns].shape, kernel.dtype)
     zeros = (zero,) * (kernel.shape[0] * kernel.shape[1])
-    sums, _ = lax.scan(add_image, zeros, (padded, g))
+    sums, _ = lax.scan(add_images, zeros, (_split(padded, images), _split(g, images)))
     return jnp.stack([jnp.sum(s, axis=(0, 1)) for s in sums]).reshape(kernel.shape)
+
+
+# Of the cotangent of a depthwise product: a core's own cache holds them twice.
+_FEW_BYTES, _FEW_IMAGES = 3 * 2**19, 8
+
+
+def _images_at_a_time(g: types.Array) -> int:
+    """Says of how many images a depthwise kernel's gradient adds up the products."""
+    batch = g.shape[0]
+    most = min(_FEW_IMAGES, _FEW_BYTES * batch // g.nbytes)
+    return max([n for n in range(1, most + 1) if batch % n == 0], default=1)
 
 
 def _depthwise_backward(stride, same, residuals, g):
