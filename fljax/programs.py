@@ -35,7 +35,8 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from fljax import backends
 
-# Of programs on disk; one of MobileNetV2 takes up to 8 MB.
+# Of programs on disk, and as much of what JAX keeps beside them; one of MobileNetV2
+# takes up to 8 MB.
 MOST_BYTES = 2**31
 
 # Tracing holds Python's lock, XLA does not: one program is traced while two compile.
@@ -99,6 +100,8 @@ def compile_all(requests: Sequence[Request]) -> list[jax.stages.Compiled]:
             compiling[i].result() if program is None else program
             for i, program in enumerate(made)
         ]
+    if compiling and jax.config.values["jax_compilation_cache_dir"]:
+        _trim()
     _spent.append(time.perf_counter() - start)
     return result
 
@@ -256,20 +259,25 @@ def _store(path: pathlib.Path, payload: bytes) -> None:
                 os.replace(file.name, path)
             except OSError:
                 pathlib.Path(file.name).unlink(missing_ok=True)
-        _trim(path.parent)
 
 
-def _trim(folder: pathlib.Path) -> None:
+def _trim() -> None:
     """Removes the programs that were used longest ago, beyond what may be kept.
 
-    A change of the source leaves programs behind that nothing will ask for again.
+    A change of the source leaves programs behind that nothing will ask for again. Of
+    JAX's own, which do not tell when they were used, the oldest go: its bound
+    (`jax_compilation_cache_max_size`) takes a package more, and fails over what was
+    written before it was set.
     """
-    left = MOST_BYTES
-    used = [(path.stat().st_mtime, path) for path in folder.iterdir()]
-    for _, path in sorted(used, reverse=True):
-        left -= path.stat().st_size
-        if left < 0:
-            path.unlink(missing_ok=True)
+    folder = pathlib.Path(jax.config.values["jax_compilation_cache_dir"])
+    for kept in folder.glob("*-cache"), folder.glob("programs/*"):
+        left = MOST_BYTES
+        with contextlib.suppress(OSError):  # another process may remove one first
+            stats = {path: path.stat() for path in kept}
+            for path in sorted(stats, key=lambda p: stats[p].st_mtime, reverse=True):
+                left -= stats[path].st_size
+                if left < 0:
+                    path.unlink(missing_ok=True)
 
 
 def _load(path: pathlib.Path | None, request: Request) -> jax.stages.Compiled | None:
