@@ -155,12 +155,15 @@ def run(main: Callable[..., None], folders: bool = False) -> None:
     """
 
     def guarded(arguments: list[str]) -> int:
-        from fljax import simulation
+        from fljax import programs, simulation
 
         logging.set_verbosity(logging.WARNING)  # jax tells of backends it has not
         if _CACHE.value:
             jax.config.update("jax_compilation_cache_dir", _CACHE.value)
             jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+            # JAX's own bound takes a package more, and fails over what was written
+            # before it was set.
+            programs.trim(pathlib.Path(_CACHE.value).glob("*-cache"))
         try:
             _join()
             main(arguments[1:]) if folders else main()

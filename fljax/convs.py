@@ -279,12 +279,12 @@ def _depthwise_forward(x, kernel, stride, same):
     return _depthwise(padded, kernel, stride), (padded, kernel)
 
 
-def _kernel_gradient(padded, g, kernel, stride: int, inside=None) -> types.Array:
+def _kernel_gradient(padded, g, kernel, stride: int, inside) -> types.Array:
     """Computes the gradient of `depthwise` for its kernel.
 
-    `inside` says which rows and columns of g count, where it has a rim of zeros.
+    `inside` slices the rows and columns of g that count out of a rim of zeros.
     """
-    rows, columns = (slice(*ends) for ends in inside or ((None,), (None,)))
+    rows, columns = inside
     if backends.accelerated():
         g = g[:, rows, columns]
         taps = _taps(padded.astype(kernel.dtype), kernel.shape[:2], stride)
@@ -292,7 +292,7 @@ def _kernel_gradient(padded, g, kernel, stride: int, inside=None) -> types.Array
         by_image = jnp.stack([jnp.sum(tap * g, axis=(1, 2)) for tap in taps])
         return jnp.sum(by_image, axis=1).reshape(kernel.shape)
 
-    # A few images after the other into sums of the size of an image, which stay in the
+    # A few images at a time into sums of the size of an image, which stay in the
     # cache: x and g are read once, where k * k reductions would read them k * k times.
     images = _images_at_a_time(g)
 
@@ -312,7 +312,7 @@ def _kernel_gradient(padded, g, kernel, stride: int, inside=None) -> types.Array
     return jnp.stack([jnp.sum(s, axis=(0, 1)) for s in sums]).reshape(kernel.shape)
 
 
-# Of the cotangent of a depthwise product: a core's own cache holds them twice.
+# Of the cotangent of a depthwise product; with larger images several gained nothing.
 _FEW_BYTES, _FEW_IMAGES = 3 * 2**19, 8
 
 
@@ -330,17 +330,15 @@ def _depthwise_backward(stride, same, residuals, g):
     padded, kernel = residuals
     pad = _padding(kernel, same)
     size = (padded.shape[1] - 2 * pad[0], padded.shape[2] - 2 * pad[1])
-    if stride > 1:
-        padded, g = lax.optimization_barrier((padded, g))
-        dx = depthwise_input_gradient(g, kernel, size, stride, same)
-        return dx, _kernel_gradient(padded, g, kernel, stride)
-    # g is padded where it is made, in that one pass, and read there without its rim.
-    spread = _dilate(g, 1, kernel, size, same)
-    padded, spread = lax.optimization_barrier((padded, spread))
+    sides, rim = g.shape[1:3], (0, 0)
+    if stride == 1:  # padded where it is made, in one pass; read below without its rim
+        rim = tuple(k - 1 - p for k, p in zip(kernel.shape[:2], pad, strict=True))
+        g = _dilate(g, 1, kernel, size, same)
+    padded, g = lax.optimization_barrier((padded, g))
+    spread = g if stride == 1 else _dilate(g, stride, kernel, size, same)
     dx = _depthwise(spread, kernel[::-1, ::-1], 1)
-    low = [k - 1 - p for k, p in zip(kernel.shape[:2], pad, strict=True)]
-    rim = [(n, n + side) for n, side in zip(low, g.shape[1:3], strict=True)]
-    return dx, _kernel_gradient(padded, spread, kernel, 1, tuple(rim))
+    inside = tuple(slice(n, n + side) for n, side in zip(rim, sides, strict=True))
+    return dx, _kernel_gradient(padded, g, kernel, stride, inside)
 
 
 _depthwise_float.defvjp(_depthwise_forward, _depthwise_backward)

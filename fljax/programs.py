@@ -20,7 +20,7 @@ import re
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import flax
@@ -35,8 +35,7 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from fljax import backends
 
-# Of programs on disk, and as much of what JAX keeps beside them; one of MobileNetV2
-# takes up to 8 MB.
+# Of programs on disk; one of MobileNetV2 takes up to 8 MB.
 MOST_BYTES = 2**31
 
 # Tracing holds Python's lock, XLA does not: one program is traced while two compile.
@@ -100,8 +99,6 @@ def compile_all(requests: Sequence[Request]) -> list[jax.stages.Compiled]:
             compiling[i].result() if program is None else program
             for i, program in enumerate(made)
         ]
-    if compiling and jax.config.values["jax_compilation_cache_dir"]:
-        _trim()
     _spent.append(time.perf_counter() - start)
     return result
 
@@ -259,25 +256,21 @@ def _store(path: pathlib.Path, payload: bytes) -> None:
                 os.replace(file.name, path)
             except OSError:
                 pathlib.Path(file.name).unlink(missing_ok=True)
+        trim(path.parent.iterdir())
 
 
-def _trim() -> None:
-    """Removes the programs that were used longest ago, beyond what may be kept.
+def trim(files: Iterable[pathlib.Path]) -> None:
+    """Removes what was written or used longest ago, beyond what may be kept.
 
-    A change of the source leaves programs behind that nothing will ask for again. Of
-    JAX's own, which do not tell when they were used, the oldest go: its bound
-    (`jax_compilation_cache_max_size`) takes a package more, and fails over what was
-    written before it was set.
+    A change of the source leaves programs behind that nothing will ask for again.
     """
-    folder = pathlib.Path(jax.config.values["jax_compilation_cache_dir"])
-    for kept in folder.glob("*-cache"), folder.glob("programs/*"):
-        left = MOST_BYTES
-        with contextlib.suppress(OSError):  # another process may remove one first
-            stats = {path: path.stat() for path in kept}
-            for path in sorted(stats, key=lambda p: stats[p].st_mtime, reverse=True):
-                left -= stats[path].st_size
-                if left < 0:
-                    path.unlink(missing_ok=True)
+    left = MOST_BYTES
+    with contextlib.suppress(OSError):  # another process may remove one first
+        stats = {path: path.stat() for path in files}
+        for path in sorted(stats, key=lambda p: stats[p].st_mtime, reverse=True):
+            left -= stats[path].st_size
+            if left < 0:
+                path.unlink(missing_ok=True)
 
 
 def _load(path: pathlib.Path | None, request: Request) -> jax.stages.Compiled | None:
@@ -289,7 +282,7 @@ def _load(path: pathlib.Path | None, request: Request) -> jax.stages.Compiled | 
     except OSError:
         return None
     with contextlib.suppress(OSError):  # of a folder that is only to be read from
-        os.utime(path)  # see `_trim`
+        os.utime(path)  # see `trim`
     digest, payload = content[:32], content[32:]
     if hashlib.sha256(payload).digest() != digest:
         return None

@@ -6,6 +6,7 @@ of sequences `Padded`, which holds one of these.
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import jax.numpy as jnp
@@ -82,7 +83,7 @@ def to_ranged(x: Signal) -> Ranged:
 def known(x: Signal | Padded, nonnegative: bool) -> Signal | Padded:
     """Says of what a trained block gives whether it can be negative."""
     if isinstance(x, Padded):
-        return x.replace(value=known(x.value, nonnegative))  # type: ignore[attr-defined]
+        return dataclasses.replace(x, value=known(x.value, nonnegative))
     return x if isinstance(x, Ranged) else Ranged(x, None, nonnegative)
 
 

@@ -81,18 +81,15 @@ def test_what_was_used_longest_ago_makes_room(folder, monkeypatch):
     assert second not in there
 
 
-def test_what_jax_keeps_is_bounded_too(folder, monkeypatch):
+def test_the_oldest_are_removed_and_nothing_else(tmp_path, monkeypatch):
     monkeypatch.setattr(programs, "MOST_BYTES", 100)
-    place = folder.parent
+    place = tmp_path
     for age, name in enumerate(("new-cache", "old-cache", "oldest-cache", "mine.txt")):
         (place / name).write_bytes(b"x" * 60)
         os.utime(place / name, (1000 - age, 1000 - age))
-    run(request())
-    assert {path.name for path in place.iterdir()} == {
-        "new-cache",
-        "mine.txt",
-        "programs",
-    }
+    programs.trim(place.glob("*-cache"))
+    assert {path.name for path in place.iterdir()} == {"new-cache", "mine.txt"}
+    programs.trim((tmp_path / "absent").glob("*-cache"))
 
 
 def test_a_program_is_traced_once_for_all_processes(folder):
