@@ -434,6 +434,7 @@ def run_group(
 
 # Programs of this process, by plan and all that is static beside it.
 _programs: dict[tuple, jax.stages.Compiled] = {}  # used last comes last
+_made: list[int] = []  # how many, each time that some were
 
 # Plans whose programs are held at the same time at least, see `programs.crowded`.
 PLANS_AT_ONCE = 8
@@ -487,17 +488,21 @@ def compile_groups(
         ]
     )
     _programs.update(zip((keys[plan] for plan in missing), made, strict=True))
+    _made.append(len(made))
     return {plan: _programs[keys[plan]] for plan in wanted}
 
 
 def compiled_programs() -> list[tuple[plans.Plan | plans.Mixed, jax.stages.Compiled]]:
-    """Lists the programs of groups that this process has compiled or loaded."""
+    """Lists the programs of groups that this process holds."""
     return [(key[0], program) for key, program in _programs.items()]
 
 
 def num_programs() -> int:
-    """Counts the programs of groups that this process has compiled or loaded."""
-    return len(_programs)
+    """Counts the programs of groups that this process has compiled or loaded so far.
+
+    Those that have made room for others are among them.
+    """
+    return sum(_made)
 
 
 # Clients side by side at most: what is wider waits longer for the slowest of a chunk.

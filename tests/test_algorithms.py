@@ -203,7 +203,7 @@ def test_programs_that_make_room_leave_no_trace(fed, start, monkeypatch):
         return sum(e.hlo_modules()[0].name == "jit_run_group" for e in live)
 
     def crowded():
-        held.append(cohort.num_programs())
+        held.append(len(cohort.compiled_programs()))
         alive.append(executables())
         return True
 
@@ -211,9 +211,11 @@ def test_programs_that_make_room_leave_no_trace(fed, start, monkeypatch):
     monkeypatch.setattr(programs, "crowded", crowded)
     monkeypatch.setattr(cohort, "_programs", {})
     cohort.run_group.clear_cache()  # of other tests
+    before = cohort.num_programs()
     again, _ = algorithm.round(start, assignment)
     conftest.assert_same_bits(again, state)
     assert held == [0, 1, 1]  # before each of the three is made
+    assert cohort.num_programs() == before + 3
     # An executable that something still refers to would keep its memory maps.
     assert executables() == alive[0] + 1
 
