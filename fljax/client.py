@@ -72,11 +72,13 @@ class Result(NamedTuple):
       delta: new minus old state of the window's blocks, None for the others.
       loss: mean training loss over the examples of the round, [].
       examples: examples that were trained on, all epochs together, [].
+      places: that `train` was given, for the next client.
     """
 
     delta: tuple
     loss: types.Array
     examples: types.Array
+    places: tuple[mixed.Place, ...] | None = None
 
 
 def inputs(data: Data, indices: types.Array) -> types.Array:
@@ -255,7 +257,7 @@ def train(
     key: types.Key,
     learning_rate: types.Array,
     window: tuple[types.Array, types.Array] | None = None,
-    alone: bool = False,
+    places: tuple[mixed.Place, ...] | None = None,
 ) -> Result:
     """Trains one client for a round.
 
@@ -271,7 +273,8 @@ def train(
       key: of this round and client.
       learning_rate: [].
       window: first and last block that it trains, [] each, if the plan is any.
-      alone: no other client runs beside it, static; asked for if the plan is any.
+      places: of `places`, if the plan is any and no other client runs beside it; what
+        is in them does not matter.
 
     Returns:
       The client's result.
@@ -287,7 +290,7 @@ def train(
     first = plans.span(plan, net.num_blocks).start
 
     def step(i, carry):
-        trained, optimiser_state, total = carry
+        trained, optimiser_state, total, places = carry
         rows, valid = batch(i)
         step_key, x = jax.random.fold_in(noise_key, i), inputs(data, rows)
         if training.augment is not None:  # the blocks' keys are 0 to num_blocks - 1
@@ -301,8 +304,8 @@ def train(
                 net, plan, spec, *batched, observe=observe
             )
         else:
-            loss, (gradients, backward), updates = mixed.gradient_step(
-                net, spec, *batched, window, cross_entropy, observe, alone
+            loss, (gradients, backward), updates, places = mixed.gradient_step(
+                net, spec, *batched, window, cross_entropy, observe, places
             )
         # Weights are read before they are updated: else XLA updates copies of them.
         gradients = lax.optimization_barrier(gradients)
@@ -313,16 +316,15 @@ def train(
         if window is not None:  # blocks outside it stay as they are
             inside = mixed.inside(window, net.num_blocks)
             new = tuple(map(trees.select, inside, new, trained))
-        return new, optimiser_state, total + loss * jnp.sum(valid)
+        return new, optimiser_state, total + loss * jnp.sum(valid), places
 
     steps = steps_of(count, training)
-    carry = (start, optimiser.init(params), jnp.zeros(()))
+    carry = (start, optimiser.init(params), jnp.zeros(()), places)
     # A loop of as many steps as the shard has: an uneven client costs what it trains.
-    trained, _, total = lax.fori_loop(0, steps, step, carry)
+    trained, _, total, places = lax.fori_loop(0, steps, step, carry)
     examples = (count * training.local_epochs).astype(jnp.float32)
-    return Result(
-        trees.subtract(trained, start), total / jnp.maximum(examples, 1.0), examples
-    )
+    delta, loss = trees.subtract(trained, start), total / jnp.maximum(examples, 1.0)
+    return Result(delta, loss, examples, places)
 
 
 def freeze(
@@ -348,6 +350,32 @@ def freeze(
     if isinstance(plan, plans.Mixed):
         return mixed.freeze(net, state, spec, key)
     return network.freeze(net, state, plans.roles(plan, net.num_blocks), spec, key)
+
+
+def places(
+    net: network.Network,
+    plan: plans.Plan | plans.Mixed,
+    training: Training,
+    state: tuple[dict, ...],
+    frozen: tuple,
+) -> tuple[mixed.Place, ...] | None:
+    """Makes places for the blocks of clients that run one after the other.
+
+    Args:
+      net: the network, static.
+      plan: of the program, static.
+      training: how clients train, static.
+      state: global state.
+      frozen: `freeze` of it under the plan.
+
+    Returns:
+      What `train` takes as `places`; None if the plan is a window.
+    """
+    if not isinstance(plan, plans.Mixed):
+        return None
+    x = jnp.zeros((training.batch_size, *net.input_shape), training.precision)
+    spec = plan_spec(plan, training)
+    return mixed.places(net, spec, frozen, state, x, jax.random.key(0))
 
 
 def plan_spec(plan: plans.Plan | plans.Mixed, training: Training) -> quant.Spec:

@@ -264,9 +264,10 @@ def _norms(delta: tuple) -> types.Array:
     return jnp.stack([jnp.stack(kind, axis=1) for kind in (params, others)], axis=1)
 
 
-def _train_chunk(net, plan, training, blocks, frozen, data, chunk, key, learning_rate):
+def _train_chunk(
+    net, plan, training, blocks, frozen, data, chunk, key, learning_rate, places
+):
     """Trains the W clients of a chunk; a result with a leading axis W."""
-    alone = chunk.ids.shape[0] == 1
 
     def one(number, indices, count, window):
         return client.train(
@@ -281,13 +282,14 @@ def _train_chunk(net, plan, training, blocks, frozen, data, chunk, key, learning
             jax.random.fold_in(key, number),
             learning_rate,
             (window[0], window[1]) if isinstance(plan, plans.Mixed) else None,
-            alone,
+            places,
         )
 
     arguments = (chunk.ids, chunk.indices, chunk.counts, chunk.windows)
-    if alone:  # a client axis of 1 would still batch every product
+    if chunk.ids.shape[0] == 1:  # a client axis of 1 would still batch every product
         single = one(*(x[0] for x in arguments))
-        return jax.tree.map(lambda x: x[None], single)
+        rows = jax.tree.map(lambda x: x[None], single._replace(places=None))
+        return rows._replace(places=single.places)
     return jax.vmap(one)(*arguments)
 
 
@@ -334,11 +336,20 @@ def _run_on_device(
         return jnp.ones((width, inside.stop - inside.start), bool)
 
     def chunk_step(i, carry):
-        deltas, by_block, weight, losses, failed, norms = carry
+        deltas, by_block, weight, losses, failed, norms, places = carry
         positions = lax.dynamic_slice_in_dim(group.positions, i * width, width)
         chunk = _chunk(clients, positions)
         result = _train_chunk(
-            net, plan, training, blocks, frozen, data, chunk, round_key, learning_rate
+            net,
+            plan,
+            training,
+            blocks,
+            frozen,
+            data,
+            chunk,
+            round_key,
+            learning_rate,
+            places,
         )
         factor = chunk.tampering[:, None]
         sent = jax.vmap(trees.ravel)(result.delta[inside]) * factor
@@ -360,12 +371,17 @@ def _run_on_device(
             losses.at[positions].set(result.loss, mode="drop"),
             failed.at[positions].set(verdict, mode="drop"),
             norms.at[positions, :, inside].set(lengths, mode="drop"),
+            result.places,
         )
 
     window = lax.slice_in_dim(totals.deltas, start, start + trees.size(blocks[inside]))
     by_block = jnp.zeros(inside.stop - inside.start)
-    carry = (window, by_block, jnp.zeros(()), sums.losses, sums.failed, sums.norms)
-    window, by_block, weight, losses, failed, norms = lax.fori_loop(
+    places = None
+    if width == 1:
+        places = client.places(net, plan, training, blocks, frozen)
+    kinds = (sums.losses, sums.failed, sums.norms)
+    carry = (window, by_block, jnp.zeros(()), *kinds, places)
+    window, by_block, weight, losses, failed, norms, _ = lax.fori_loop(
         0, -(-group.sizes // width), chunk_step, carry
     )
     new = server.Totals(

@@ -11,6 +11,7 @@ What a client does not take passes no gradient on.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -18,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from fljax import layers, quant, signals, types
+from fljax import branches, layers, quant, signals, trees, types
 from fljax.models import network
 
 # Collections of a block that training it changes beside its parameters.
@@ -66,24 +67,92 @@ def inside(window: tuple[types.Array, types.Array], num_blocks: int) -> types.Ar
     return (first <= blocks) & (blocks <= last)
 
 
-def _choose(index: types.Array, branches: Sequence[Callable], operands, alone: bool):
-    """Calls one of the branches: by a branch, or all of them and a selection."""
-    if alone:
-        return lax.switch(index, branches, *operands)
-    results = [branch(*operands) for branch in branches]
-    return jax.tree.map(lambda *each: lax.select_n(index, *each), *results)
+class Place(NamedTuple):
+    """Where a block of a client that runs alone leaves its results, see `branches`.
+
+    Attributes:
+      codes: what it gives where it is frozen before the window.
+      value: floats, what it gives else.
+      largest: [], of the value if it is frozen after the window; None: not told.
+      trained: what its gradient needs where it is trained.
+      after: what its gradient needs where it is frozen after the window.
+      cotangent: of what it reads.
+    """
+
+    codes: signals.Signal
+    value: types.Array
+    largest: types.Array | None
+    trained: list
+    after: list
+    cotangent: types.Array
 
 
-def _zeros(shapes):
-    return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+class _Block(NamedTuple):
+    """What a block does in its roles.
+
+    Attributes:
+      before: codes -> codes.
+      train: (value, params, backward ranges) -> value, (largest, norms and ranges).
+      after: (value, largest) -> value, largest; None of the first block.
+    """
+
+    before: Callable
+    train: Callable
+    after: Callable | None
+
+
+def _blocks(net, spec, frozen, trained, mask, key, window, observe) -> list[_Block]:
+    """Gives the roles of all blocks; arguments as of `gradient_step`."""
+    _, last = window
+    nonnegative = network.nonnegative(net)
+
+    def call(role):
+        return [layers.Call(role, spec, mask, observe=observe)]
+
+    def block(i: int) -> _Block:
+        def before(codes):
+            before = call(types.Role.FROZEN_BEFORE)
+            y, _ = network.run(net, [frozen[0][i]], codes, before, i, key=key)
+            return lax.stop_gradient(y)
+
+        def train(value, params, backward):
+            state = {**trained[i], "params": params, "backward": backward}
+            y, (update,) = network.run(
+                net,
+                [state],
+                value,
+                call(types.Role.TRAINED),
+                i,
+                mutable=_RECORDS,
+                key=key,
+            )
+            return signals.to_float(y), {**_records(trained[i]), **update}
+
+        def after(value, largest):
+            if largest is not None:  # of what a trained block gives: that of this batch
+                largest = jnp.where(last == i - 1, quant.amax(value), largest)
+            x = signals.Ranged(value, largest, nonnegative[i - 1])
+            after = call(types.Role.FROZEN_AFTER)
+            y, _ = network.run(net, [frozen[1][i]], x, after, i, key=key)
+            y = signals.to_ranged(y)
+            return y.value, y.largest
+
+        return _Block(before, train, after if i > 0 else None)
+
+    return [block(i) for i in range(net.num_blocks)]
+
+
+def _records(block: dict) -> dict:
+    return {name: block[name] for name in _RECORDS}
 
 
 class _Passed(NamedTuple):
     """What a block hands to the next, in whichever role it ran.
 
     Attributes:
-      codes: what a frozen block before the window gives; else zeros.
-      value: floats, what the others give; else zeros.
+      codes: what a frozen block before the window gives.
+      value: floats, what the others give; of the last block before the window its
+        codes' values.
       largest: of a frozen block after the window: the range of the value, [], or None
         where such a block tells none.
     """
@@ -91,6 +160,118 @@ class _Passed(NamedTuple):
     codes: signals.Signal
     value: types.Array
     largest: types.Array | None
+
+
+def _halves(block: _Block, largest):
+    """Makes what a block does with floats ready to hand gradients back."""
+    train = branches.Differentiable(block.train)
+    after = block.after
+    if after is None:
+        return train, None
+    return train, branches.Differentiable(lambda value: after(value, largest))
+
+
+def places(
+    net: network.Network,
+    spec: quant.Spec,
+    frozen: tuple[tuple, tuple],
+    trained: tuple[dict, ...],
+    x: types.Array,
+    key: types.Key,
+) -> tuple[Place, ...]:
+    """Makes the places of a network's blocks; arguments as of `gradient_step`."""
+    made: list[Place] = []
+
+    def place(block: _Block, state: dict, passed: _Passed) -> Place:
+        train, after = _halves(block, passed.largest)
+        operands = (passed.value, state["params"], state["backward"])
+        (value, _), kept = train.forward(*operands)
+        largest, kept_after = None, []
+        if after is not None:
+            (_, largest), kept_after = after.forward(passed.value)
+        codes = block.before(passed.codes)
+        return Place(codes, value, largest, kept, kept_after, passed.value)
+
+    window, mask = (jnp.zeros((), jnp.int32),) * 2, jnp.ones(x.shape[0])
+    passed = _Passed(x, x, None)
+    blocks = _blocks(net, spec, frozen, trained, mask, key, window, jnp.array(True))
+    for block, state in zip(blocks, trained, strict=True):
+        shapes = jax.eval_shape(functools.partial(place, block), state, passed)
+        made.append(jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes))
+        passed = _Passed(*made[-1][:3])
+    return tuple(made)
+
+
+def _branch(i: int, block: _Block, window, passed: _Passed, state: dict, place: Place):
+    """Runs a block in its role alone.
+
+    Returns:
+      What it passes on; its new records; cotangent -> its input's cotangent and the
+      gradients of its parameters and backward ranges; its place, but for the cotangent.
+    """
+    first, last = window
+    inside, behind = (first <= i) & (i <= last), last < i
+    operands = (passed.value, state["params"], state["backward"])
+    train, after = _halves(block, passed.largest)
+    codes = branches.when(i < first, block.before, (passed.codes,), place.codes)
+    (value, records), kept = branches.when(
+        inside, train.forward, operands, ((place.value, _records(state)), place.trained)
+    )
+    largest, kept_after = place.largest, place.after
+    if after is not None:
+        (value, largest), kept_after = branches.when(
+            behind, after.forward, operands[:1], ((value, largest), kept_after)
+        )
+    value = branches.when(
+        first == i + 1,
+        lambda x: signals.to_float(x).astype(value.dtype),
+        (codes,),
+        value,
+    )
+
+    def pull(cotangent):
+        nothing = jax.tree.map(jnp.zeros_like, operands[1:])
+        given, *gradients = branches.when(
+            inside,
+            train.backward,
+            (operands, kept, cotangent),
+            (place.cotangent, *nothing),
+        )
+        if after is not None:
+            (given,) = branches.when(
+                behind, after.backward, (operands[:1], kept_after, cotangent), (given,)
+            )
+        return given, gradients
+
+    new = Place(codes, value, largest, kept, kept_after, place.cotangent)
+    return _Passed(codes, value, largest), records, pull, new
+
+
+def _select(i: int, block: _Block, window, passed: _Passed, state: dict):
+    """Runs a block in all roles and selects; returns as `_branch`, without a place."""
+    first, last = window
+    role = (first <= i).astype(jnp.int32) + (last < i)
+    codes = block.before(passed.codes)
+    prefix = signals.to_float(codes)
+
+    def run(value, params, backward):
+        trained, update = block.train(value, params, backward)
+        results, largest = [prefix.astype(trained.dtype), trained], None
+        if block.after is not None:
+            late, largest = block.after(value, passed.largest)
+            results.append(late)
+        records = trees.select(role == 1, update, _records(state))
+        return lax.select_n(role, *results), (largest, records)
+
+    value, pull, (largest, records) = jax.vjp(
+        run, passed.value, state["params"], state["backward"], has_aux=True
+    )
+
+    def split(cotangent):
+        given, *gradients = pull(cotangent)
+        return given, gradients
+
+    return _Passed(codes, value, largest), records, split
 
 
 def gradient_step(
@@ -105,7 +286,7 @@ def gradient_step(
     window: tuple[types.Array, types.Array],
     loss,
     observe: types.Array | None = None,
-    alone: bool = False,
+    places: tuple[Place, ...] | None = None,
 ):
     """Computes what `client`'s step of one window does, for a window that is data.
 
@@ -121,84 +302,36 @@ def gradient_step(
       window: first and last trained block, [] each.
       loss: (logits, labels, mask) -> [].
       observe: [] whether ranges are recorded.
-      alone: no other client runs beside this one, static: blocks branch, not select.
+      places: of a client that no other one runs beside, whose blocks branch; given up
+        to the result. None: all roles run, and one is selected.
 
     Returns:
       Loss; gradients of params and backward ranges of all blocks, 0 outside the window;
-      new norms and ranges of all blocks, those of the state outside.
+      new norms and ranges of all blocks, those of the state outside; the places.
     """
-    first, last = window
-    before, call, after = (
-        layers.Call(role, spec, mask, observe=observe)
-        for role in (
-            types.Role.FROZEN_BEFORE,
-            types.Role.TRAINED,
-            types.Role.FROZEN_AFTER,
-        )
-    )
-    nonnegative = network.nonnegative(net)
-
-    def block(i: int, given: _Passed, params, backward):
-        """Runs a block in its role; returns what it passes on, and its new records."""
-        state = {**trained[i], "params": params, "backward": backward}
-        old = {name: state[name] for name in _RECORDS}
-
-        def run_before(given: _Passed):
-            y, _ = network.run(net, [frozen[0][i]], given.codes, [before], i, key=key)
-            return lax.stop_gradient(y)
-
-        def run_trained(given: _Passed):
-            h = given.value
-            if i > 0:
-                prefix = lax.stop_gradient(signals.to_float(given.codes))
-                h = jnp.where(first == i, prefix.astype(h.dtype), h)
-            h, (update,) = network.run(
-                net, [state], h, [call], i, mutable=_RECORDS, key=key
+    passed, updates, pulls = _Passed(x, x, None), [], []
+    used = []
+    blocks = _blocks(net, spec, frozen, trained, mask, key, window, observe)
+    for i, (block, state) in enumerate(zip(blocks, trained, strict=True)):
+        if places is None:
+            passed, update, pull = _select(i, block, window, passed, state)
+        else:
+            passed, update, pull, place = _branch(
+                i, block, window, passed, state, places[i]
             )
-            return signals.to_float(h), {**old, **update}
-
-        def run_after(given: _Passed):
-            largest = given.largest
-            if largest is not None:  # of what a trained block gives: that of this batch
-                largest = jnp.where(last == i - 1, quant.amax(given.value), largest)
-            x = signals.Ranged(given.value, largest, nonnegative[i - 1])
-            y, _ = network.run(net, [frozen[1][i]], x, [after], i, key=key)
-            return signals.to_ranged(y)
-
-        codes = _zeros(jax.eval_shape(run_before, given))
-        value = _zeros(jax.eval_shape(run_trained, given)[0])
-        told = jax.eval_shape(run_after, given).largest if i > 0 else None
-        largest = None if told is None else jnp.zeros(told.shape)
-
-        def as_before(given: _Passed):
-            return _Passed(run_before(given), value, largest), old
-
-        def as_trained(given: _Passed):
-            h, update = run_trained(given)
-            return _Passed(codes, h, largest), update
-
-        def as_after(given: _Passed):
-            y = run_after(given)
-            return _Passed(codes, y.value, y.largest), old
-
-        roles = [as_before, as_trained, as_after] if i > 0 else [as_before, as_trained]
-        role = (first <= i).astype(jnp.int32) + (last < i)
-        passed, update = _choose(role, roles, (given,), alone)
-        if not alone:  # right wherever it is read, so nothing needs selecting
-            passed = passed._replace(codes=run_before(given))
-        return passed, update
-
-    def loss_of(params, backward):
-        passed, updates = _Passed(x, x, None), []
-        for i in range(net.num_blocks):
-            passed, update = block(i, passed, params[i], backward[i])
-            updates.append(update)
-        return loss(passed.value.astype(jnp.float32), labels, mask), tuple(updates)
-
-    params, backward = (
-        tuple(block[name] for block in trained) for name in ("params", "backward")
+            used.append(place)
+        updates.append(update)
+        pulls.append(pull)
+    value, pull = jax.vjp(
+        lambda y: loss(y.astype(jnp.float32), labels, mask), passed.value
     )
-    (value, updates), gradients = jax.value_and_grad(
-        loss_of, argnums=(0, 1), has_aux=True
-    )(params, backward)
-    return value, gradients, updates
+    (cotangent,) = pull(jnp.ones_like(value))
+    gradients = []
+    for i in reversed(range(net.num_blocks)):
+        cotangent, gradient = pulls[i](cotangent)
+        gradients.append(gradient)
+        if places is not None:
+            used[i] = used[i]._replace(cotangent=cotangent)
+    params, backward = zip(*reversed(gradients), strict=True)
+    new = None if places is None else tuple(used)
+    return value, (params, backward), tuple(updates), new
