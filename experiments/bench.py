@@ -50,6 +50,12 @@ _PRECISION = flags.DEFINE_enum(
     configs.CHOICES["precision"],
     "Of activations in training; windows, tiers and cohort run in float32.",
 )
+_PROGRAMS = flags.DEFINE_enum(
+    "programs",
+    "auto",
+    configs.CHOICES["programs"],
+    "Whether windows have a program each or share one; windows and tiers do not ask.",
+)
 
 # Windows of MobileNetV2 whose step times are compared; the full network comes first.
 WINDOWS = ((0, 19), (4, 11), (5, 19), (10, 16), (12, 19), (19, 19), (0, 0))
@@ -172,6 +178,7 @@ def measure(load: workloads.Workload, repeats: int, **fields: Any) -> Figures:
         load,
         client_width=_CLIENT_WIDTH.value,
         precision=_PRECISION.value,
+        programs=_PROGRAMS.value,
         **fields,
     )
     ready = workloads.build(load, settings)
@@ -226,8 +233,8 @@ def measure_windows(repeats: int, steps: int = 4) -> Figures:
       steps: local steps of one timed call.
 
     Returns:
-      By window and kind of frozen blocks: milliseconds a step and the ratio to the full
-      step.
+      By window and kind of frozen blocks, and by window in the program that windows
+      share: milliseconds a step and the ratio to the full step.
     """
     load = workloads.BY_NAME["mobilenetv2"]
     settings = workloads.config(load, num_clients=2, clients_per_round=1)
@@ -245,13 +252,18 @@ def measure_windows(repeats: int, steps: int = 4) -> Figures:
                 fed, blocks, plan, steps, fed.training._replace(spec=spec)
             )
     compiling = time.perf_counter() - start
+    start = time.perf_counter()
+    wanted = [plans.Plan(*window) for window in WINDOWS]
+    shared = windows.compile_shared(fed, blocks, wanted, steps)
+    made |= {f"{p} shared": step for p, step in zip(wanted, shared, strict=True)}
+    sharing = time.perf_counter() - start
     seconds = windows.interleaved(list(made.values()), repeats)
     times = {
         name: [1e3 * value for value in of_step]
         for name, of_step in zip(made, seconds, strict=True)
     }
     full_step = statistics.median(next(iter(times.values())))
-    return {"compile_seconds": compiling} | {
+    return {"compile_seconds": compiling, "shared_compile_seconds": sharing} | {
         name: {
             "milliseconds": statistics.median(t),
             "min_milliseconds": min(t),

@@ -130,9 +130,8 @@ class Config:
     client_width: int = _field(0, "Clients that run side by side in a program; 0: 1 on "
                                   "CPU, on accelerators what fits.")  # fmt: skip
     programs: str = _field("auto", "Windows have a program each (windows) or share one "
-                                   "(one), in which clients of all windows run side by "
-                                   "side; auto: one where several run side by side and "
-                                   "the network allows it.")  # fmt: skip
+                                   "(one), compiled once for all of them; auto: one "
+                                   "where the network allows it.")  # fmt: skip
     devices: str = _field("all", "Devices that a round is spread over: all or a "
                                  "number.")  # fmt: skip
     seed: int = _field(11, "Of everything that is drawn.")

@@ -350,7 +350,7 @@ def build(
         clients_per_round=config.clients_per_round,
         weighting=config.weighting,
         width=width,
-        mixed=_mixed(config, net, counts, width),
+        mixed=_mixed(config, net, counts),
         seed=config.seed,
         devices=over,
         clock=rules,
@@ -371,9 +371,9 @@ def build(
     return Experiment(fed, evaluator, load.digest(data), data.tokenizer)
 
 
-def _mixed(config: configs.Config, net, counts, width: int) -> bool:
+def _mixed(config: configs.Config, net, counts) -> bool:
     """Decides whether the windows of a round share a program."""
-    if config.programs == "windows" or (config.programs == "auto" and width == 1):
+    if config.programs == "windows":
         return False
     fits = mixed.fits(net, counts)
     if config.programs == "one" and not fits:

@@ -56,8 +56,7 @@ def compile_step(
             fed.net, plan, training, blocks, frozen, data, indices, count, key, rate
         )
 
-    indices = jnp.arange(steps * training.batch_size, dtype=jnp.int32)
-    arguments = (blocks, fed.data, indices, jax.random.key(0), jnp.float32(0.1))
+    arguments = _arguments(fed, blocks, steps, training)
     options = programs.compiler_options()
     program = jax.jit(train).lower(*arguments).compile(compiler_options=options)
     usage = program.memory_analysis()
@@ -67,6 +66,62 @@ def compile_step(
         size = sum(getattr(usage, f"{kind}_size_in_bytes") for kind in kinds)
         size -= sum(leaf.nbytes for leaf in jax.tree.leaves(fed.data))
     return Step(functools.partial(program, *arguments), steps, size)
+
+
+def compile_shared(
+    fed: federation.Federation,
+    blocks: tuple[dict, ...],
+    wanted: Sequence[plans.Plan],
+    steps: int,
+) -> list[Step]:
+    """Compiles the program that windows share where clients run one at a time.
+
+    Args:
+      fed: as of `compile_step`.
+      blocks: state of the network.
+      wanted: the windows.
+      steps: local steps of a call.
+
+    Returns:
+      For each window its step, of unknown memory.
+    """
+    net, training, plan = fed.net, fed.training, plans.Mixed()
+
+    def places(blocks):
+        frozen = client.freeze(net, plan, training, blocks, None)
+        return client.places(net, plan, training, blocks, frozen)
+
+    def train(places, window, blocks, data, indices, key, rate):
+        frozen = client.freeze(net, plan, training, blocks, None)
+        count = jnp.int32(indices.shape[0])
+        result = client.train(
+            *(net, plan, training, blocks, frozen, data, indices, count, key, rate),
+            window=window,
+            places=places,
+        )
+        return result.places, result._replace(places=None)
+
+    arguments = _arguments(fed, blocks, steps, training)
+    # Of a round: each client leaves them to the next.
+    given = [jax.jit(places)(blocks)]
+    windows = [(jnp.int32(p.first), jnp.int32(p.last)) for p in wanted]
+    program = (
+        jax.jit(train, donate_argnums=0)
+        .lower(given[0], windows[0], *arguments)
+        .compile(compiler_options=programs.compiler_options())
+    )
+
+    def run(window):
+        left, result = program(given.pop(), window, *arguments)
+        given.append(left)
+        return result
+
+    return [Step(functools.partial(run, w), steps, None) for w in windows]
+
+
+def _arguments(fed, blocks, steps: int, training: client.Training) -> tuple:
+    indices = jnp.arange(steps * training.batch_size, dtype=jnp.int32)
+    return blocks, fed.data, indices, jax.random.key(0), jnp.float32(0.1)
 
 
 def interleaved(steps: Sequence[Step], repeats: int) -> list[list[float]]:

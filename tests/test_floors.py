@@ -45,6 +45,7 @@ FLOORS = (
         "alerts",
     ),
     (
+        "branches",
         "operations",
         "layers",
         "lone_norms",

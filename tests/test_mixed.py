@@ -3,6 +3,7 @@
 import itertools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -70,6 +71,37 @@ def test_it_gives_what_each_windows_own_program_gives(problem, by_window, width)
     conftest.assert_close(ours, by_window, 2e-5)
 
 
+def test_what_the_client_before_left_does_not_matter(problem):
+    plan, training = plans.Mixed(), problem.training
+
+    @jax.jit
+    def trained(filled, window):
+        blocks = problem.blocks
+        data = jax.tree.map(jnp.asarray, problem.data)
+        frozen = client.freeze(problem.net, plan, training, blocks, None)
+        places = client.places(problem.net, plan, training, blocks, frozen)
+        places = jax.tree.map(lambda x: jnp.where(filled, _worst(x), x), places)
+        indices, count = (jnp.asarray(x[0]) for x in problem.shards)
+        key, rate = jax.random.key(3), jnp.float32(RATE)
+        result = client.train(
+            *(problem.net, plan, training, blocks, frozen, data),
+            *(indices, count, key, rate, window, places),
+        )
+        return result._replace(places=None)
+
+    for window in (conftest.MIDDLE, conftest.LATE, conftest.FULL, plans.Plan(0, 0)):
+        edges = jnp.int32(window.first), jnp.int32(window.last)
+        empty, full = (trained(filled, edges) for filled in (False, True))
+        jax.tree.map(np.testing.assert_array_equal, full, empty)
+
+
+def _worst(x):
+    """Gives the value that would be seen most: not a number, or the largest."""
+    if jnp.issubdtype(x.dtype, jnp.floating):
+        return jnp.full_like(x, jnp.nan)
+    return jnp.ones_like(x) if x.dtype == bool else jnp.full_like(x, 127)
+
+
 def test_blocks_outside_a_window_get_exactly_nothing(problem):
     ours = run_mixed(problem, {0: conftest.MIDDLE, 1: conftest.MIDDLE}, 2)
     deltas = np.asarray(ours.totals.deltas)
@@ -130,19 +162,19 @@ def small(**fields):
 
 def test_rounds_are_the_same_with_one_program():
     losses, made = [], []
-    for fields in ({"client_width": 1}, {"client_width": 4}):
+    for fields in ({"programs": "windows"}, {}, {"client_width": 4}):
         before = cohort.num_programs()
         settings, ready = small(**fields)
         algorithm = experiment.algorithm(settings, ready)
         records = simulation.iterate(algorithm, algorithm.init(), 0, 2)
         losses.append([record["train_loss"] for _, record in records])
         made.append(cohort.num_programs() - before)
-    np.testing.assert_allclose(*losses, rtol=1e-5)
+    np.testing.assert_allclose(losses[1:], losses[:1] * 2, rtol=1e-5)
     assert made[0] > 1
-    assert made[1] == 1
+    assert made[1:] == [1, 1]
 
 
-def test_windows_share_a_program_where_clients_run_side_by_side():
+def test_windows_share_a_program_unless_they_may_not():
     plan = [plans.Plan(0, 1), plans.Plan(2, 3, 4)]
     whole = [plans.full(8)] * 2
 
@@ -150,10 +182,11 @@ def test_windows_share_a_program_where_clients_run_side_by_side():
         fed = small(**fields)[1].federation
         return federation.programs(fed, plan), federation.programs(fed, whole)
 
-    assert made() == (plan, whole)
-    assert made(client_width=2) == ([plans.Mixed(), plans.Mixed(4)], whole)
-    assert made(client_width=2, programs="windows") == (plan, whole)
-    assert made(programs="one")[0] == [plans.Mixed(), plans.Mixed(4)]
+    shared = [plans.Mixed(), plans.Mixed(4)]
+    assert made() == (shared, whole)
+    assert made(client_width=2) == (shared, whole)
+    assert made(programs="windows") == (plan, whole)
+    assert made(programs="one") == (shared, whole)
 
 
 def test_a_network_that_cannot_is_refused():
