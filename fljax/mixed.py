@@ -92,7 +92,7 @@ class _Block(NamedTuple):
 
     Attributes:
       before: codes -> codes.
-      train: (value, params, backward ranges) -> value, (largest, norms and ranges).
+      train: (value, params, backward ranges) -> value, new norms and ranges.
       after: (value, largest) -> value, largest; None of the first block.
     """
 
@@ -106,34 +106,25 @@ def _blocks(net, spec, frozen, trained, mask, key, window, observe) -> list[_Blo
     _, last = window
     nonnegative = network.nonnegative(net)
 
-    def call(role):
-        return [layers.Call(role, spec, mask, observe=observe)]
+    def run(i, state, x, role, mutable=()):
+        call = layers.Call(role, spec, mask, observe=observe)
+        return network.run(net, [state], x, [call], i, mutable, key)
 
     def block(i: int) -> _Block:
         def before(codes):
-            before = call(types.Role.FROZEN_BEFORE)
-            y, _ = network.run(net, [frozen[0][i]], codes, before, i, key=key)
+            y, _ = run(i, frozen[0][i], codes, types.Role.FROZEN_BEFORE)
             return lax.stop_gradient(y)
 
         def train(value, params, backward):
             state = {**trained[i], "params": params, "backward": backward}
-            y, (update,) = network.run(
-                net,
-                [state],
-                value,
-                call(types.Role.TRAINED),
-                i,
-                mutable=_RECORDS,
-                key=key,
-            )
+            y, (update,) = run(i, state, value, types.Role.TRAINED, _RECORDS)
             return signals.to_float(y), {**_records(trained[i]), **update}
 
         def after(value, largest):
             if largest is not None:  # of what a trained block gives: that of this batch
                 largest = jnp.where(last == i - 1, quant.amax(value), largest)
             x = signals.Ranged(value, largest, nonnegative[i - 1])
-            after = call(types.Role.FROZEN_AFTER)
-            y, _ = network.run(net, [frozen[1][i]], x, after, i, key=key)
+            y, _ = run(i, frozen[1][i], x, types.Role.FROZEN_AFTER)
             y = signals.to_ranged(y)
             return y.value, y.largest
 
@@ -247,8 +238,8 @@ def _branch(i: int, block: _Block, window, passed: _Passed, state: dict, place: 
     return _Passed(codes, value, largest), records, pull, new
 
 
-def _select(i: int, block: _Block, window, passed: _Passed, state: dict):
-    """Runs a block in all roles and selects; returns as `_branch`, without a place."""
+def _select(i: int, block: _Block, window, passed: _Passed, state: dict, place: None):
+    """Runs a block in all roles and selects; as `_branch`, but needs no place."""
     first, last = window
     role = (first <= i).astype(jnp.int32) + (last < i)
     codes = block.before(passed.codes)
@@ -271,7 +262,7 @@ def _select(i: int, block: _Block, window, passed: _Passed, state: dict):
         given, *gradients = pull(cotangent)
         return given, gradients
 
-    return _Passed(codes, value, largest), records, split
+    return _Passed(codes, value, largest), records, split, place
 
 
 def gradient_step(
@@ -309,19 +300,15 @@ def gradient_step(
       Loss; gradients of params and backward ranges of all blocks, 0 outside the window;
       new norms and ranges of all blocks, those of the state outside; the places.
     """
-    passed, updates, pulls = _Passed(x, x, None), [], []
-    used = []
+    run: Callable = _select if places is None else _branch
+    given = (None,) * net.num_blocks if places is None else places
     blocks = _blocks(net, spec, frozen, trained, mask, key, window, observe)
-    for i, (block, state) in enumerate(zip(blocks, trained, strict=True)):
-        if places is None:
-            passed, update, pull = _select(i, block, window, passed, state)
-        else:
-            passed, update, pull, place = _branch(
-                i, block, window, passed, state, places[i]
-            )
-            used.append(place)
+    passed, updates, pulls, used = _Passed(x, x, None), [], [], []
+    for i, (block, state, place) in enumerate(zip(blocks, trained, given, strict=True)):
+        passed, update, pull, place = run(i, block, window, passed, state, place)
         updates.append(update)
         pulls.append(pull)
+        used.append(place)
     value, pull = jax.vjp(
         lambda y: loss(y.astype(jnp.float32), labels, mask), passed.value
     )
