@@ -225,7 +225,7 @@ def measure(load: workloads.Workload, repeats: int, **fields: Any) -> Figures:
     }
 
 
-def measure_windows(repeats: int, steps: int = 4) -> Figures:
+def measure_windows(repeats: int, steps: int = 16) -> Figures:
     """Times a step of one client of MobileNetV2 under several windows.
 
     Args:

@@ -72,8 +72,9 @@ def rehearse(
         )
         for plan, kind, each in zip(assigned.plans, kinds, number, strict=True):
             trained[plan.first : plan.last + 1] += 1
-            one = isinstance(kind, plans.Mixed)
-            steps += float(each) * (1.0 if one else times[plan.first, plan.last])
+            # Side by side, clients of all windows compute all that any of them needs.
+            whole = isinstance(kind, plans.Mixed) and fed.width > 1
+            steps += float(each) * (1.0 if whole else times[plan.first, plan.last])
         outcome, done = assigned.outcome, assigned.outcome.finished
         sizes = [
             plans.upload_bytes(plan, fed.counts) for plan in arrivals.plans_of(done)

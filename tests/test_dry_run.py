@@ -27,7 +27,7 @@ def made(**changes):
 
 @pytest.mark.long
 def test_what_is_counted_is_what_a_run_reports():
-    settings, ready = made()
+    settings, ready = made(programs="windows")
     cost = dry_run.estimate(settings, ready)
     algorithm = experiment.algorithm(settings, ready)
     _, records = simulation.run(algorithm, settings.rounds, ready.evaluator)
@@ -60,6 +60,18 @@ def test_windows_that_share_a_program_are_one():
     cost = dry_run.estimate(settings, ready)
     assert (cost.programs, cost.measured) == (1, "all windows")
     assert cost.upload_bytes == dry_run.estimate(*made()).upload_bytes
+
+
+def test_side_by_side_every_client_computes_everything():
+    def steps(**fields):
+        settings, ready = made(**fields)
+        algorithm = experiment.algorithm(settings, ready)
+        return rehearsal.rehearse(algorithm, ready.federation, 5).steps
+
+    apart, shared, side_by_side = (
+        steps(**f) for f in ({"programs": "windows"}, {}, {"client_width": 2})
+    )
+    assert apart == shared < side_by_side == 4 * 3
 
 
 def test_a_rehearsal_is_what_the_rounds_do_without_training(fed):
