@@ -162,9 +162,10 @@ def small(**fields):
 
 def test_rounds_are_the_same_with_one_program():
     losses, made = [], []
+    tiers = "strong:.5:1:1:1,weak:.5:.6:.6:.6"
     for fields in ({"programs": "windows"}, {}, {"client_width": 4}):
         before = cohort.num_programs()
-        settings, ready = small(**fields)
+        settings, ready = small(network="cnn", tiers=tiers, **fields)
         algorithm = experiment.algorithm(settings, ready)
         records = simulation.iterate(algorithm, algorithm.init(), 0, 2)
         losses.append([record["train_loss"] for _, record in records])
