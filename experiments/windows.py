@@ -48,14 +48,7 @@ def compile_step(
       The step.
     """
     training = training or fed.training
-
-    def train(blocks, data, indices, key, rate):
-        frozen = client.freeze(fed.net, plan, training, blocks, None)
-        count = jnp.int32(indices.shape[0])
-        return client.train(
-            fed.net, plan, training, blocks, frozen, data, indices, count, key, rate
-        )
-
+    train = functools.partial(_train, fed.net, plan, training)
     arguments = _arguments(fed, blocks, steps, training)
     options = programs.compiler_options()
     program = jax.jit(train).lower(*arguments).compile(compiler_options=options)
@@ -91,14 +84,8 @@ def compile_shared(
         frozen = client.freeze(net, plan, training, blocks, None)
         return client.places(net, plan, training, blocks, frozen)
 
-    def train(places, window, blocks, data, indices, key, rate):
-        frozen = client.freeze(net, plan, training, blocks, None)
-        count = jnp.int32(indices.shape[0])
-        result = client.train(
-            *(net, plan, training, blocks, frozen, data, indices, count, key, rate),
-            window=window,
-            places=places,
-        )
+    def train(places, window, *arguments):
+        result = _train(net, plan, training, *arguments, window=window, places=places)
         return result.places, result._replace(places=None)
 
     arguments = _arguments(fed, blocks, steps, training)
@@ -117,6 +104,18 @@ def compile_shared(
         return result
 
     return [Step(functools.partial(run, w), steps, None) for w in windows]
+
+
+def _train(
+    net, plan, training, blocks, data, indices, key, rate, window=None, places=None
+) -> client.Result:
+    frozen = client.freeze(net, plan, training, blocks, None)
+    count = jnp.int32(indices.shape[0])
+    return client.train(
+        *(net, plan, training, blocks, frozen, data, indices, count, key, rate),
+        window,
+        places,
+    )
 
 
 def _arguments(fed, blocks, steps: int, training: client.Training) -> tuple:

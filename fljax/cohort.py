@@ -264,33 +264,15 @@ def _norms(delta: tuple) -> types.Array:
     return jnp.stack([jnp.stack(kind, axis=1) for kind in (params, others)], axis=1)
 
 
-def _train_chunk(
-    net, plan, training, blocks, frozen, data, chunk, key, learning_rate, places
-):
-    """Trains the W clients of a chunk; a result with a leading axis W."""
-
-    def one(number, indices, count, window):
-        return client.train(
-            net,
-            plan,
-            training,
-            blocks,
-            frozen,
-            data,
-            indices,
-            count,
-            jax.random.fold_in(key, number),
-            learning_rate,
-            (window[0], window[1]) if isinstance(plan, plans.Mixed) else None,
-            places,
-        )
-
+def _train_chunk(train, chunk: Clients, places):
+    """Trains the W clients of a chunk; their results [W, ...], and the places."""
     arguments = (chunk.ids, chunk.indices, chunk.counts, chunk.windows)
-    if chunk.ids.shape[0] == 1:  # a client axis of 1 would still batch every product
-        single = one(*(x[0] for x in arguments))
-        rows = jax.tree.map(lambda x: x[None], single._replace(places=None))
-        return rows._replace(places=single.places)
-    return jax.vmap(one)(*arguments)
+    if chunk.ids.shape[0] > 1:
+        return jax.vmap(functools.partial(train, places=None))(*arguments), None
+    # A client axis of 1 would still batch every product.
+    single = train(*(x[0] for x in arguments), places=places)
+    row = jax.tree.map(lambda x: x[None], single._replace(places=None))
+    return row, single.places
 
 
 def _chunk(clients: Clients, positions: types.Array) -> Clients:
@@ -327,6 +309,16 @@ def _run_on_device(
     start = trees.size(blocks[: inside.start])
     totals = sums.totals
 
+    def train(number, indices, count, window, places):
+        """Trains one client; its window counts if the program is not of one."""
+        return client.train(
+            *(net, plan, training, blocks, frozen, data, indices, count),
+            jax.random.fold_in(round_key, number),
+            learning_rate,
+            (window[0], window[1]) if isinstance(plan, plans.Mixed) else None,
+            places,
+        )
+
     def trains(chunk):
         """Tells which of the program's blocks the clients train: [W, blocks]."""
         if isinstance(plan, plans.Mixed):
@@ -339,18 +331,7 @@ def _run_on_device(
         deltas, by_block, weight, losses, failed, norms, places = carry
         positions = lax.dynamic_slice_in_dim(group.positions, i * width, width)
         chunk = _chunk(clients, positions)
-        result = _train_chunk(
-            net,
-            plan,
-            training,
-            blocks,
-            frozen,
-            data,
-            chunk,
-            round_key,
-            learning_rate,
-            places,
-        )
+        result, places = _train_chunk(train, chunk, places)
         factor = chunk.tampering[:, None]
         sent = jax.vmap(trees.ravel)(result.delta[inside]) * factor
         lengths = _norms(result.delta[inside]) * factor[:, None]
@@ -371,7 +352,7 @@ def _run_on_device(
             losses.at[positions].set(result.loss, mode="drop"),
             failed.at[positions].set(verdict, mode="drop"),
             norms.at[positions, :, inside].set(lengths, mode="drop"),
-            result.places,
+            places,
         )
 
     window = lax.slice_in_dim(totals.deltas, start, start + trees.size(blocks[inside]))
