@@ -84,8 +84,10 @@ def compile_shared(
         frozen = client.freeze(net, plan, training, blocks, None)
         return client.places(net, plan, training, blocks, frozen)
 
-    def train(places, window, *arguments):
-        result = _train(net, plan, training, *arguments, window=window, places=places)
+    def train(places, window, blocks, data, indices, key, rate):
+        result = _train(
+            *(net, plan, training, blocks, data, indices, key, rate), window, places
+        )
         return result.places, result._replace(places=None)
 
     arguments = _arguments(fed, blocks, steps, training)
