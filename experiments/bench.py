@@ -52,7 +52,7 @@ _PRECISION = flags.DEFINE_enum(
 )
 _PROGRAMS = flags.DEFINE_enum(
     "programs",
-    "auto",
+    "one",
     configs.CHOICES["programs"],
     "Whether windows have a program each or share one; windows and tiers do not ask.",
 )

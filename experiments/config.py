@@ -129,9 +129,8 @@ class Config:
     eval_batch_size: int = _field(500, "Examples of an evaluation batch.")
     client_width: int = _field(0, "Clients that run side by side in a program; 0: 1 on "
                                   "CPU, on accelerators what fits.")  # fmt: skip
-    programs: str = _field("auto", "Windows have a program each (windows) or share one "
-                                   "(one), compiled once for all of them; auto: one "
-                                   "where the network allows it.")  # fmt: skip
+    programs: str = _field("one", "Windows share one program, compiled once for all "
+                                  "of them, or have one each (windows).")  # fmt: skip
     devices: str = _field("all", "Devices that a round is spread over: all or a "
                                  "number.")  # fmt: skip
     seed: int = _field(11, "Of everything that is drawn.")
@@ -166,7 +165,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "weight_scales": ("own", "channel", "tensor"),
     "precision": ("float32", "bfloat16"),
     "norm_statistics": ("batch", "running"),
-    "programs": ("auto", "windows", "one"),
+    "programs": ("one", "windows"),
     "rollback_lowers": guard.LOWERS,
 }
 _LEAST: dict[str, float] = {

@@ -36,7 +36,6 @@ from fljax import (
     fleet_sources,
     guard,
     mesh,
-    mixed,
     models,
     policies,
     quant,
@@ -350,7 +349,7 @@ def build(
         clients_per_round=config.clients_per_round,
         weighting=config.weighting,
         width=width,
-        mixed=_mixed(config, net, counts),
+        mixed=config.programs == "one",
         seed=config.seed,
         devices=over,
         clock=rules,
@@ -369,19 +368,6 @@ def build(
     mixes = evaluate.tier_mixes(counts_by_class, made.tier, len(made.names))
     evaluator = _evaluator(config, fed, test_data, mixes, running)
     return Experiment(fed, evaluator, load.digest(data), data.tokenizer)
-
-
-def _mixed(config: configs.Config, net, counts) -> bool:
-    """Decides whether the windows of a round share a program."""
-    if config.programs == "windows":
-        return False
-    fits = mixed.fits(net, counts)
-    if config.programs == "one" and not fits:
-        raise ValueError(
-            f"--programs: expected windows for network {net.name!r}, whose windows "
-            f"cannot share a program, got 'one'"
-        )
-    return fits
 
 
 def _evaluator(config, fed, test_data, mixes, running) -> simulation.Evaluator:

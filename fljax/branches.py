@@ -9,6 +9,7 @@ there before.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -48,9 +49,14 @@ class Differentiable:
     traced.
     """
 
-    def __init__(self, function: Callable):
-        """Takes a function of arrays that gives (result, other results)."""
-        self._function = function
+    def __init__(self, function: Callable, fixed: int = 0):
+        """Makes the two halves.
+
+        Args:
+          function: of arrays, gives (result, other results).
+          fixed: how many of its first operands have no gradient.
+        """
+        self._function, self._fixed = function, fixed
         self._packing: Any = None
 
     def forward(self, *operands):
@@ -59,7 +65,9 @@ class Differentiable:
         Returns:
           What it gives; the arrays that `backward` needs beside the operands.
         """
-        result, pull, others = jax.vjp(self._function, *operands, has_aux=True)
+        fixed, moving = operands[: self._fixed], operands[self._fixed :]
+        function = functools.partial(self._function, *fixed)
+        result, pull, others = jax.vjp(function, *moving, has_aux=True)
         leaves, tree = jax.tree.flatten(pull)
         given = {id(leaf): i for i, leaf in enumerate(jax.tree.leaves(operands))}
         read = _read(
@@ -75,7 +83,10 @@ class Differentiable:
         return (result, others), kept
 
     def backward(self, operands: tuple, kept: list, cotangent) -> tuple:
-        """Gives the gradients of the operands, after `forward` in the same trace."""
+        """Gives the gradients of the operands, after `forward` in the same trace.
+
+        Those of the fixed operands are left out.
+        """
         tree, packing = self._packing
         left, given = iter(kept), jax.tree.leaves(operands)
 

@@ -373,7 +373,8 @@ def places(
     """
     if not isinstance(plan, plans.Mixed):
         return None
-    x = jnp.zeros((training.batch_size, *net.input_shape), training.precision)
+    dtype = training.precision if net.vocabulary is None else jnp.int32
+    x = jnp.zeros((training.batch_size, *net.input_shape), dtype)
     spec = plan_spec(plan, training)
     return mixed.places(net, spec, frozen, state, x, jax.random.key(0))
 

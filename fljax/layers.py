@@ -41,7 +41,8 @@ class Call(NamedTuple):
       mask: [B] 1 for real rows of the batch, 0 for padding; None: all are real.
       running: normalise by running statistics instead of the batch's.
       observe: [] bool, whether ranges are recorded in this step; None: they are.
-      first: the block is the first of the window: see `lone_norms.BatchNorm`.
+      first: the block is the first of the window, see `lone_norms.BatchNorm`; [] bool
+        where the window is data.
       fresh: running statistics become the batch's whatever the momentum: calibration.
     """
 
@@ -50,7 +51,7 @@ class Call(NamedTuple):
     mask: types.Array | None = None
     running: bool = False
     observe: types.Array | None = None
-    first: bool = False
+    first: bool | types.Array = False
     fresh: bool = False
 
 

@@ -148,7 +148,7 @@ class BatchNorm(nn.Module):
             factor, offset = norms.folded(mean.value, var.value, scale, bias)
             return jax.nn.relu((x * factor + offset).astype(x.dtype))
         y, *statistics = norms.batch_norm(x, scale, bias, call.mask)
-        if not call.first:
+        if call.first is not True:
             self._record(x, call, statistics, running, scale, bias)
         return jax.nn.relu(y)
 
@@ -159,13 +159,26 @@ class BatchNorm(nn.Module):
             m = 1.0 if call.fresh else self.momentum
             unbiased = norms.unbiased(var, count)
             for variable, newest in zip(running, (mean, unbiased), strict=True):
-                variable.value = (1 - m) * variable.value + m * newest
+                new = (1 - m) * variable.value + m * newest
+                variable.value = _unless(call.first, new, variable.value)
         if self.quantised:
             factor, offset = norms.folded(mean, var, scale, bias)
             relu = call.spec.observes_after_relu
+            largest: types.Array = self.get_variable("ranges", "range")
             layers.record_range(
-                self, call, lambda: layers.largest_affine(x, factor, offset, relu)
+                self,
+                call,
+                lambda: _unless(
+                    call.first, layers.largest_affine(x, factor, offset, relu), largest
+                ),
             )
+
+
+def _unless(condition: bool | types.Array, new: types.Array, old: types.Array):
+    """Gives the new value unless a condition holds, known now or at run time."""
+    if isinstance(condition, bool):
+        return old if condition else new
+    return jnp.where(condition, old, new)
 
 
 def _count(module: GroupNorm | BatchNorm, x: types.Array, relu: bool) -> None:

@@ -26,22 +26,6 @@ from fljax.models import network
 _RECORDS = ("norms", "ranges")
 
 
-def fits(net: network.Network, counts: Sequence[types.BlockCounts]) -> bool:
-    """Tells whether a network's windows can share a program.
-
-    Not if a block records less where it is the first of the window; nor sequences,
-    whose padding travels along.
-
-    Args:
-      net: the network.
-      counts: of its blocks.
-
-    Returns:
-      Whether `gradient_step` does what each window's own program does.
-    """
-    return net.vocabulary is None and not any(count.entry_bytes for count in counts)
-
-
 def freeze(
     net: network.Network,
     state: Sequence[dict],
@@ -76,7 +60,7 @@ class Place(NamedTuple):
       largest: [], of the value if it is frozen after the window; None: not told.
       trained: what its gradient needs where it is trained.
       after: what its gradient needs where it is frozen after the window.
-      cotangent: of what it reads.
+      cotangent: of what it reads; empty for the first block, which reads data.
     """
 
     codes: signals.Signal
@@ -84,57 +68,7 @@ class Place(NamedTuple):
     largest: types.Array | None
     trained: list
     after: list
-    cotangent: types.Array
-
-
-class _Block(NamedTuple):
-    """What a block does in its roles.
-
-    Attributes:
-      before: codes -> codes.
-      train: (value, params, backward ranges) -> value, new norms and ranges.
-      after: (value, largest) -> value, largest; None of the first block.
-    """
-
-    before: Callable
-    train: Callable
-    after: Callable | None
-
-
-def _blocks(net, spec, frozen, trained, mask, key, window, observe) -> list[_Block]:
-    """Gives the roles of all blocks; arguments as of `gradient_step`."""
-    _, last = window
-    nonnegative = network.nonnegative(net)
-
-    def run(i, state, x, role, mutable=()):
-        call = layers.Call(role, spec, mask, observe=observe)
-        return network.run(net, [state], x, [call], i, mutable, key)
-
-    def block(i: int) -> _Block:
-        def before(codes):
-            y, _ = run(i, frozen[0][i], codes, types.Role.FROZEN_BEFORE)
-            return lax.stop_gradient(y)
-
-        def train(value, params, backward):
-            state = {**trained[i], "params": params, "backward": backward}
-            y, (update,) = run(i, state, value, types.Role.TRAINED, _RECORDS)
-            return signals.to_float(y), {**_records(trained[i]), **update}
-
-        def after(value, largest):
-            if largest is not None:  # of what a trained block gives: that of this batch
-                largest = jnp.where(last == i - 1, quant.amax(value), largest)
-            x = signals.Ranged(value, largest, nonnegative[i - 1])
-            y, _ = run(i, frozen[1][i], x, types.Role.FROZEN_AFTER)
-            y = signals.to_ranged(y)
-            return y.value, y.largest
-
-        return _Block(before, train, after if i > 0 else None)
-
-    return [block(i) for i in range(net.num_blocks)]
-
-
-def _records(block: dict) -> dict:
-    return {name: block[name] for name in _RECORDS}
+    cotangent: tuple[types.Array, ...]
 
 
 class _Passed(NamedTuple):
@@ -153,13 +87,85 @@ class _Passed(NamedTuple):
     largest: types.Array | None
 
 
-def _halves(block: _Block, largest):
-    """Makes what a block does with floats ready to hand gradients back."""
-    train = branches.Differentiable(block.train)
-    after = block.after
-    if after is None:
-        return train, None
-    return train, branches.Differentiable(lambda value: after(value, largest))
+class _Block(NamedTuple):
+    """What a block does in its roles with what it is handed.
+
+    Attributes:
+      before: codes -> codes.
+      train: (value, params, backward ranges) -> value, new norms and ranges.
+      after: value -> value, largest; None of the first block.
+    """
+
+    before: Callable
+    train: Callable
+    after: Callable | None
+
+
+def _valid(net, trained, x) -> list[types.Array | None]:
+    """Tells of what each block reads which positions are no padding, [B, L].
+
+    Whatever their roles, blocks say the same of that: here all train, and what they
+    compute beside it is dead code. None of what is no sequence.
+    """
+    valid: list[types.Array | None] = [None] * net.num_blocks
+    if net.vocabulary is None:
+        return valid
+    for i in range(net.num_blocks - 1):
+        x, _ = network.run(net, [trained[i]], x, [layers.Call()], i)
+        if isinstance(x, signals.Padded):
+            valid[i + 1] = x.valid
+    return valid
+
+
+def _blocks(net, spec, frozen, trained, x, mask, key, window, observe) -> list:
+    """Gives of each block `passed` -> `_Block`; arguments as of `gradient_step`."""
+    first, last = window
+    nonnegative = network.nonnegative(net)
+    valid = _valid(net, trained, x)
+
+    def run(i, state, x, role, mutable=()):
+        call = layers.Call(role, spec, mask, observe=observe, first=first == i)
+        if valid[i] is not None:
+            x = signals.Padded(x, valid[i])
+        y, updates = network.run(net, [state], x, [call], i, mutable, key)
+        return signals.bare(y), updates
+
+    def block(i: int, passed: _Passed) -> _Block:
+        def before(codes):
+            y, _ = run(i, frozen[0][i], codes, types.Role.FROZEN_BEFORE)
+            return lax.stop_gradient(y)
+
+        def train(value, params, backward):
+            state = {**trained[i], "params": params, "backward": backward}
+            y, (update,) = run(i, state, value, types.Role.TRAINED, _RECORDS)
+            return signals.to_float(y), {**_records(trained[i]), **update}
+
+        def after(value):
+            largest = passed.largest
+            if largest is not None:  # of what a trained block gives: that of this batch
+                largest = jnp.where(last == i - 1, quant.amax(value), largest)
+            x = signals.Ranged(value, largest, nonnegative[i - 1])
+            y, _ = run(i, frozen[1][i], x, types.Role.FROZEN_AFTER)
+            y = signals.to_ranged(y)
+            return y.value, y.largest
+
+        return _Block(before, train, after if i > 0 else None)
+
+    return [functools.partial(block, i) for i in range(net.num_blocks)]
+
+
+def _records(block: dict) -> dict:
+    return {name: block[name] for name in _RECORDS}
+
+
+def _halves(block: _Block):
+    """Makes what a block does with floats ready to hand gradients back.
+
+    The first block hands none back: what it reads is data.
+    """
+    if block.after is None:
+        return branches.Differentiable(block.train, fixed=1), None
+    return tuple(map(branches.Differentiable, (block.train, block.after)))
 
 
 def places(
@@ -173,21 +179,22 @@ def places(
     """Makes the places of a network's blocks; arguments as of `gradient_step`."""
     made: list[Place] = []
 
-    def place(block: _Block, state: dict, passed: _Passed) -> Place:
-        train, after = _halves(block, passed.largest)
+    def place(make: Callable, state: dict, passed: _Passed) -> Place:
+        block = make(passed)
+        train, after = _halves(block)
         operands = (passed.value, state["params"], state["backward"])
         (value, _), kept = train.forward(*operands)
-        largest, kept_after = None, []
-        if after is not None:
-            (_, largest), kept_after = after.forward(passed.value)
         codes = block.before(passed.codes)
-        return Place(codes, value, largest, kept, kept_after, passed.value)
+        if after is None:
+            return Place(codes, value, None, kept, [], ())
+        (_, largest), kept_after = after.forward(passed.value)
+        return Place(codes, value, largest, kept, kept_after, (passed.value,))
 
     window, mask = (jnp.zeros((), jnp.int32),) * 2, jnp.ones(x.shape[0])
     passed = _Passed(x, x, None)
-    blocks = _blocks(net, spec, frozen, trained, mask, key, window, jnp.array(True))
-    for block, state in zip(blocks, trained, strict=True):
-        shapes = jax.eval_shape(functools.partial(place, block), state, passed)
+    blocks = _blocks(net, spec, frozen, trained, x, mask, key, window, jnp.array(True))
+    for make, state in zip(blocks, trained, strict=True):
+        shapes = jax.eval_shape(functools.partial(place, make), state, passed)
         made.append(jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes))
         passed = _Passed(*made[-1][:3])
     return tuple(made)
@@ -197,13 +204,13 @@ def _branch(i: int, block: _Block, window, passed: _Passed, state: dict, place: 
     """Runs a block in its role alone.
 
     Returns:
-      What it passes on; its new records; cotangent -> its input's cotangent and the
+      What it passes on; its new records; cotangent -> (its input's cotangent,) and the
       gradients of its parameters and backward ranges; its place, but for the cotangent.
     """
     first, last = window
     inside, behind = (first <= i) & (i <= last), last < i
     operands = (passed.value, state["params"], state["backward"])
-    train, after = _halves(block, passed.largest)
+    train, after = _halves(block)
     codes = branches.when(i < first, block.before, (passed.codes,), place.codes)
     (value, records), kept = branches.when(
         inside, train.forward, operands, ((place.value, _records(state)), place.trained)
@@ -222,17 +229,18 @@ def _branch(i: int, block: _Block, window, passed: _Passed, state: dict, place: 
 
     def pull(cotangent):
         nothing = jax.tree.map(jnp.zeros_like, operands[1:])
-        given, *gradients = branches.when(
+        *given, params, backward = branches.when(
             inside,
             train.backward,
             (operands, kept, cotangent),
-            (place.cotangent, *nothing),
+            (*place.cotangent, *nothing),
         )
+        given = tuple(given)
         if after is not None:
-            (given,) = branches.when(
-                behind, after.backward, (operands[:1], kept_after, cotangent), (given,)
+            given = branches.when(
+                behind, after.backward, (operands[:1], kept_after, cotangent), given
             )
-        return given, gradients
+        return given, (params, backward)
 
     new = Place(codes, value, largest, kept, kept_after, place.cotangent)
     return _Passed(codes, value, largest), records, pull, new
@@ -249,18 +257,19 @@ def _select(i: int, block: _Block, window, passed: _Passed, state: dict, place: 
         trained, update = block.train(value, params, backward)
         results, largest = [prefix.astype(trained.dtype), trained], None
         if block.after is not None:
-            late, largest = block.after(value, passed.largest)
+            late, largest = block.after(value)
             results.append(late)
         records = trees.select(role == 1, update, _records(state))
         return lax.select_n(role, *results), (largest, records)
 
-    value, pull, (largest, records) = jax.vjp(
-        run, passed.value, state["params"], state["backward"], has_aux=True
-    )
+    operands: tuple = (passed.value, state["params"], state["backward"])
+    if block.after is None:
+        run, operands = functools.partial(run, passed.value), operands[1:]
+    value, pull, (largest, records) = jax.vjp(run, *operands, has_aux=True)
 
     def split(cotangent):
-        given, *gradients = pull(cotangent)
-        return given, gradients
+        *given, params, backward = pull(cotangent)
+        return tuple(given), (params, backward)
 
     return _Passed(codes, value, largest), records, split, place
 
@@ -302,9 +311,10 @@ def gradient_step(
     """
     run: Callable = _select if places is None else _branch
     given = (None,) * net.num_blocks if places is None else places
-    blocks = _blocks(net, spec, frozen, trained, mask, key, window, observe)
+    blocks = _blocks(net, spec, frozen, trained, x, mask, key, window, observe)
     passed, updates, pulls, used = _Passed(x, x, None), [], [], []
-    for i, (block, state, place) in enumerate(zip(blocks, trained, given, strict=True)):
+    for i, (make, state, place) in enumerate(zip(blocks, trained, given, strict=True)):
+        block = make(passed)
         passed, update, pull, place = run(i, block, window, passed, state, place)
         updates.append(update)
         pulls.append(pull)
@@ -312,10 +322,10 @@ def gradient_step(
     value, pull = jax.vjp(
         lambda y: loss(y.astype(jnp.float32), labels, mask), passed.value
     )
-    (cotangent,) = pull(jnp.ones_like(value))
+    cotangent = pull(jnp.ones_like(value))
     gradients = []
     for i in reversed(range(net.num_blocks)):
-        cotangent, gradient = pulls[i](cotangent)
+        cotangent, gradient = pulls[i](*cotangent)
         gradients.append(gradient)
         if places is not None:
             used[i] = used[i]._replace(cotangent=cotangent)

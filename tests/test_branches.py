@@ -42,6 +42,17 @@ def test_two_halves_give_the_gradient():
         np.testing.assert_allclose(ours, theirs, rtol=1e-5)
 
 
+def test_a_fixed_operand_has_no_gradient_and_is_not_kept():
+    def halves(tokens, table, g):
+        function = branches.Differentiable(lambda i, t: (t[i], None), fixed=1)
+        _, kept = function.forward(tokens, table)
+        assert not any(k is tokens for k in kept)
+        return function.backward((tokens, table), kept, g)
+
+    (gradient,) = jax.jit(halves)(jnp.array([2, 0]), jnp.zeros(3), jnp.array([5.0, 7]))
+    assert gradient.tolist() == [7, 0, 5]
+
+
 def test_what_the_wanted_gradient_does_not_read_is_not_kept():
     @jax.custom_vjp
     def scaled(x, w):

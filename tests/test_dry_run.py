@@ -55,8 +55,7 @@ def test_fedavg_is_one_program_and_centralized_sends_nothing():
 
 
 def test_windows_that_share_a_program_are_one():
-    fields = {"programs": "one", "client_width": 2}
-    settings, ready = made(algorithm="cocofl", **fields)
+    settings, ready = made(algorithm="cocofl", client_width=2)
     cost = dry_run.estimate(settings, ready)
     assert (cost.programs, cost.measured) == (1, "all windows")
     assert cost.upload_bytes == dry_run.estimate(*made()).upload_bytes
