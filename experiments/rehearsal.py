@@ -65,16 +65,14 @@ def rehearse(
     steps, upload = 0.0, 0
     for index in range(rounds):
         assigned = algorithm.assign(state, index)
-        kinds = federation.programs(fed, assigned.plans)
-        programs |= set(kinds)
+        programs |= set(federation.programs(fed, assigned.plans))
         number = client.steps_of(
             np.asarray(fed.shards.counts)[assigned.ids], fed.training
         )
-        for plan, kind, each in zip(assigned.plans, kinds, number, strict=True):
+        alone = np.array([times[plan.first, plan.last] for plan in assigned.plans])
+        steps += float(number @ federation.work(fed, assigned.plans, alone))
+        for plan in assigned.plans:
             trained[plan.first : plan.last + 1] += 1
-            # Side by side, clients of all windows compute all that any of them needs.
-            whole = isinstance(kind, plans.Mixed) and fed.width > 1
-            steps += float(each) * (1.0 if whole else times[plan.first, plan.last])
         outcome, done = assigned.outcome, assigned.outcome.finished
         sizes = [
             plans.upload_bytes(plan, fed.counts) for plan in arrivals.plans_of(done)

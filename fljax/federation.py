@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from fljax import client, costs, plans, types
@@ -84,9 +85,32 @@ def programs(
       Their plans; where windows share a program, and somebody freezes something,
       `plans.Mixed` for each.
     """
-    if not fed.mixed or all(plans.is_full(p, fed.net.num_blocks) for p in assigned):
+    blocks = fed.net.num_blocks
+    widths = {plan.bits for plan in assigned if not plans.is_full(plan, blocks)}
+    if not fed.mixed or not widths:
         return list(assigned)
-    return [plans.Mixed(plan.bits) for plan in assigned]
+    # Who trains everything has no codes, and needs no program of its width.
+    return [plans.Mixed(p.bits if p.bits in widths else min(widths)) for p in assigned]
+
+
+def work(
+    fed: Federation, assigned: Sequence[plans.Plan], alone: np.ndarray
+) -> np.ndarray:
+    """Says how much of a full step each client of a round computes here.
+
+    Args:
+      fed: the federation.
+      assigned: the plans of the round's clients.
+      alone: [K], what their windows alone compute of it.
+
+    Returns:
+      [K]; 1 where clients of all windows run side by side in a program, and compute
+      all that any of them needs.
+    """
+    if fed.width == 1:
+        return alone
+    mixed = [isinstance(p, plans.Mixed) for p in programs(fed, assigned)]
+    return np.where(mixed, 1.0, alone)
 
 
 def round_key(seed: int, round_index: int) -> types.Key:

@@ -108,12 +108,11 @@ def _valid(net, trained, x) -> list[types.Array | None]:
     compute beside it is dead code. None of what is no sequence.
     """
     valid: list[types.Array | None] = [None] * net.num_blocks
-    if net.vocabulary is None:
-        return valid
     for i in range(net.num_blocks - 1):
         x, _ = network.run(net, [trained[i]], x, [layers.Call()], i)
-        if isinstance(x, signals.Padded):
-            valid[i + 1] = x.valid
+        if not isinstance(x, signals.Padded):
+            break
+        valid[i + 1] = x.valid
     return valid
 
 

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 
 from experiments import experiment, workloads
 from fljax import (
@@ -13,9 +14,11 @@ from fljax import (
     client,
     cohort,
     federation,
+    layers,
     models,
     plans,
     quant,
+    signals,
     simulation,
 )
 from fljax.models import densenet, network, transformer
@@ -259,6 +262,53 @@ def test_windows_share_a_program_unless_told_not_to():
     assert made() == (shared, whole)
     assert made(client_width=2) == (shared, whole)
     assert made(programs="windows") == (plan, whole)
+
+
+def test_who_trains_everything_needs_no_program_of_its_width():
+    fed = small()[1].federation
+    assigned = [plans.full(8), plans.Plan(0, 1, 4), plans.Plan(2, 3, 5)]
+    expected = [plans.Mixed(4), plans.Mixed(4), plans.Mixed(5)]
+    assert federation.programs(fed, assigned) == expected
+
+
+def test_side_by_side_in_a_shared_program_everybody_computes_a_full_step():
+    assigned, alone = [plans.full(8), plans.Plan(2, 3)], np.array([1, 0.25])
+
+    def work(assigned=assigned, **fields):
+        return federation.work(small(**fields)[1].federation, assigned, alone).tolist()
+
+    assert work() == work(client_width=2, programs="windows") == [1, 0.25]
+    assert work(client_width=2) == [1, 1]
+
+
+class Frames(nn.Module):
+    """Frames of a sound, [B, L, C] floats; one of zeros is padding."""
+
+    @nn.compact
+    def __call__(self, x, call):
+        valid = jnp.any(x != 0, axis=-1)
+        return signals.Padded(layers.dense(8, quantised=False)(x, call), valid)
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_sequences_of_floats_share_a_program_too(alone):
+    blocks = Frames(), transformer.EncoderLayer(12, 2), transformer.Classifier(3)
+    net, plan = network.Network("frames", blocks, (6, 4), 3), plans.Mixed()
+    training, rows = client.Training(batch_size=4), jnp.arange(8)
+    data = jax.tree.map(
+        jnp.asarray, client.Data(np.ones((8, 6, 4)), rows % 3, np.zeros(4), np.ones(4))
+    )
+
+    def train(window):
+        state = network.init(net, jax.random.key(0))
+        frozen = client.freeze(net, plan, training, state, None)
+        places = client.places(net, plan, training, state, frozen) if alone else None
+        shard, key = (data, rows, jnp.int32(8)), jax.random.key(1)
+        given = net, plan, training, state, frozen, *shard, key, jnp.float32(0.1)
+        return client.train(*given, window, places).loss
+
+    one = jnp.int32(1)
+    assert jax.eval_shape(train, (one, one)).shape == ()
 
 
 def test_the_width_follows_the_memory(monkeypatch):

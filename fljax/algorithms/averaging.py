@@ -246,7 +246,8 @@ def averaging(
             size,
             np.array([(p.first, p.last) for p in assignment.plans]).reshape(-1, 2),
         )
-        load = counts[ids] * planned.time_shares(assignment.plans)
+        times = planned.time_shares(assignment.plans)
+        load = counts[ids] * federation.work(fed, assignment.plans, times)
         ages = (index - work.versions).tolist()
         keys = list(zip(ages, programs_of(assignment), strict=True))
         by_key = cohort.group_by_plan(keys, ids)
