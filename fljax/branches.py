@@ -56,8 +56,12 @@ class Differentiable:
           function: of arrays, gives (result, other results).
           fixed: how many of its first operands have no gradient.
         """
-        self._function, self._fixed = function, fixed
+        self._function, self.fixed = function, fixed
         self._packing: Any = None
+
+    def __call__(self, *operands):
+        """Calls the function alone."""
+        return self._function(*operands)
 
     def forward(self, *operands):
         """Calls the function.
@@ -65,7 +69,7 @@ class Differentiable:
         Returns:
           What it gives; the arrays that `backward` needs beside the operands.
         """
-        fixed, moving = operands[: self._fixed], operands[self._fixed :]
+        fixed, moving = operands[: self.fixed], operands[self.fixed :]
         function = functools.partial(self._function, *fixed)
         result, pull, others = jax.vjp(function, *moving, has_aux=True)
         leaves, tree = jax.tree.flatten(pull)

@@ -160,7 +160,7 @@ class BatchNorm(nn.Module):
             unbiased = norms.unbiased(var, count)
             for variable, newest in zip(running, (mean, unbiased), strict=True):
                 new = (1 - m) * variable.value + m * newest
-                variable.value = _unless(call.first, new, variable.value)
+                variable.value = jnp.where(call.first, variable.value, new)
         if self.quantised:
             factor, offset = norms.folded(mean, var, scale, bias)
             relu = call.spec.observes_after_relu
@@ -168,17 +168,10 @@ class BatchNorm(nn.Module):
             layers.record_range(
                 self,
                 call,
-                lambda: _unless(
-                    call.first, layers.largest_affine(x, factor, offset, relu), largest
+                lambda: jnp.where(
+                    call.first, largest, layers.largest_affine(x, factor, offset, relu)
                 ),
             )
-
-
-def _unless(condition: bool | types.Array, new: types.Array, old: types.Array):
-    """Gives the new value unless a condition holds, known now or at run time."""
-    if isinstance(condition, bool):
-        return old if condition else new
-    return jnp.where(condition, old, new)
 
 
 def _count(module: GroupNorm | BatchNorm, x: types.Array, relu: bool) -> None:

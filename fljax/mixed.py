@@ -92,13 +92,14 @@ class _Block(NamedTuple):
 
     Attributes:
       before: codes -> codes.
-      train: (value, params, backward ranges) -> value, new norms and ranges.
+      train: (value, params, backward ranges) -> value, new norms and ranges; the first
+        block's value is data and has no gradient.
       after: value -> value, largest; None of the first block.
     """
 
     before: Callable
-    train: Callable
-    after: Callable | None
+    train: branches.Differentiable
+    after: branches.Differentiable | None
 
 
 def _valid(net, trained, x) -> list[types.Array | None]:
@@ -116,8 +117,8 @@ def _valid(net, trained, x) -> list[types.Array | None]:
     return valid
 
 
-def _blocks(net, spec, frozen, trained, x, mask, key, window, observe) -> list:
-    """Gives of each block `passed` -> `_Block`; arguments as of `gradient_step`."""
+def _blocks(net, spec, frozen, trained, x, mask, key, window, observe) -> Callable:
+    """Gives (i, passed) -> `_Block`; arguments as of `gradient_step`."""
     first, last = window
     nonnegative = network.nonnegative(net)
     valid = _valid(net, trained, x)
@@ -148,23 +149,16 @@ def _blocks(net, spec, frozen, trained, x, mask, key, window, observe) -> list:
             y = signals.to_ranged(y)
             return y.value, y.largest
 
-        return _Block(before, train, after if i > 0 else None)
+        halves = branches.Differentiable
+        if i == 0:  # what it reads is data
+            return _Block(before, halves(train, fixed=1), None)
+        return _Block(before, halves(train), halves(after))
 
-    return [functools.partial(block, i) for i in range(net.num_blocks)]
+    return block
 
 
 def _records(block: dict) -> dict:
     return {name: block[name] for name in _RECORDS}
-
-
-def _halves(block: _Block):
-    """Makes what a block does with floats ready to hand gradients back.
-
-    The first block hands none back: what it reads is data.
-    """
-    if block.after is None:
-        return branches.Differentiable(block.train, fixed=1), None
-    return tuple(map(branches.Differentiable, (block.train, block.after)))
 
 
 def places(
@@ -178,22 +172,21 @@ def places(
     """Makes the places of a network's blocks; arguments as of `gradient_step`."""
     made: list[Place] = []
 
-    def place(make: Callable, state: dict, passed: _Passed) -> Place:
-        block = make(passed)
-        train, after = _halves(block)
+    def place(i: int, state: dict, passed: _Passed) -> Place:
+        block = make(i, passed)
         operands = (passed.value, state["params"], state["backward"])
-        (value, _), kept = train.forward(*operands)
+        (value, _), kept = block.train.forward(*operands)
         codes = block.before(passed.codes)
-        if after is None:
+        if block.after is None:
             return Place(codes, value, None, kept, [], ())
-        (_, largest), kept_after = after.forward(passed.value)
+        (_, largest), kept_after = block.after.forward(passed.value)
         return Place(codes, value, largest, kept, kept_after, (passed.value,))
 
     window, mask = (jnp.zeros((), jnp.int32),) * 2, jnp.ones(x.shape[0])
     passed = _Passed(x, x, None)
-    blocks = _blocks(net, spec, frozen, trained, x, mask, key, window, jnp.array(True))
-    for make, state in zip(blocks, trained, strict=True):
-        shapes = jax.eval_shape(functools.partial(place, make), state, passed)
+    make = _blocks(net, spec, frozen, trained, x, mask, key, window, jnp.array(True))
+    for i, state in enumerate(trained):
+        shapes = jax.eval_shape(functools.partial(place, i), state, passed)
         made.append(jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes))
         passed = _Passed(*made[-1][:3])
     return tuple(made)
@@ -203,13 +196,14 @@ def _branch(i: int, block: _Block, window, passed: _Passed, state: dict, place: 
     """Runs a block in its role alone.
 
     Returns:
-      What it passes on; its new records; cotangent -> (its input's cotangent,) and the
-      gradients of its parameters and backward ranges; its place, but for the cotangent.
+      What it passes on; its new records; cotangent -> that of its input, but for the
+      first block, and the gradients of its parameters and backward ranges; its place,
+      but for the cotangent.
     """
     first, last = window
     inside, behind = (first <= i) & (i <= last), last < i
     operands = (passed.value, state["params"], state["backward"])
-    train, after = _halves(block)
+    train, after = block.train, block.after
     codes = branches.when(i < first, block.before, (passed.codes,), place.codes)
     (value, records), kept = branches.when(
         inside, train.forward, operands, ((place.value, _records(state)), place.trained)
@@ -234,12 +228,10 @@ def _branch(i: int, block: _Block, window, passed: _Passed, state: dict, place: 
             (operands, kept, cotangent),
             (*place.cotangent, *nothing),
         )
-        given = tuple(given)
         if after is not None:
-            given = branches.when(
-                behind, after.backward, (operands[:1], kept_after, cotangent), given
-            )
-        return given, (params, backward)
+            arguments = (operands[:1], kept_after, cotangent)
+            given = branches.when(behind, after.backward, arguments, tuple(given))
+        return *given, params, backward
 
     new = Place(codes, value, largest, kept, kept_after, place.cotangent)
     return _Passed(codes, value, largest), records, pull, new
@@ -261,16 +253,12 @@ def _select(i: int, block: _Block, window, passed: _Passed, state: dict, place: 
         records = trees.select(role == 1, update, _records(state))
         return lax.select_n(role, *results), (largest, records)
 
-    operands: tuple = (passed.value, state["params"], state["backward"])
-    if block.after is None:
-        run, operands = functools.partial(run, passed.value), operands[1:]
-    value, pull, (largest, records) = jax.vjp(run, *operands, has_aux=True)
-
-    def split(cotangent):
-        *given, params, backward = pull(cotangent)
-        return tuple(given), (params, backward)
-
-    return _Passed(codes, value, largest), records, split, place
+    operands = (passed.value, state["params"], state["backward"])
+    fixed = block.train.fixed
+    value, pull, (largest, records) = jax.vjp(
+        functools.partial(run, *operands[:fixed]), *operands[fixed:], has_aux=True
+    )
+    return _Passed(codes, value, largest), records, pull, place
 
 
 def gradient_step(
@@ -310,10 +298,10 @@ def gradient_step(
     """
     run: Callable = _select if places is None else _branch
     given = (None,) * net.num_blocks if places is None else places
-    blocks = _blocks(net, spec, frozen, trained, x, mask, key, window, observe)
+    make = _blocks(net, spec, frozen, trained, x, mask, key, window, observe)
     passed, updates, pulls, used = _Passed(x, x, None), [], [], []
-    for i, (make, state, place) in enumerate(zip(blocks, trained, given, strict=True)):
-        block = make(passed)
+    for i, (state, place) in enumerate(zip(trained, given, strict=True)):
+        block = make(i, passed)
         passed, update, pull, place = run(i, block, window, passed, state, place)
         updates.append(update)
         pulls.append(pull)
@@ -324,10 +312,10 @@ def gradient_step(
     cotangent = pull(jnp.ones_like(value))
     gradients = []
     for i in reversed(range(net.num_blocks)):
-        cotangent, gradient = pulls[i](*cotangent)
-        gradients.append(gradient)
+        *cotangent, params, backward = pulls[i](*cotangent)
+        gradients.append((params, backward))
         if places is not None:
-            used[i] = used[i]._replace(cotangent=cotangent)
+            used[i] = used[i]._replace(cotangent=tuple(cotangent))
     params, backward = zip(*reversed(gradients), strict=True)
     new = None if places is None else tuple(used)
     return value, (params, backward), tuple(updates), new
