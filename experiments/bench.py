@@ -61,7 +61,7 @@ _PROGRAMS = flags.DEFINE_enum(
 WINDOWS = ((0, 19), (4, 11), (5, 19), (10, 16), (12, 19), (19, 19), (0, 0))
 FROZEN = {"int8": quant.DEFAULT, "float": quant.FLOAT}
 
-# Windows that the tiers' rounds are held to: each is compiled twice.
+# Windows that the tiers' rounds are held to: each is compiled alone, too.
 TIER_WINDOWS = 6
 
 COHORTS = (1, 10, 100, 1000, 10_000)

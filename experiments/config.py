@@ -102,8 +102,8 @@ class Config:
                                            "largest_compute, balanced, round_robin, "
                                            "online or adaptive_bits.")  # fmt: skip
     max_windows: int = _field(0, "Most windows of the cost table that are used, those "
-                                 "that the paper's policy chooses most: a program "
-                                 "each; 0: all.")  # fmt: skip
+                                 "that the paper's policy chooses most; 0: "
+                                 "all.")  # fmt: skip
     table_error: float = _field(0.0, "Deviation of the log of what windows really cost "
                                      "against the cost table.")  # fmt: skip
     cost_table: str = _field("", "A JSON file with measured costs of the windows; "

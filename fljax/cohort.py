@@ -1,11 +1,11 @@
-"""The clients of a round: sample, group by plan, spread over devices, run, sum.
+"""The clients of a round: sample, group by program, spread over devices, run, sum.
 
-The ONE place that batches clients. A group of clients with the same plan is one call
-of one compiled program: it freezes the blocks outside the window once, then every
-device loops over its chunks of W clients, vectorised over the chunk, and adds up what
-they send. The number of clients is an argument of the program, not part of its shape,
-so a plan compiles once. W is 1 on CPU (vmap over clients is slower there than one at a
-time) and wide on accelerators.
+The ONE place that batches clients. A group of clients with the same program, a plan's
+or that of all windows, is one call of it: it freezes blocks once, then every device
+loops over its chunks of W clients, vectorised over the chunk, and adds up what they
+send. The number of clients is an argument of the program, not part of its shape, so it
+compiles once. W is 1 on CPU (vmap over clients is slower there than one at a time) and
+wide on accelerators.
 
 Devices meet once a round, when `total` adds up their sums: until then each goes
 through its share of all groups at its own pace.
@@ -58,7 +58,7 @@ class Clients(NamedTuple):
 
 
 class Group(NamedTuple):
-    """Which clients of the cohort each device trains under one plan.
+    """Which clients of the cohort each device trains in one program.
 
     Attributes:
       positions: [D, S] int32, their places in the cohort; K for padding.

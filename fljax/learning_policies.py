@@ -184,8 +184,8 @@ def adaptive_bits(
     or of its memory by the table. A plan that freezes nothing always has the width
     `bits`, which it does not use: no second program is compiled for it.
 
-    Windows are those of `policies.random_maximal`. Every width of a window is a program
-    of its own, so the ladder is short.
+    Windows are those of `policies.random_maximal`. Every width is a program of its
+    own, so the ladder is short.
 
     Args:
       table: costs of the windows that may be chosen.

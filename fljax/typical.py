@@ -50,7 +50,7 @@ def evenly(options: np.ndarray) -> np.ndarray:
 def restrict(
     table: costs.CostTable, typical: types.Budgets, lowest: types.Budgets, most: int
 ) -> costs.CostTable:
-    """Keep few windows, so that a long run compiles few programs.
+    """Keep few windows, so that a long run compiles few programs where each has one.
 
     Those are kept that uniform draws among maximal windows, CoCoFL's, choose most
     often; the rarest of them give way to what is needed so that no budget is left
