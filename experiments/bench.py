@@ -10,24 +10,32 @@ medians, never single times.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
-import os
 import pathlib
-import resource
 import statistics
 import time
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
 from experiments import config as configs
-from experiments import experiment, main, windows, workloads
-from fljax import client, cohort, federation, plans, programs, quant, simulation, types
+from experiments import experiment, machine, main, traces, windows, workloads
+from fljax import (
+    client,
+    cohort,
+    federation,
+    mesh,
+    plans,
+    programs,
+    quant,
+    simulation,
+    types,
+)
 from fljax.algorithms import averaging, fedavg
 
 _WORKLOAD = flags.DEFINE_list("workload", ["small_cnn", "logistic"], "Which to time.")
@@ -36,25 +44,29 @@ _JSON = flags.DEFINE_string("json", "", "File that the figures go to as well.")
 _COST_TABLE = flags.DEFINE_string(
     "cost_table",
     "",
-    "Measured costs of MobileNetV2's windows for mobilenetv2_cocofl and tiers.",
+    "Measured costs of MobileNetV2's windows for mobilenetv2_cocofl and tiers; empty: "
+    "a model of them.",
 )
-_CLIENT_WIDTH = flags.DEFINE_integer(
-    "client_width",
-    0,
-    "Clients that run side by side; 0: the backend's default.",
-    lower_bound=0,
+_LONGEST = flags.DEFINE_float(
+    "longest",
+    20.0,
+    "Seconds a round beyond which cohort tries no larger one.",
+    lower_bound=0.0,
 )
-_PRECISION = flags.DEFINE_enum(
-    "precision",
-    "float32",
-    configs.CHOICES["precision"],
-    "Of activations in training; windows, tiers and cohort run in float32.",
+_TRACE = flags.DEFINE_string(
+    "trace",
+    "",
+    "Folder that a profile of one more round goes to; prints the share of it in which "
+    "the device waits, and what takes longest. Not of windows, tiers and cohort.",
 )
-_PROGRAMS = flags.DEFINE_enum(
-    "programs",
-    "one",
-    configs.CHOICES["programs"],
-    "Whether windows have a program each or share one; windows and tiers do not ask.",
+
+# Fields of a run that are flags here, too; windows and tiers take none of them, cohort
+# the width alone.
+_FIELDS = ("client_width", "precision", "programs", "fixed_point", "partition", "alpha")
+configs.define_flags(
+    field.name
+    for field in dataclasses.fields(configs.Config)
+    if field.name not in _FIELDS
 )
 
 # Windows of MobileNetV2 whose step times are compared; the full network comes first.
@@ -66,34 +78,10 @@ TIER_WINDOWS = 6
 
 COHORTS = (1, 10, 100, 1000, 10_000)
 POPULATIONS = (1000, 10_000, 100_000, 1_000_000)
-_LONGEST = 20.0  # seconds a round: a cohort that would take longer is not tried
 # Rounds of a population whose memory is compared.
 EARLY, LATE = 10, 200
 
 Figures = dict[str, Any]
-
-
-def _seconds(run: Callable[[], Any]) -> float:
-    start = time.perf_counter()
-    jax.block_until_ready(run())
-    return time.perf_counter() - start
-
-
-def ceilings() -> Figures:
-    """Measures what this machine can do: float32 products and copies."""
-    size = 2048
-    a = jnp.ones((size, size))
-    product = jax.jit(lambda a: a @ a)
-    big = jnp.ones(2**26)
-    copy = jax.jit(lambda x: x + 1)
-    best = [
-        min(_seconds(functools.partial(f, x)) for _ in range(6))
-        for f, x in ((product, a), (copy, big))
-    ]
-    return {
-        "matmul_gflops": 2 * size**3 / best[0] / 1e9,
-        "copy_gb_per_s": 2 * big.nbytes / best[1] / 1e9,
-    }
 
 
 def _operations(plan: plans.Plan, counts: tuple[types.BlockCounts, ...]) -> int:
@@ -107,49 +95,58 @@ def _operations(plan: plans.Plan, counts: tuple[types.BlockCounts, ...]) -> int:
     return 2 * total
 
 
-def _traffic(examples: int) -> dict[plans.Plan | plans.Mixed, float]:
+def _traffic(fed: federation.Federation) -> dict[plans.Plan | plans.Mixed, float]:
     """Gives the bytes that a step reads and writes, by plan, as XLA counts them.
 
     It counts the body of a loop once, which is a step of a chunk of clients; what is
     around the steps counts in, too, and is little. A batch that is gathered counts as
-    all examples, which are taken off again.
-
-    Args:
-      examples: bytes of the data that batches are gathered from.
+    all examples, which are taken off again. What caches serve counts in as well.
+    Nothing is told of blocks that branch: it counts their dearest branch.
     """
     return {
-        plan: (program.cost_analysis() or {}).get("bytes accessed", float("nan"))
-        - examples
+        plan: windows.bytes_accessed(program) - fed.data.x.nbytes
         for plan, program in cohort.compiled_programs()
+        if fed.width > 1 or isinstance(plan, plans.Plan)
     }
 
 
-def _spread(times: list[float]) -> Figures:
+def _spread(times: Sequence[float], unit: str = "seconds", of: float = 1) -> Figures:
     return {
-        "median_seconds": statistics.median(times),
-        "min_seconds": min(times),
-        "max_seconds": max(times),
+        f"median_{unit}": statistics.median(times) / of,
+        f"min_{unit}": min(times) / of,
+        f"max_{unit}": max(times) / of,
     }
 
 
-def _resident() -> float:
-    """Gives the memory of this process in MB: now, or the most so far."""
-    try:
-        pages = int(pathlib.Path("/proc/self/statm").read_text().split()[1])
-    except OSError:
-        return _peak()
-    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+def _memory() -> Figures:
+    return {"peak_memory_mb": machine.peak_mb(), **machine.device_peak_mb()}
 
 
-def _peak() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+def _shares(gflops: float, gb_per_s: float, roof: Figures) -> Figures:
+    """Gives what is achieved, if it is told, and its shares of the ceilings."""
+    figures = {
+        "gflops": gflops,
+        "share_of_matmul": gflops / roof["matmul_gflops"],
+        "gb_per_s": gb_per_s,
+        "share_of_copy": gb_per_s / roof["copy_gb_per_s"],
+    }
+    return {name: value for name, value in figures.items() if np.isfinite(value)}
 
 
-def _device_peak() -> Figures:
-    """Gives the most memory that the first device held, where it tells."""
-    usage = jax.devices()[0].memory_stats() or {}
-    peak = usage.get("peak_bytes_in_use")
-    return {} if peak is None else {"device_peak_mb": peak / 1e6}
+class _Played(NamedTuple):
+    """Rounds that were timed.
+
+    Attributes:
+      records: of the rounds.
+      memory: MB of this process after each of them.
+      state: after them.
+      compiling: seconds before them that compilation took.
+    """
+
+    records: list[simulation.Record]
+    memory: list[float]
+    state: averaging.State
+    compiling: float
 
 
 def _warm(algorithm: averaging.Algorithm, state, rounds: int) -> None:
@@ -163,84 +160,112 @@ def _warm(algorithm: averaging.Algorithm, state, rounds: int) -> None:
             seen |= wanted
 
 
-def measure(load: workloads.Workload, repeats: int, **fields: Any) -> Figures:
+def _play(
+    algorithm: averaging.Algorithm,
+    repeats: int,
+    evaluator: simulation.Evaluator | None = None,
+) -> _Played:
+    """Runs rounds in the loop of `experiments.train`, and one before them."""
+    machine.forget_peak()
+    spent_before, state = programs.seconds_spent(), algorithm.init()
+    _warm(algorithm, state, repeats + 1)
+    compiling = programs.seconds_spent() - spent_before
+    if evaluator is not None:
+        score = functools.partial(evaluator.scores, state)
+        first, second = (machine.seconds(score) for _ in range(2))
+        compiling += max(first - second, 0.0)
+    rounds = simulation.iterate(algorithm, state, 0, repeats + 1, evaluator)
+    records, memory = [], []
+    for state, record in rounds:  # noqa: B007
+        records.append(record)
+        memory.append(machine.resident_mb())
+    return _Played(records[1:], memory[1:], state, compiling)
+
+
+def _figures_of(
+    played: _Played,
+    fed: federation.Federation,
+    algorithm: averaging.Algorithm,
+    roof: Figures,
+) -> Figures:
+    """Says how fast rounds were, and what share of the machine's ceilings that is."""
+    times = [record["wall_seconds"] for record in played.records]
+    traffic, counts = _traffic(fed), np.asarray(fed.shards.counts)
+    operations, moved, images = [], [], []
+    for record in played.records:
+        assigned = algorithm.assign(played.state, record["round"])
+        of_clients = counts[assigned.ids]
+        steps = client.steps_of(of_clients, fed.training) / fed.width
+        work = [_operations(plan, fed.counts) for plan in assigned.plans]
+        bytes_ = [traffic.get(p, np.nan) for p in algorithm.programs(assigned)]
+        operations.append(float(np.dot(work, of_clients)))
+        moved.append(float(np.dot(bytes_, steps)))
+        images.append(int(of_clients.sum()))
+    median = statistics.median(times)
+    return {
+        "compile_seconds": played.compiling,
+        **_spread(times),
+        "total_seconds": sum(times),
+        "images_per_second": float(np.mean(images)) / median,
+        **_shares(
+            float(np.mean(operations)) / median / 1e9,
+            float(np.mean(moved)) / median / 1e9,
+            roof,
+        ),
+        **_memory(),
+    }
+
+
+def measure(load: workloads.Workload, repeats: int, roof: Figures, **fields: Any):
     """Times rounds of a workload.
 
     Args:
       load: what to run.
       repeats: rounds to time.
+      roof: `machine.ceilings` of the same devices and precision.
       **fields: of the configuration, over those of the workload.
 
     Returns:
       Figures by name.
     """
-    settings = workloads.config(
-        load,
-        client_width=_CLIENT_WIDTH.value,
-        precision=_PRECISION.value,
-        programs=_PROGRAMS.value,
-        **fields,
-    )
+    settings = workloads.config(load, **fields)
     ready = workloads.build(load, settings)
     algorithm = experiment.algorithm(settings, ready)
-    fed, compiled_before = ready.federation, cohort.num_programs()
-    spent_before = programs.seconds_spent()
-    state = algorithm.init()
-    _warm(algorithm, state, repeats + 1)
-    compiling = programs.seconds_spent() - spent_before
+    made, found = cohort.num_programs(), programs.found_on_disk()
     evaluator = ready.evaluator if load.eval_every else None
-    if evaluator is not None:
-        first, second = (_seconds(lambda: evaluator.scores(state)) for _ in range(2))
-        compiling += max(first - second, 0.0)
-    rounds = simulation.iterate(algorithm, state, 0, repeats + 1, evaluator)
-    records = [record for _, record in rounds][1:]
-    spread = _spread([record["wall_seconds"] for record in records])
-    traffic, operations, moved = _traffic(fed.data.x.nbytes), [], []
-    for record in records:
-        assigned = algorithm.assign(state, record["round"])
-        counts = np.asarray(fed.shards.counts)[assigned.ids]
-        steps = client.steps_of(counts, fed.training) / fed.width
-        work = [_operations(plan, fed.counts) for plan in assigned.plans]
-        operations.append(float(np.dot(work, counts)))
-        moved.append(
-            float(
-                np.dot(
-                    [traffic.get(p, np.nan) for p in algorithm.programs(assigned)],
-                    steps,
-                )
-            )
-        )
-    images = settings.clients_per_round * load.examples
-    median = spread["median_seconds"]
-    return {
-        "compile_seconds": compiling,
-        "programs": cohort.num_programs() - compiled_before,
-        **spread,
-        "total_seconds": sum(record["wall_seconds"] for record in records),
-        "images_per_second": images / median,
-        "gflops": float(np.mean(operations)) / median / 1e9,
-        "gb_per_s": float(np.mean(moved)) / median / 1e9,
-        "peak_memory_mb": _peak(),
-        **_device_peak(),
+    played = _play(algorithm, repeats, evaluator)
+    figures = _figures_of(played, ready.federation, algorithm, roof) | {
+        "programs": cohort.num_programs() - made,
+        "programs_from_disk": programs.found_on_disk() - found,
     }
+    if _TRACE.value:
+        state = played.state
+        assignment = algorithm.assign(state, repeats + 1)
+        jax.block_until_ready(algorithm.round(state, assignment)[0])  # may compile
+        play = functools.partial(algorithm.round, state, assignment)
+        figures |= traces.profile(lambda: play()[0], _TRACE.value)
+    return figures
 
 
-def measure_windows(repeats: int, steps: int = 16) -> Figures:
+def measure_windows(repeats: int, roof: Figures, steps: int = 16) -> Figures:
     """Times a step of one client of MobileNetV2 under several windows.
 
     Args:
       repeats: how often each is timed, in turns.
+      roof: `machine.ceilings`.
       steps: local steps of one timed call.
 
     Returns:
       By window and kind of frozen blocks, and by window in the program that windows
-      share: milliseconds a step and the ratio to the full step.
+      share: milliseconds a step, the ratio to the full step, what is achieved.
     """
     load = workloads.BY_NAME["mobilenetv2"]
     settings = workloads.config(load, num_clients=2, clients_per_round=1)
     fed = workloads.build(load, settings).federation
     blocks = averaging.initial_blocks(fed)
     made: dict[str, windows.Step] = {}
+    plan_of: dict[str, plans.Plan] = {}
+    machine.forget_peak()
     start = time.perf_counter()
     for window in WINDOWS:
         plan = plans.Plan(*window)
@@ -248,40 +273,54 @@ def measure_windows(repeats: int, steps: int = 16) -> Figures:
             full = window == WINDOWS[0]
             if full and kind != "int8":  # nothing is frozen
                 continue
-            made[f"{plan}" if full else f"{plan} {kind}"] = windows.compile_step(
-                fed, blocks, plan, steps, fed.training._replace(spec=spec)
-            )
-    compiling = time.perf_counter() - start
+            name = f"{plan}" if full else f"{plan} {kind}"
+            training = fed.training._replace(spec=spec)
+            made[name] = windows.compile_step(fed, blocks, plan, steps, training)
+            plan_of[name] = plan
+    compiling, own = time.perf_counter() - start, len(made)
     start = time.perf_counter()
     wanted = [plans.Plan(*window) for window in WINDOWS]
     shared = windows.compile_shared(fed, blocks, wanted, steps)
-    made |= {f"{p} shared": step for p, step in zip(wanted, shared, strict=True)}
+    for plan, step in zip(wanted, shared, strict=True):
+        made[f"{plan} shared"], plan_of[f"{plan} shared"] = step, plan
     sharing = time.perf_counter() - start
-    seconds = windows.interleaved(list(made.values()), repeats)
-    times = {
-        name: [1e3 * value for value in of_step]
-        for name, of_step in zip(made, seconds, strict=True)
-    }
-    full_step = statistics.median(next(iter(times.values())))
-    return {"compile_seconds": compiling, "shared_compile_seconds": sharing} | {
-        name: {
-            "milliseconds": statistics.median(t),
-            "min_milliseconds": min(t),
-            "ratio": statistics.median(t) / full_step,
+    seconds = dict(
+        zip(made, windows.interleaved(list(made.values()), repeats), strict=True)
+    )
+    full_step = statistics.median(seconds[f"{wanted[0]}"])
+    size = fed.training.batch_size
+
+    def figures(name: str) -> Figures:
+        step, median = made[name], statistics.median(seconds[name])
+        operations = size * _operations(plan_of[name], fed.counts)
+        return {
+            **_spread(seconds[name], "milliseconds", 1e-3),
+            "ratio": median / full_step,
+            "images_per_second": size / median,
+            **_shares(operations / median / 1e9, step.traffic / median / 1e9, roof),
+            **({} if step.bytes is None else {"program_mb": step.bytes / 1e6}),
         }
-        for name, t in times.items()
+
+    return {
+        "compile_seconds": compiling,
+        "shared_compile_seconds": sharing,
+        "programs": own + 1,
+        **{name: figures(name) for name in made},
+        **_memory(),
     }
 
 
-def measure_tiers(repeats: int) -> Figures:
+def measure_tiers(repeats: int, roof: Figures) -> Figures:
     """Compares rounds of CoCoFL with what the steps of their windows take alone.
 
     Args:
       repeats: rounds to time.
+      roof: `machine.ceilings`.
 
     Returns:
-      Seconds of the rounds and of the same steps one by one, timed before and after
-      them; what rounds take more, and both as shares of training everything.
+      Figures of the rounds; their seconds and those of the same steps one by one,
+      timed before and after them; what rounds take more, and both as shares of
+      training everything.
     """
     load = workloads.BY_NAME["mobilenetv2_cocofl"]
     settings = workloads.config(
@@ -289,8 +328,7 @@ def measure_tiers(repeats: int) -> Figures:
     )
     ready = workloads.build(load, settings)
     algorithm, fed = experiment.algorithm(settings, ready), ready.federation
-    state = algorithm.init()
-    _warm(algorithm, state, repeats + 1)
+    state, before = algorithm.init(), cohort.num_programs()
     counts, steps = np.asarray(fed.shards.counts), dict[plans.Plan, int]()
     for index in range(1, repeats + 1):
         assigned = algorithm.assign(state, index)
@@ -301,18 +339,20 @@ def measure_tiers(repeats: int) -> Figures:
     used = list(dict.fromkeys((full, *steps)))
     blocks = averaging.initial_blocks(fed)
     made = [windows.compile_step(fed, blocks, plan, 4) for plan in used]
-    before = windows.interleaved(made, 4)
-    rounds = simulation.iterate(algorithm, state, 0, repeats + 1)
-    taken = sum([record["wall_seconds"] for _, record in rounds][1:])
-    after = windows.interleaved(made, 4)
+    _warm(algorithm, state, repeats + 1)
+    early = windows.interleaved(made, 4)
+    played = _play(algorithm, repeats)
+    late = windows.interleaved(made, 4)
     alone = {
         plan: statistics.median([*a, *b])
-        for plan, a, b in zip(used, before, after, strict=True)
+        for plan, a, b in zip(used, early, late, strict=True)
     }
+    figures = _figures_of(played, fed, algorithm, roof)
     expected = sum(number * alone[plan] for plan, number in steps.items())
     everything = sum(steps.values()) * alone[full]
-    return {
-        "rounds_seconds": taken,
+    taken = figures["total_seconds"]
+    return figures | {
+        "programs": cohort.num_programs() - before,
         "windows_seconds": expected,
         "excess": taken / expected - 1,
         "rounds_ratio": taken / everything,
@@ -321,53 +361,48 @@ def measure_tiers(repeats: int) -> Figures:
     }
 
 
-def measure_cohorts(name: str, repeats: int) -> Iterator[tuple[str, Figures]]:
+def measure_cohorts(
+    name: str, repeats: int, roof: Figures
+) -> Iterator[tuple[str, Figures | str]]:
     """Times rounds of growing cohorts; yields a line for each size."""
-    load = workloads.BY_NAME[name]
-    for size in COHORTS:
+    load, median = workloads.BY_NAME[name], 0.0
+    for size, before in zip(COHORTS, (0, *COHORTS), strict=False):
+        line = f"{name} cohort {size}"
+        if before and median * size / before > 10 * _LONGEST.value:
+            yield line, f"left out: about {median * size / before:.3g} s a round"
+            continue
         settings = workloads.config(
             load, num_clients=size, clients_per_round=size, client_width=_width()
         )
         fed = workloads.build_population(load, settings, 10_000)
-        median, *_ = _rounds(fed, repeats)
-        yield (
-            f"{name} cohort {size}",
-            {"seconds": median, "ms_per_client": median / size * 1e3},
-        )
-        if median * COHORTS[1] / COHORTS[0] > _LONGEST:
-            return
+        algorithm = fedavg.fedavg(fed)
+        figures = _figures_of(_play(algorithm, repeats), fed, algorithm, roof)
+        median = figures["median_seconds"]
+        yield line, {"ms_per_client": median / size * 1e3} | figures
 
 
-def measure_populations(name: str) -> Iterator[tuple[str, Figures]]:
+def measure_populations(name: str, roof: Figures) -> Iterator[tuple[str, Figures]]:
     """Times rounds out of growing populations; yields a line for each."""
     load = workloads.BY_NAME[name]
     for population in POPULATIONS:
         settings = workloads.config(load, num_clients=population, client_width=_width())
         fed = workloads.build_population(load, settings, 10_000)
-        median, early, late = _rounds(fed, LATE)
+        algorithm = fedavg.fedavg(fed)
+        played = _play(algorithm, LATE)
+        early, late = played.memory[EARLY - 1], played.memory[-1]
         yield (
             f"{name} population {population}",
             {
-                "seconds": median,
-                f"mb_at_round_{EARLY}": early,
-                f"mb_at_round_{LATE}": late,
+                f"mb_after_round_{EARLY}": early,
+                f"mb_after_round_{LATE}": late,
                 "growth": late / early - 1,
+                **_figures_of(played, fed, algorithm, roof),
             },
         )
 
 
 def _width() -> int:
-    return _CLIENT_WIDTH.value
-
-
-def _rounds(fed: federation.Federation, repeats: int) -> tuple[float, float, float]:
-    """Runs FedAvg; returns median seconds a round, MB at an early and the last one."""
-    algorithm = fedavg.fedavg(fed)
-    times, memory = [], []
-    for _, record in simulation.iterate(algorithm, algorithm.init(), 0, repeats + 2):
-        times.append(record["wall_seconds"])
-        memory.append(_resident())
-    return statistics.median(times[2:]), memory[min(EARLY, repeats)], memory[-1]
+    return flags.FLAGS.client_width
 
 
 def _shown(value: Any) -> str:
@@ -376,38 +411,61 @@ def _shown(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _figures(name: str) -> Iterator[tuple[str, Any]]:
+def _figures(name: str, roof: Figures) -> Iterator[tuple[str, Any]]:
     """Yields the figures of a workload as they come."""
     repeats = _REPEATS.value
     if name == "windows":
-        yield from measure_windows(repeats).items()
+        yield from measure_windows(repeats, roof).items()
     elif name == "tiers":
-        yield from measure_tiers(repeats).items()
+        yield from measure_tiers(repeats, roof).items()
     elif name == "cohort":
         for load in ("logistic", "small_cnn"):
-            yield from measure_cohorts(load, repeats)
-        yield from measure_populations("logistic")
+            yield from measure_cohorts(load, repeats, roof)
+        yield from measure_populations("logistic", roof)
     else:
-        table = {"cost_table": _COST_TABLE.value} if name.endswith("cocofl") else {}
-        yield from measure(workloads.BY_NAME[name], repeats, **table).items()
+        fields = {field: flags.FLAGS[field].value for field in _FIELDS}
+        if name in _WITH_COSTS:
+            fields["cost_table"] = _COST_TABLE.value
+        yield from measure(workloads.BY_NAME[name], repeats, roof, **fields).items()
+
+
+_WITH_COSTS = ("mobilenetv2_cocofl", "tiers")
+
+
+def _check() -> None:
+    """Checks the flags, before anything is measured."""
+    known = (*workloads.BY_NAME, "windows", "tiers", "cohort")
+    for name in _WORKLOAD.value or [""]:
+        if name not in known:
+            raise configs.unknown("workload", name, known)
+    if _COST_TABLE.value and not set(_WORKLOAD.value) & set(_WITH_COSTS):
+        raise ValueError(
+            f"--cost_table: expected with {' or '.join(_WITH_COSTS)}, got "
+            f"--workload={','.join(_WORKLOAD.value)}"
+        )
+    path = pathlib.Path(_JSON.value or "figures.json")
+    if not path.parent.is_dir() or path.is_dir():
+        raise ValueError(f"--json: expected a file in a folder, got {_JSON.value!r}")
 
 
 def _main() -> None:
-    known = (*workloads.BY_NAME, "windows", "tiers", "cohort")
-    for name in _WORKLOAD.value:
-        if name not in known:
-            raise configs.unknown("workload", name, known)
-    if not pathlib.Path(_JSON.value).parent.is_dir():
-        raise ValueError(f"--json: expected a file in a folder, got {_JSON.value!r}")
-    device = f"{len(jax.devices())} x {jax.devices()[0].device_kind}"
-    figures: Figures = {"device": device, "ceilings": ceilings()}
-    print(f"{device}: {_shown(figures['ceilings'])}", flush=True)
+    _check()
+    says = print if main.is_first() else lambda *_, **__: None
+    devices = mesh.make()
+    kind = f"{devices.size} x {jax.devices()[0].device_kind}"
+    precision = flags.FLAGS.precision
+    roof = machine.ceilings(devices, precision)
+    figures: Figures = {"device": kind, "precision": precision, "ceilings": roof}
+    says(f"{kind}, {precision}: {_shown(roof)}", flush=True)
     for name in _WORKLOAD.value:
         figures[name] = {}
-        for key, value in _figures(name):
+        if name in _WITH_COSTS:
+            figures[name]["costs"] = _COST_TABLE.value or "modelled"
+            says(f"{name:20s} {'costs':20s} {figures[name]['costs']}", flush=True)
+        for key, value in _figures(name, roof):
             figures[name][key] = value
-            print(f"{name:20s} {key:20s} {_shown(value)}", flush=True)
-    if _JSON.value:
+            says(f"{name:20s} {key:20s} {_shown(value)}", flush=True)
+    if _JSON.value and main.is_first():
         pathlib.Path(_JSON.value).write_text(json.dumps(figures, indent=2) + "\n")
 
 

@@ -21,11 +21,22 @@ class Step(NamedTuple):
       steps: of one call.
       bytes: peak memory of the program: arguments, results and temporaries, without
         the data set, which a device does not share with others; None: not told.
+      traffic: bytes that a step reads and writes, as XLA counts them: what caches serve
+        and what a call does once count in; NaN: not told.
     """
 
     run: Callable[[], Any]
     steps: int
     bytes: int | None
+    traffic: float
+
+
+def bytes_accessed(program: jax.stages.Compiled) -> float:
+    """Gives the bytes that a program reads and writes, or NaN, as XLA counts them.
+
+    It counts the body of a loop once, and what is gathered as all it is taken from.
+    """
+    return (program.cost_analysis() or {}).get("bytes accessed", float("nan"))
 
 
 def compile_step(
@@ -58,7 +69,8 @@ def compile_step(
         kinds = ("argument", "output", "temp")
         size = sum(getattr(usage, f"{kind}_size_in_bytes") for kind in kinds)
         size -= sum(leaf.nbytes for leaf in jax.tree.leaves(fed.data))
-    return Step(functools.partial(program, *arguments), steps, size)
+    run = functools.partial(program, *arguments)
+    return Step(run, steps, size, bytes_accessed(program) - fed.data.x.nbytes)
 
 
 def compile_shared(
@@ -76,7 +88,7 @@ def compile_shared(
       steps: local steps of a call.
 
     Returns:
-      For each window its step, of unknown memory.
+      For each window its step, of unknown memory and traffic.
     """
     net, training, plan = fed.net, fed.training, plans.Mixed()
 
@@ -105,7 +117,8 @@ def compile_shared(
         given.append(left)
         return result
 
-    return [Step(functools.partial(run, w), steps, None) for w in windows]
+    unknown = float("nan")  # of blocks that branch XLA counts the dearest branch
+    return [Step(functools.partial(run, w), steps, None, unknown) for w in windows]
 
 
 def _train(

@@ -75,8 +75,15 @@ BY_NAME = {
 
 
 def config(load: Workload, **fields: Any) -> configs.Config:
-    """Makes the configuration of a workload, some fields given here."""
-    return configs.Config(**load.fields | {"eval_every": load.eval_every or 1} | fields)
+    """Makes the configuration of a workload, some fields given here.
+
+    Raises:
+      ValueError: a field is wrong.
+    """
+    settings = {**load.fields, "eval_every": load.eval_every or 1, **fields}
+    made = configs.Config(**settings)
+    configs.check(made)
+    return made
 
 
 def random_data(load: Workload, examples: int) -> types.Dataset:

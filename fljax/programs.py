@@ -90,6 +90,7 @@ def compile_all(requests: Sequence[Request]) -> list[jax.stages.Compiled]:
     paths = [_path(request) for request in requests]
     with concurrent.futures.ThreadPoolExecutor(WORKERS) as pool:
         made = list(pool.map(_load, paths, requests))
+        _found.extend(True for program in made if program is not None)
         compiling = {}
         for i, (request, path) in enumerate(zip(requests, paths, strict=True)):
             if made[i] is None:
@@ -171,6 +172,14 @@ def seconds_spent() -> float:
     return sum(_spent)
 
 
+_found: list[bool] = []  # of each program that was wanted
+
+
+def found_on_disk() -> int:
+    """Counts the programs that this process did not compile, since they were kept."""
+    return sum(_found)
+
+
 class _Compilation(threading.local):
     """What is known of the compilation that runs in this thread."""
 
@@ -196,6 +205,7 @@ def _compile(lowered, path: pathlib.Path | None) -> jax.stages.Compiled:
     """
     _compilation.from_cache = False
     compiled = lowered.compile(compiler_options=compiler_options())
+    _found.append(_compilation.from_cache)
     if path is None or _compilation.from_cache:
         return compiled
     if _sources() == _SOURCES:  # else it would lie under the name of another source
