@@ -167,7 +167,7 @@ def spoil(
     return np.stack([download, train, upload + late], axis=1)
 
 
-def weight(clock: Clock, round_index: int, versions: np.ndarray) -> np.ndarray:
-    """Gives the factor [A] float32 of updates by their age in server steps."""
-    age = round_index - versions
+def weight(clock: Clock, round_index: int, versions) -> np.ndarray:
+    """Gives the factor, float32, of updates that began at versions [...]."""
+    age = round_index - np.asarray(versions)
     return ((1.0 + age) ** -clock.staleness_power).astype(np.float32)

@@ -245,6 +245,52 @@ def zero_sums(blocks: tuple[dict, ...], *, size: int, devices: Mesh) -> Sums:
     )(blocks)
 
 
+@jax.jit
+def weights_so_far(sums: Sums) -> types.Array:
+    """Copies the weights [D, blocks] of those who trained each block."""
+    return jnp.copy(sums.totals.weights)
+
+
+@functools.partial(jax.jit, donate_argnums=(0,))
+def catch_up(
+    sums: Sums,
+    weights: types.Array,
+    then: tuple[dict, ...],
+    now: tuple[dict, ...],
+    scale: types.Array,
+) -> Sums:
+    """Counts statistics and ranges of late updates from the network of today.
+
+    A parameter moves along what a client changed, whatever it began with. Statistics
+    and ranges are averaged, which deltas from an old network do not do: several of them
+    would take the old value off several times, and leave a variance below 0.
+
+    Args:
+      sums: with the late updates; given up to the result.
+      weights: `weights_so_far` without them.
+      then: state of the network that they began with.
+      now: that of today.
+      scale: how much of each is taken, [].
+
+    Returns:
+      The sums, with scale * weight * (then - now) of all but parameters added.
+    """
+    late = scale * (sums.totals.weights - weights)
+
+    def moved(i: int, name: str, old: types.Array, new: types.Array) -> types.Array:
+        shift = jnp.ravel(old - new) * (name != "params")
+        return late[:, i, None] * shift
+
+    by_block = [
+        {name: jax.tree.map(functools.partial(moved, i, name), a[name], b[name])
+         for name in a}
+        for i, (a, b) in enumerate(zip(then, now, strict=True))
+    ]  # fmt: skip
+    rows = jax.tree.leaves(by_block)  # [D, size] each, in the order of `trees.ravel`
+    deltas = sums.totals.deltas + jnp.concatenate(rows, axis=1)
+    return sums._replace(totals=sums.totals._replace(deltas=deltas))
+
+
 def total(sums: Sums) -> Sums:
     """Adds up the rows of the devices."""
     return jax.tree.map(lambda x: jnp.sum(x, axis=0), sums)

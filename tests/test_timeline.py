@@ -24,6 +24,7 @@ from fljax import (
     plans,
     policies,
     schedule,
+    server,
     simulation,
 )
 from fljax.algorithms import averaging, cocofl, fedavg
@@ -45,7 +46,14 @@ class Head(nn.Module):
         return layers.dense(3, quantised=False, name="dense")(x, call)
 
 
+class Normed(nn.Module):
+    @nn.compact
+    def __call__(self, x, call):
+        return layers.dense(6, norm=True, relu=True, name="dense")(x, call)
+
+
 NET = network.Network("two_dense", (Hidden(), Head()), (8, 8, 1), 3)
+NORMED = NET._replace(name="normed", blocks=(Hidden(), Normed(), Head()))
 FULL, LAST = plans.full(2), plans.Plan(1, 1)
 TABLE = costs.CostTable(
     num_blocks=2,
@@ -92,9 +100,9 @@ def play(algorithm, rounds, state=None, first=0):
     return states, reports
 
 
-def moved(fed, blocks, began, number, plan):
-    """Gives what one client adds to the parameters [n], from a round's network."""
-    result = conftest.train_one(
+def delta(fed, blocks, began, number, plan):
+    """Gives what one client changes in the blocks [n], from a round's network."""
+    return conftest.train_one(
         blocks,
         fed.data,
         fed.shards.indices[number],
@@ -104,31 +112,38 @@ def moved(fed, blocks, began, number, plan):
         net=fed.net,
         plan=plan,
         training=fed.training,
-    )
-    return [None if d is None else d["params"] for d in result.delta]
+    ).delta
 
 
 def check_round(fed, states, report):
-    """Asserts a round's parameters: old + sum of weight * theirs over the arrivals."""
+    """Asserts a round's network, over the arrivals k with their scales.
+
+    Parameters: old + sum of scale_k * delta_k / K. All else is averaged: old + sum of
+    scale_k * (theirs_k - old) / K, ranges by those who trained the block instead of K.
+    """
     index, work = report.assignment.round, report.assignment.outcome.arrived
-    expected = [
-        jax.tree.map(np.array, b["params"]) for b in states[index].server.blocks
-    ]
+    old = jax.tree.map(np.array, states[index].server.blocks)
+    expected = jax.tree.map(np.array, old)
     scales = clock.weight(fed.clock, index, work.versions)
+    assigned = report.assignment.plans
     for number, version, plan, scale in zip(
-        work.ids, work.versions, report.assignment.plans, scales, strict=True
+        work.ids, work.versions, assigned, scales, strict=True
     ):
         began = states[version].server.blocks
-        deltas = moved(fed, began, int(version), int(number), plan)
-        for i, delta in enumerate(deltas):
-            if delta is not None:
-                expected[i] = jax.tree.map(
-                    lambda a, d, s=scale: a + s * np.asarray(d) / len(work.ids),
-                    expected[i],
-                    delta,
+        changed = delta(fed, began, int(version), int(number), plan)
+        for i in range(plan.first, plan.last + 1):
+            trained = sum(p.first <= i <= p.last for p in assigned)
+            for name, change in changed[i].items():
+                by = trained if name in server.PLAIN else len(work.ids)
+                if name != "params":
+                    theirs = jax.tree.map(jnp.add, began[i][name], change)
+                    change = jax.tree.map(jnp.subtract, theirs, old[i][name])
+                expected[i][name] = jax.tree.map(
+                    lambda a, d, s=scale / by: a + s * np.asarray(d),
+                    expected[i][name],
+                    change,
                 )
-    got = [block["params"] for block in states[index + 1].server.blocks]
-    conftest.assert_close(got, expected, 1e-5)
+    conftest.assert_close(states[index + 1].server.blocks, expected, 1e-5)
 
 
 def test_seconds_of_a_round_by_hand(fed):
@@ -199,6 +214,31 @@ def test_a_buffered_server_by_hand(fed, buffer):
         check_round(asynchronous, states, report)
     seconds = [report.clock_seconds for report in reports]
     assert seconds == sorted(seconds)
+
+
+def test_late_statistics_and_ranges_are_averaged(fed):
+    rules = clock.Clock(
+        step_seconds=1.0, upload_rate=np.inf, download_rate=np.inf, buffer=3,
+        max_staleness=6,
+    )  # fmt: skip
+    windows = np.array([[0, 2], [1, 2]])
+    table = dataclasses.replace(TABLE, num_blocks=3, windows=windows)
+    normed = fed._replace(
+        net=NORMED, counts=network.counts(NORMED), table=table, clock=rules,
+        clients_per_round=6,
+    )  # fmt: skip
+    states, reports = play(cocofl.cocofl(normed), 6)
+    ages = [r.assignment.round - r.assignment.outcome.arrived.versions for r in reports]
+    assert max((age > 0).sum() for age in ages) > 1
+    for report in reports:
+        check_round(normed, states, report)
+    for state in states:
+        norms, ranges = (
+            [b[name] for b in state.server.blocks] for name in ("norms", "ranges")
+        )
+        assert (
+            min(map(jnp.min, jax.tree.leaves((norms[1]["dense"]["var"], ranges)))) > 0
+        )
 
 
 @pytest.mark.parametrize(

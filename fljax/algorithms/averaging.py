@@ -286,7 +286,12 @@ def averaging(
             )
             for ((age, plan), _), group in zip(by_key[few], placed[few], strict=True):
                 blocks, key, rate = starts[age]
+                earlier = cohort.weights_so_far(sums) if age else None
                 sums = compiled[plan](blocks, sums, *shared, group, key, rate, limits)
+                if age:
+                    scale = clock.weight(fed.clock, index, index - age)
+                    begun_and_now = blocks, before.server.blocks
+                    sums = cohort.catch_up(sums, earlier, *begun_and_now, scale)
             return sums
 
         for at in range(0, len(by_key), cohort.PLANS_AT_ONCE):
