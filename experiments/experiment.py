@@ -366,6 +366,13 @@ def build(
         fed = fed._replace(table=few)
     counts_by_class = partition.class_counts(data.y_train, parts, data.num_classes)
     mixes = evaluate.tier_mixes(counts_by_class, made.tier, len(made.names))
+    tested = np.unique(test_data.y)
+    if not mixes[:, tested].any():
+        raise ValueError(
+            f"--dataset: {config.dataset}: expected a test set with classes of the "
+            f"training set, got {tested.tolist()} there and "
+            f"{np.unique(data.y_train).tolist()} here"
+        )
     evaluator = _evaluator(config, fed, test_data, mixes, running)
     return Experiment(fed, evaluator, load.digest(data), data.tokenizer)
 

@@ -40,7 +40,7 @@ def of_record(record: Mapping[str, Any]) -> list[Alert]:
         names = ", ".join(map(str, ids))
         update = "updates of clients" if len(ids) > 1 else "the update of client"
         add("refused", f"the server refused {update} {names}", refused=ids)
-    if record.get("participants") == 0:
+    if record.get("participants") == 0 and not ids:
         add("nobody", "no client took part")
     return found
 

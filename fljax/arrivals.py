@@ -170,11 +170,16 @@ def synchronous(
     now = float(timeline.now)
     work = work._replace(finish=now + work.seconds.sum(axis=1))
     good = ~np.isin(work.faults, failures.FATAL)
-    end = float(work.finish.max(initial=now))
+    end, enough = float(work.finish.max(initial=now)), good
     if rules.over_selection > 1 and good.sum() >= wanted:
-        end = min(end, float(np.sort(work.finish[good])[wanted - 1]))
+        # Of those who are ready at the same moment, as devices of a tier are, who was
+        # drawn first.
+        order = np.argsort(work.finish, kind="stable")
+        first = order[good[order]][:wanted]
+        enough = np.isin(np.arange(len(good)), first)
+        end = float(work.finish[first[-1]])
     end = min(end, now + limit)
-    in_time = good & (work.finish <= end)
+    in_time = enough & (work.finish <= end)
     late = good & ~in_time
     flight = take(timeline.flight, timeline.flight.ids != FREE)
     if not len(work.ids) and len(flight.ids):  # only carried ones are left: wait

@@ -33,6 +33,7 @@ FAIRNESS = 16.0
 ITERATIONS = 500
 # Price sums this close, relatively, are ties: they differ by the order of summation.
 _TIE = 1e-9
+_STEEPEST = 1000.0  # beyond it prices overflow, and all but the scarcest are 0 anyway
 
 
 class Mixture(NamedTuple):
@@ -119,7 +120,9 @@ def solve(
         least = part[reached].min()
         # Relative to the least, or alpha would overflow. What nobody here can train
         # counts as scarcer than all else: somebody outside the sample might.
-        prices = (np.where(reached, part, least / 2) / least) ** -fairness
+        prices = (np.where(reached, part, least / 2) / least) ** -min(
+            fairness, _STEEPEST
+        )
         scores.append(trained @ prices)
         answer = shares @ typical.evenly(_best(options, scores[-1])) @ trained
         part = part + 2 / (t + 3) * (answer - part)

@@ -295,6 +295,8 @@ def train(
         step_key, x = jax.random.fold_in(noise_key, i), inputs(data, rows)
         if training.augment is not None:  # the blocks' keys are 0 to num_blocks - 1
             x = training.augment(jax.random.fold_in(step_key, net.num_blocks), x)
+            real = valid.reshape((-1,) + (1,) * (x.ndim - 1)) > 0
+            x = jnp.where(real, x, x[:1])  # padding repeats the first, see `_batches`
         if net.vocabulary is None:
             x = x.astype(training.precision)
         batched = (frozen, trained, x, data.y[rows], valid, step_key)

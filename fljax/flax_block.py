@@ -53,7 +53,8 @@ class FlaxBlock(nn.Module):
         else:
             values = self.variable("frozen", "inner", parameters).value
         rngs = {}
-        if self.has_rng("dropout"):
+        fixed = call.role is types.Role.FROZEN_BEFORE  # as of `layers.Dropout`
+        if self.has_rng("dropout") and not fixed:
             rngs["dropout"] = self.make_rng("dropout")
         y: Any = module.apply({"params": values}, inputs, rngs=rngs)
         if self.is_mutable_collection("counts"):

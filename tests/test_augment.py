@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from fljax import augment, client
 from tests import conftest, test_cohort
@@ -80,3 +81,31 @@ def test_it_does_not_depend_on_the_width_of_a_chunk(problem):
         for width in (1, 3)
     )
     conftest.assert_close(one, three)
+
+
+def test_padding_repeats_the_augmented_first_example(problem):
+    seen = []
+
+    def noise(key, x):
+        return x + jax.random.normal(key, x.shape)
+
+    def loss(net, plan, spec, frozen, trained, x, labels, mask, *rest, **more):
+        jax.debug.callback(lambda x, mask: seen.append((x, mask)), x, mask)
+        return step(net, plan, spec, frozen, trained, x, labels, mask, *rest, **more)
+
+    step = client._gradient_step
+    training = problem.training._replace(augment=noise, local_epochs=1)
+    frozen = client.freeze(problem.net, conftest.LATE, training, problem.blocks, None)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(client, "_gradient_step", loss)
+        client.train(
+            *(problem.net, conftest.LATE, training, problem.blocks, frozen),
+            *(problem.data, jnp.asarray(problem.shards.indices[0]), jnp.int32(6)),
+            *(jax.random.key(3), jnp.float32(0.1)),
+        )
+        jax.effects_barrier()
+    (whole, _), (padded, mask) = sorted(seen, key=lambda s: -s[1].sum())
+    assert mask.tolist() == [1, 1, 0, 0]
+    np.testing.assert_array_equal(padded[2:], np.stack([padded[0]] * 2))
+    assert np.any(whole[2:] != whole[0])
+    assert np.any(padded[1] != padded[0])

@@ -120,15 +120,21 @@ def test_fairness_zero_trains_the_most_blocks():
     # Prices 2 p^-16 and (1 - p)^-16 meet where p / (1 - p) = 2^(1/16).
     even = balanced_policy.solve(table, budgets).participation
     np.testing.assert_allclose(even, [0.5108, 0.5108, 0.4892], atol=0.002)
+    for steep in (2000, np.inf):
+        even = balanced_policy.solve(table, budgets, steep).participation
+        np.testing.assert_allclose(even, 0.5, atol=0.002)
     with pytest.raises(ValueError, match=r"fairness: expected .* got -1"):
         balanced_policy.balanced(table, budgets, fairness=-1)
 
 
 def test_who_is_not_in_the_sample_trains_what_is_out_of_its_reach():
     # Nobody of the sample can train block 0; a client that can, does.
-    policy = balanced_policy.balanced(choice_of_two(), budgets_of(np.full(9, 0.3)))
-    chosen = policy.assign((), key(), np.arange(9), budgets_of([0.3] + [0.6] * 8))
-    assert chosen == [plans.Plan(1, 1)] + [plans.Plan(0, 0)] * 8
+    for fairness in (balanced_policy.FAIRNESS, np.inf):
+        policy = balanced_policy.balanced(
+            choice_of_two(), budgets_of(np.full(9, 0.3)), fairness=fairness
+        )
+        chosen = policy.assign((), key(), np.arange(9), budgets_of([0.3] + [0.6] * 8))
+        assert chosen == [plans.Plan(1, 1)] + [plans.Plan(0, 0)] * 8
 
 
 def test_the_published_table_is_balanced_better(shared):

@@ -144,6 +144,11 @@ def test_over_selection_ends_with_the_wanted_number():
     (outcome,) = play(rules, [([3, 1, 2], [5, 2, 4], [0, Fault.LOST, 0])], wanted=2)
     assert outcome.arrived.ids.tolist() == [3, 2]
     assert float(outcome.timeline.now) == 5
+    # Devices of a tier are ready at the same moment: no more than wanted are taken.
+    (outcome,) = play(rules, [([3, 1, 2, 5], [4, 2, 4, 4])], wanted=2)
+    assert outcome.arrived.ids.tolist() == [3, 1]
+    assert outcome.events == {"late": [2, 5]}
+    assert float(outcome.timeline.now) == 4
 
 
 def test_nothing_of_a_failed_client_arrives():

@@ -59,6 +59,28 @@ def test_a_flax_block_is_the_module_in_every_role():
         conftest.assert_close(value, expected, 1e-5)
 
 
+class _Dropout(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dropout(0.5, deterministic=not self.has_rng("dropout"))(x)
+
+
+def test_a_flax_block_drops_nothing_before_the_window():
+    net = _net(_Dropout())
+    state = network.init(net, jax.random.key(0))
+    x = jax.random.normal(jax.random.key(2), (7, 4))
+    for role, same in ((types.Role.FROZEN_BEFORE, True), (types.Role.TRAINED, False)):
+        roles = (role,) + (types.Role.TRAINED,) * 2
+        frozen = network.freeze(net, state, roles, quant.DEFAULT)
+        run = [s if f is None else f for s, f in zip(state, frozen, strict=True)][:1]
+        one, two = (
+            network.run(net, run, x, [layers.Call(role)], key=jax.random.key(k))[0]
+            for k in (3, 4)
+        )
+        values = [y if role is types.Role.TRAINED else y.value for y in (one, two)]
+        assert bool(jnp.array_equal(*values)) is same
+
+
 def test_a_flax_block_counts_what_the_module_computes():
     first = network.counts(_net(nn.Dense(6)))[0]
     # 4 x 6 multiplications; XLA counts the additions of the bias as well.

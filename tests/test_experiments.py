@@ -370,6 +370,11 @@ def _nan():
         ),
         ({"x_train": _nan()}, (), ("x_train holds 1 NaN", "(3, 2, 1)")),
         ({"y_train": np.full(24, 0.5)}, (), ("y_train", "integer", "float64[24]")),
+        (
+            {"y_train": np.zeros(24, int), "y_test": np.full(6, 2)},
+            (),
+            ("a test set with classes of the training set", "[2] there", "[0] here"),
+        ),
         ({"y_test": np.full(6, -1)}, (), ("y_test", "from 0", "-1 at index 0")),
         (
             {"x_train": _zeros(24, 7, 7), "x_test": _zeros(6, 7, 7)},

@@ -426,6 +426,8 @@ def test_alerts_of_a_record():
             "message": "round 3: the server refused updates of clients 4, 9",
             "refused": [4, 9],
         },
+    ]
+    assert alerts.of_record({"round": 3, "participants": 0}) == [
         {
             "round": 3,
             "kind": "nobody",
