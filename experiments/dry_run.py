@@ -140,16 +140,33 @@ def _measure(fed: federation.Federation, state: averaging.State, plan):
         jax.block_until_ready(sums)
         seconds.append(time.perf_counter() - start)
     steps = chunk * client.steps_of(counts[number], fed.training)
-    return compiling, float(statistics.median(seconds[1:]) / steps), _size(program)
+    size = _size(program, state, fed)
+    return compiling, float(statistics.median(seconds[1:]) / steps), size
 
 
-def _size(program: jax.stages.Compiled) -> int | None:
-    """Gives the bytes that a program needs; None where the backend does not tell."""
+def _size(
+    program: jax.stages.Compiled, state: averaging.State, fed: federation.Federation
+) -> int | None:
+    """Gives the bytes that a device holds while a program runs; None: it is not told.
+
+    That is what lies there (data, network, test set), what the program takes for
+    itself, and the old networks that late updates begin from.
+    """
     usage = program.memory_analysis()
     if usage is None:
         return None
-    kinds = ("argument", "output", "temp")
-    return sum(getattr(usage, f"{kind}_size_in_bytes") for kind in kinds)
+    device = jax.local_devices()[0]
+    there = [
+        shard.data.nbytes
+        for array in jax.live_arrays()
+        for shard in array.addressable_shards
+        if shard.device == device
+    ]
+    # Before the first round all networks that are kept are the same arrays.
+    blocks = sum(leaf.nbytes for leaf in jax.tree.leaves(state.server.blocks))
+    old = len(state.history) * blocks
+    new = usage.output_size_in_bytes - usage.alias_size_in_bytes
+    return sum(there) + old + new + usage.temp_size_in_bytes
 
 
 def show(cost: Estimate) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import pathlib
+import signal
 import sys
 from collections.abc import Callable
 
@@ -90,7 +92,11 @@ def _join() -> None:
         )
     if where == "auto":
         try:
-            jax.distributed.initialize()
+            jax.distributed.initialize(
+                initialization_timeout=_START_SECONDS,
+                heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
+                shutdown_timeout_seconds=_HEARTBEAT_SECONDS,
+            )
         except (ValueError, jax.errors.JaxRuntimeError) as error:
             raise ValueError(
                 f"--coordinator=auto: expected a cluster that tells its processes, "
@@ -123,12 +129,25 @@ def _join() -> None:
             ) from error
 
 
+def _expect_abort() -> None:
+    """Explains what JAX does where process 0 is gone: it aborts, whatever runs.
+
+    Python's own handlers wait until what runs is done, and an abort waits for nobody.
+    """
+    ctypes.CDLL(None).signal(signal.SIGABRT, _on_abort)
+
+
+@ctypes.CFUNCTYPE(None, ctypes.c_int)
+def _on_abort(_: int) -> None:
+    _lost("JAX aborted, see above")
+
+
 def is_first() -> bool:
     """Tells whether this is the process that prints and writes."""
     return jax.process_index() == 0
 
 
-def _lost(error: BaseException) -> None:
+def _lost(error: BaseException | str) -> None:
     """Ends this process, since another one of the run is gone."""
     kept = "start all of them again and the run goes on from its last checkpoint"
     lost = "start all of them again; without --workdir nothing was kept"
@@ -166,6 +185,8 @@ def run(main: Callable[..., None], folders: bool = False) -> None:
             programs.trim(pathlib.Path(_CACHE.value).glob("*-cache"))
         try:
             _join()
+            if _COORDINATOR.value:
+                _expect_abort()
             main(arguments[1:]) if folders else main()
         except jax.errors.JaxRuntimeError as error:
             if not _COORDINATOR.value or str(error).startswith(_OUR_OWN):

@@ -34,7 +34,9 @@ def _main() -> None:
     workdir = main.WORKDIR.value or None
     ready = experiment.build(config, workdir=workdir, cache=main.DATA_CACHE.value)
     if _DRY_RUN.value:
-        print(dry_run.show(dry_run.estimate(config, ready)))
+        cost = dry_run.estimate(config, ready)
+        if main.is_first():
+            print(dry_run.show(cost))
         return
     records = experiment.run(
         config,

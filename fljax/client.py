@@ -158,12 +158,12 @@ def shuffle(key: types.Key, capacity: int, count: types.Array) -> types.Array:
 
 def _batches(key, indices, count, training: Training):
     """Returns (step) -> (example indices [B], mask [B])."""
-    orders = [
-        indices[shuffle(jax.random.fold_in(key, epoch), indices.shape[0], count)]
-        for epoch in range(training.local_epochs)
-    ]
-    order = jnp.stack(orders)
     size = training.batch_size
+
+    def of_epoch(epoch):
+        return shuffle(jax.random.fold_in(key, epoch), indices.shape[0], count)
+
+    order = indices[jax.vmap(of_epoch)(jnp.arange(training.local_epochs))]
 
     def batch(step):
         steps = jnp.maximum(-(-count // size), 1)
@@ -281,7 +281,7 @@ def train(
     """
     spec = plan_spec(plan, training)
     mask = _window(plan, net.num_blocks)
-    start, _ = trees.split(state, mask)
+    start = trees.keep(state, mask)
     params = tuple(None if block is None else block["params"] for block in start)
     optimiser = partitioned(make_optimiser(training, learning_rate), mask, params)
     shuffle_key, noise_key = jax.random.split(key)

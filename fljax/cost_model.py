@@ -254,13 +254,6 @@ def _full(counts: Sequence[types.BlockCounts]) -> np.ndarray:
     return np.array([[0, len(counts) - 1]])
 
 
-def _masks(windows: np.ndarray, num_blocks: int) -> tuple[np.ndarray, ...]:
-    """Return which blocks lie before, in and after each window: three 0/1 [P, n]."""
-    block = np.arange(num_blocks)
-    before, after = block < windows[:, :1], block > windows[:, 1:]
-    return before.astype(float), (~before & ~after).astype(float), after.astype(float)
-
-
 def _columns(counts: Sequence[types.BlockCounts]) -> dict[str, np.ndarray]:
     """Return every count by name, float64 [n]."""
     columns = np.array(counts, np.float64).T
@@ -276,7 +269,7 @@ def time_terms(
       [P, T], in the order of `TIME`.
     """
     count = _columns(counts)
-    before, trained, after = _masks(windows, len(counts))
+    before, trained, after = generic_costs.masks(windows, len(counts))
     passes = 3 * trained - (np.arange(len(counts)) == windows[:, :1])
     floats, depthwise = count["float_macs"], count["depthwise_macs"]
     fixed = count["macs"] - floats
@@ -306,7 +299,7 @@ def memory_terms(
       [P, T], in the order of `MEMORY`.
     """
     count = _columns(counts)
-    before, trained, after = _masks(windows, len(counts))
+    before, trained, after = generic_costs.masks(windows, len(counts))
     of_an_example = [
         trained @ count["kept"],
         trained @ count["values"],

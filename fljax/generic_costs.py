@@ -75,7 +75,7 @@ def predict(
     return time, memory
 
 
-def _masks(windows: np.ndarray, num_blocks: int) -> tuple[np.ndarray, ...]:
+def masks(windows: np.ndarray, num_blocks: int) -> tuple[np.ndarray, ...]:
     """Return which blocks lie before, in and after each window: three 0/1 [P, n]."""
     block = np.arange(num_blocks)
     before, after = block < windows[:, :1], block > windows[:, 1:]
@@ -93,7 +93,7 @@ def _time(
     """Return the modelled time of an example, in float32 multiply-accumulates [P]."""
     macs, depthwise = _column(counts, "macs"), _column(counts, "depthwise_macs")
     kept, params = _column(counts, "kept"), _column(counts, "params")
-    before, trained, after = _masks(windows, len(counts))
+    before, trained, after = masks(windows, len(counts))
     # Nothing needs a gradient before the window: its first block makes two passes.
     first = np.arange(len(counts)) == windows[:, :1]
     passes = 3 * trained - first
@@ -111,7 +111,7 @@ def _memory(
 ) -> np.ndarray:
     """Return the modelled peak memory of a step, in float32 values [P]."""
     kept, params = _column(counts, "kept"), _column(counts, "params")
-    before, trained, after = _masks(windows, len(counts))
+    before, trained, after = masks(windows, len(counts))
     values = trained @ kept + KEPT_AFTER * (after @ kept)
     values += KEPT_BEFORE * np.max(before * kept, axis=1)
     return batch * values + params.sum() + TRAINED_COPIES * (trained @ params)

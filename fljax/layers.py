@@ -254,18 +254,16 @@ class Product(nn.Module):
         if self.tracked:
             mean, var = self._running(x.shape[-1])
             if call.running:
-                factor = lax.rsqrt(var.value + norms.EPSILON) * scale
-                offset = bias - mean.value * factor
+                factor, offset = norms.folded(mean.value, var.value, scale, bias)
                 return (x * factor + offset).astype(x.dtype), factor, offset
         y, batch_mean, batch_var, count = norms.batch_norm(x, scale, bias, call.mask)
         changes = self.is_mutable_collection("norms") and not self.is_initializing()
         if self.tracked and changes:
             m = 1.0 if call.fresh else self.momentum
-            unbiased = batch_var * count / jnp.maximum(count - 1, 1)
+            unbiased = norms.unbiased(batch_var, count)
             mean.value = (1 - m) * mean.value + m * batch_mean
             var.value = (1 - m) * var.value + m * unbiased
-        factor = lax.rsqrt(batch_var + norms.EPSILON) * scale
-        return y, factor, bias - batch_mean * factor
+        return y, *norms.folded(batch_mean, batch_var, scale, bias)
 
     def _trained(self, x: types.Array, call: Call) -> types.Array:
         kernel, scale, bias = self._parameters(x.shape[-1])
@@ -318,8 +316,8 @@ class Product(nn.Module):
         if not self.norm:
             return kernel, bias
         mean, var = self._running(kernel.shape[-1])
-        factor = scale * lax.rsqrt(var.value + norms.EPSILON)
-        return kernel * factor, bias - mean.value * factor
+        factor, offset = norms.folded(mean.value, var.value, scale, bias)
+        return kernel * factor, offset
 
     def _freeze(self, channels: int, call: Call) -> operations.Frozen:
         kernel, bias = self._folded(channels)

@@ -1,4 +1,4 @@
-"""Pytree maths: split and merge by a mask, add, scale, sum by weight, check."""
+"""Pytree maths: keep by a mask, subtract, select, sum by weight, string up, check."""
 
 from __future__ import annotations
 
@@ -11,49 +11,22 @@ import jax.numpy as jnp
 from fljax import types
 
 
-def split(tree: tuple, mask: tuple[bool, ...]) -> tuple[tuple, tuple]:
-    """Splits a tuple by a static mask; the other side holds None in its place.
+def keep(tree: tuple, mask: tuple[bool, ...]) -> tuple:
+    """Keeps the items of a tuple by a static mask, None in place of the others.
 
-    None is a tree without leaves, so each half can be differentiated, carried
+    None is a tree without leaves, so what is left can be differentiated, carried
     through a loop or summed on its own.
 
     Example:
-      >>> split(("a", "b", "c"), (True, False, True))
-      (('a', None, 'c'), (None, 'b', None))
+      >>> keep(("a", "b", "c"), (True, False, True))
+      ('a', None, 'c')
     """
-    taken = tuple(x if m else None for x, m in zip(tree, mask, strict=True))
-    left = tuple(None if m else x for x, m in zip(tree, mask, strict=True))
-    return taken, left
-
-
-def merge(taken: tuple, left: tuple) -> tuple:
-    """Undoes `split`.
-
-    Example:
-      >>> merge(("a", None, "c"), (None, "b", None))
-      ('a', 'b', 'c')
-    """
-    return tuple(a if a is not None else b for a, b in zip(taken, left, strict=True))
-
-
-def add(a: types.Tree, b: types.Tree) -> types.Tree:
-    """Adds two trees leaf by leaf."""
-    return jax.tree.map(jnp.add, a, b)
+    return tuple(x if m else None for x, m in zip(tree, mask, strict=True))
 
 
 def subtract(a: types.Tree, b: types.Tree) -> types.Tree:
     """Subtracts tree b from tree a leaf by leaf."""
     return jax.tree.map(jnp.subtract, a, b)
-
-
-def scale(tree: types.Tree, factor: types.Array | float) -> types.Tree:
-    """Multiplies every leaf by a scalar."""
-    return jax.tree.map(lambda x: x * factor, tree)
-
-
-def zeros_like(tree: types.Tree) -> types.Tree:
-    """Makes a tree of zeros of the same shapes and dtypes."""
-    return jax.tree.map(jnp.zeros_like, tree)
 
 
 def select(condition: types.Array, a: types.Tree, b: types.Tree) -> types.Tree:

@@ -91,8 +91,9 @@ def test_totals_are_the_sum_over_clients_of_different_plans(problem):
         for i in range(plan.first, plan.last + 1):
             length = np.linalg.norm(trees.ravel(result.delta[i]["params"]))
             np.testing.assert_allclose(norms[place, 0, i], length, rtol=1e-4)
-            scaled = trees.scale(result.delta[i], weight)
-            deltas[i] = jax.tree.map(np.add, deltas[i], scaled)
+            deltas[i] = jax.tree.map(
+                lambda sum_, d, w=weight: sum_ + w * d, deltas[i], result.delta[i]
+            )
             weights[i] += weight
     # Weights 10 for blocks 3 and 4, 3 for block 2, 5 for all.
     np.testing.assert_array_equal(weights, [5, 5, 8, 15, 15])
@@ -118,7 +119,7 @@ def test_a_client_does_not_depend_on_its_slot_or_company(problem):
     assert losses[1] == turned[1]
     conftest.assert_close(
         trees.unravel(alone.totals.deltas, problem.blocks)[2],
-        trees.scale(one_by_one(problem, MIDDLE, 4).delta[2], 4.0),
+        jax.tree.map(lambda d: 4 * d, one_by_one(problem, MIDDLE, 4).delta[2]),
         1e-5,
     )
 

@@ -54,6 +54,20 @@ def test_fedavg_is_one_program_and_centralized_sends_nothing():
     assert (pooled.programs, pooled.upload_bytes) == (1, 0)
 
 
+@pytest.mark.long
+def test_memory_counts_what_lies_on_the_device_and_old_networks():
+    (settings, ready), gone = made(algorithm="fedavg"), "buffer=4,max_staleness=20"
+    plain = dry_run.estimate(settings, ready).device_bytes
+    settings, ready = made(algorithm="fedavg", clock=gone)
+    weights = 4 * sum(count.params for count in ready.federation.counts)
+    late = dry_run.estimate(settings, ready).device_bytes
+    if plain is None:
+        assert late is None
+        return
+    assert plain > ready.federation.data.x.nbytes + 2 * weights
+    assert 20 * weights <= late - plain < 25 * weights + ready.federation.data.x.nbytes
+
+
 def test_windows_that_share_a_program_are_one():
     settings, ready = made(algorithm="cocofl", client_width=2)
     cost = dry_run.estimate(settings, ready)

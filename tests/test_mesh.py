@@ -223,24 +223,57 @@ def test_two_processes_go_back_together(tmp_path):
     assert_alike(ours, theirs)
 
 
-def test_a_lost_process_ends_the_others_with_a_message(tmp_path):
-    first, second = start_two(tmp_path / "run", 10**6)
+def wait_for(condition):
+    """Waits until a condition holds, two minutes at most."""
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+@pytest.mark.parametrize(
+    ("gone", "compiling"),
+    [
+        (1, False),
+        pytest.param(0, False, marks=pytest.mark.long),
+        pytest.param(0, True, marks=pytest.mark.long),
+        pytest.param(1, True, marks=pytest.mark.long),
+    ],
+)
+def test_a_lost_process_ends_the_others_with_a_message(tmp_path, gone, compiling):
     path = tmp_path / "run" / "metrics.jsonl"
+    network = ("--network=small_convnet",) if compiling else ()
+    processes = start_two(tmp_path / "run", 10**6, *network)
+
+    def lines():
+        return path.read_text().splitlines() if path.exists() else []
+
     try:
-        deadline = time.monotonic() + 120
-        while not path.exists() or len(path.read_text().splitlines()) < 3:
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
-        second.kill()
-        _, error = first.communicate(timeout=120)
+        if compiling:  # that takes longer than this second
+            wait_for((tmp_path / "run" / "config.json").exists)
+            time.sleep(1)
+            assert not lines()
+        else:
+            wait_for(lambda: len(lines()) >= 3)
+        processes[gone].kill()
+        _, error = processes[1 - gone].communicate(timeout=120)
     finally:
-        for process in (first, second):
+        for process in processes:
             process.kill()
             process.communicate()
-    assert first.returncode == 3, error
-    last = [line for line in error.splitlines() if line.startswith("error: process 0")]
-    assert "lost contact with another process" in last[0]
-    assert "goes on from its last checkpoint" in last[0]
+    assert processes[1 - gone].returncode == 3, error
+    last = error.splitlines()[-1]
+    assert last.startswith(f"error: process {1 - gone} of 2 lost contact with another")
+    assert "goes on from its last checkpoint" in last
+    if compiling:
+        return
+    rounds = len(lines()) + 2  # another number of processes goes on
+    single = start(f"--workdir={tmp_path / 'run'}", f"--rounds={rounds}")
+    _, error = single.communicate(timeout=200)
+    assert single.returncode == 0, error
+    assert "resuming" in error
+    records = metrics(tmp_path / "run")
+    assert [record["round"] for record in records] == list(range(rounds))
 
 
 @pytest.mark.parametrize(
