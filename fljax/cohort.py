@@ -16,6 +16,7 @@ Legend: D devices, S slots of a device, K clients of the cohort, W of a chunk.
 from __future__ import annotations
 
 import functools
+import heapq
 from collections.abc import Sequence
 from typing import Any, NamedTuple, TypeVar
 
@@ -201,18 +202,22 @@ def spread(
     size = len(work) if size is None else size
     chunks = -(-size // width)
     room = -(-chunks // devices) * width
-    load = np.zeros(devices)
-    result = []
+    queue, result = [(0.0, d) for d in range(devices)], []  # a heap of (load, device)
     for members in groups:
         ordered = members[np.argsort(-work[members], kind="stable")]
         positions = np.full((devices, room), size, np.int32)
-        sizes = np.zeros(devices, np.int32)
-        for start in range(0, len(ordered), width):
+        sizes, without_room = np.zeros(devices, np.int32), []
+        for start, most in zip(
+            range(0, len(ordered), width), work[ordered[::width]].tolist(), strict=True
+        ):
             chunk = ordered[start : start + width]
-            d = int(np.argmin(np.where(sizes < room, load, np.inf)))
+            load, d = heapq.heappop(queue)
             positions[d, sizes[d] : sizes[d] + len(chunk)] = chunk
             sizes[d] += len(chunk)
-            load[d] += width * work[chunk[0]]
+            left = queue if sizes[d] < room else without_room
+            heapq.heappush(left, (load + width * most, d))
+        for device in without_room:
+            heapq.heappush(queue, device)
         result.append(Group(positions, sizes))
     return result
 
