@@ -12,6 +12,7 @@ from collections.abc import Callable
 import jax
 from absl import app, flags, logging
 
+from experiments import interrupts
 from fljax import alerts
 
 _CACHE = flags.DEFINE_string(
@@ -203,7 +204,13 @@ def run(main: Callable[..., None], folders: bool = False) -> None:
             kept = "the same command goes on from here"
             lost = "without --workdir nothing is kept"
             print(f"stopped; {kept if WORKDIR.value else lost}", file=sys.stderr)
-            return 130
+            return interrupts.CODE
         return 0
 
-    app.run(guarded, flags_parser=lambda given: _parse(given, folders))
+    try:
+        with interrupts.heard():
+            app.run(guarded, flags_parser=lambda given: _parse(given, folders))
+    except SystemExit as end:
+        if end.code == interrupts.CODE:
+            interrupts.leave()
+        raise

@@ -206,7 +206,8 @@ def spread(
     for members in groups:
         ordered = members[np.argsort(-work[members], kind="stable")]
         positions = np.full((devices, room), size, np.int32)
-        sizes, without_room = np.zeros(devices, np.int32), []
+        sizes = np.zeros(devices, np.int32)
+        without_room: list[tuple[float, int]] = []
         for start, most in zip(
             range(0, len(ordered), width), work[ordered[::width]].tolist(), strict=True
         ):

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from absl import flags
 
-from experiments import main
+from experiments import interrupts, main
 from fljax import client, devices, mesh, plans, quant, types
 from fljax.algorithms import averaging
 from fljax.data import partition
@@ -165,6 +165,7 @@ def call(capsys, monkeypatch):
         flags.FLAGS.unparse_flags()
         command = [f"python -m {module.__name__}", *map(str, arguments)]
         monkeypatch.setattr(sys, "argv", command)
+        monkeypatch.setattr(interrupts, "leave", lambda: None)
         with pytest.raises(SystemExit) as stop:
             main.run(module._main, **options)
         return Outcome(stop.value.code, *capsys.readouterr())
