@@ -45,7 +45,7 @@ from fljax import (
     writers,
 )
 from fljax.algorithms import averaging, cocofl
-from fljax.data import load, partition
+from fljax.data import checks, load, partition
 from fljax.models import network
 
 
@@ -291,7 +291,7 @@ def build(
     """Loads data and makes everything that does not depend on the algorithm.
 
     Args:
-      config: checked.
+      config: of the run.
       data: instead of loading `config.dataset`.
       workdir: run folder whose vocabulary is to be used, if it has one.
       cache: folder that keeps decoded data; empty: none.
@@ -304,8 +304,8 @@ def build(
       ValueError: one line that names the flag or file, what was expected and what
         came.
     """
-    if data is None:
-        data = _load(config, workdir, cache)
+    configs.check(config)
+    data = _load(config, workdir, cache) if data is None else checks.made_by_hand(data)
     net = net or _network(config, data)
     running = config.norm_statistics == "running"
     parts = split(config, data)

@@ -18,7 +18,7 @@ from flax import linen as nn
 
 from experiments import compare, experiment, train
 from experiments import config as configs
-from fljax import flax_block, models
+from fljax import flax_block, models, types
 from fljax.data import text
 from fljax.models import network
 from tests import conftest
@@ -401,6 +401,27 @@ def test_bad_data_is_refused_in_one_line(call, tmp_path, changes, flags_too, wor
     done = call(train, *FEDAVG, f"--dataset=npz:{path}", *flags_too)
     of_data = not flags_too
     assert_refused(done, *words, *([str(path), "--dataset"] if of_data else []))
+
+
+@pytest.mark.parametrize(
+    ("fields", "changes", "words"),
+    [
+        ({"lr": -1.0}, {}, "--lr: expected a number above 0, got -1"),
+        ({"rounds": -1}, {}, "--rounds: expected 1 or more, got -1"),
+        ({"algorithm": "fedvg"}, {}, "did you mean 'fedavg'"),
+        ({}, {"y_train": np.zeros(5, int)}, "one row an example, got 8 and 5 rows"),
+        ({}, {"x_test": _zeros(4, 9, 9, 1)}, "x_train and x_test must have the same"),
+        ({}, {"num_classes": 1}, "num_classes must be above all labels, got 1 and a"),
+    ],
+)
+def test_what_a_notebook_makes_is_checked_as_flags_and_files_are(
+    fields, changes, words
+):
+    settings = configs.Config(num_clients=2, clients_per_round=1, **fields)
+    y = np.arange(8) % 2
+    data = types.Dataset(_zeros(8, 8, 8, 1), y, _zeros(4, 8, 8, 1), y[:4], 2)
+    with pytest.raises(ValueError, match=words):
+        experiment.build(settings, data._replace(**changes))
 
 
 def test_other_data_under_the_same_path_are_refused_on_resume(call, tmp_path):

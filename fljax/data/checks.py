@@ -42,17 +42,28 @@ def dataset(name: str, arrays: Mapping[str, np.ndarray]) -> types.Dataset:
         users = _user_codes(name, arrays["users"])
         _check_lengths(name, x_train=x_train, users=users)
     known = int(max(y_train.max(), y_test.max())) + 1
+    classes = int(arrays.get("num_classes", known))
+    if classes < known:
+        raise ValueError(
+            f"{name}: num_classes must be above all labels, got {classes} and a label "
+            f"{known - 1}"
+        )
     tokenizer = arrays.get("tokenizer")
     return types.Dataset(
         x_train,
         y_train,
         x_test,
         y_test,
-        int(arrays.get("num_classes", known)),
+        classes,
         users,
         vocabulary,
         None if tokenizer is None else np.asarray(tokenizer).tobytes(),
     )
+
+
+def made_by_hand(data: types.Dataset) -> types.Dataset:
+    """Checks a data set that no loader has made, as `dataset` does."""
+    return dataset("data", {k: v for k, v in data._asdict().items() if v is not None})
 
 
 def _tokens(name: str, key: str, x: np.ndarray) -> np.ndarray:
