@@ -16,7 +16,9 @@ from experiments import config as configs
 from experiments import main, plots
 from fljax import writers
 
-_OUT = flags.DEFINE_string("out", "curves.png", "The PNG file to write.")
+_OUT = flags.DEFINE_string(
+    "out", "curves.png", "The file to write: .png, .pdf or .svg."
+)
 _APART = flags.DEFINE_bool(
     "apart", False, "Give every run panels of its own, for runs on different data."
 )
@@ -51,7 +53,12 @@ def _named(folders: Sequence[str]) -> dict[str, pathlib.Path]:
 def _main(folders: Sequence[str]) -> None:
     if not folders:
         raise ValueError("expected folders of runs, such as runs/x, got none")
-    shares = _shares()
+    shares, out = _shares(), pathlib.Path(_OUT.value)
+    if out.suffix not in plots.FORMATS or not out.parent.is_dir():
+        raise ValueError(
+            f"--out: expected a file {', '.join(plots.FORMATS)} in a folder that is "
+            f"there, got {_OUT.value!r}"
+        )
     runs = {}
     for name, folder in _named(folders).items():
         runs[name] = writers.read_metrics(folder)

@@ -1,4 +1,4 @@
-"""Curves of runs, as one PNG: algorithms compared, or single runs as they went."""
+"""Curves of runs, as one picture: algorithms compared, or single runs as they went."""
 
 from __future__ import annotations
 
@@ -46,6 +46,8 @@ _FIXED = (
 _MARKERS = 8  # on a line, about
 _MB = 1e6  # bytes
 
+FORMATS = (".png", ".pdf", ".svg")  # of the files that are written
+
 
 def curves(
     runs: Mapping[str, Sequence[Sequence[Record]]], path: str | os.PathLike[str]
@@ -60,7 +62,7 @@ def curves(
       runs: algorithm -> a list over seeds of metrics records in order of rounds, with
         `round`, `upload_bytes` and, on evaluated rounds, `test_accuracy` and
         `worst_tier_accuracy` or `tier_accuracy`.
-      path: the PNG file to write, 1200 pixels wide.
+      path: the file to write, its format by its name (`FORMATS`); 1200 pixels wide.
     """
     panels: tuple[tuple[str, str, Callable[[Sequence[Record]], Curve]], ...] = (
         ("round", "test accuracy (%)", _test_by_round),
@@ -80,7 +82,7 @@ def curves(
             _draw(panel, seeds, style, f"{name} ({count})")
         _dress(panel, x_label, y_label)
     _add_legend(page)
-    page.savefig(path, format="png")
+    page.savefig(path)
 
 
 def settings(
@@ -91,7 +93,7 @@ def settings(
 
     Args:
       result: setting -> variant -> seeds -> metrics records, as of `curves`.
-      path: the PNG file to write.
+      path: the file to write, its format by its name (`FORMATS`).
     """
     columns = min(len(result), 2)
     rows = -(-len(result) // columns)
@@ -108,7 +110,7 @@ def settings(
     for panel in panels[len(result) :]:
         panel.remove()
     _add_legend(page)
-    page.savefig(path, format="png")
+    page.savefig(path)
 
 
 def histories(
@@ -125,7 +127,7 @@ def histories(
     Args:
       runs: name -> metrics records in order of rounds, with `round`, `train_loss` and,
         on evaluated rounds, `test_accuracy` and `test_loss`.
-      path: the PNG file to write.
+      path: the file to write, its format by its name (`FORMATS`).
       apart: every run has panels of its own, under its name; else all share them, with
         a legend.
       majority: shares of the most frequent class, one for each run or one for all;
@@ -162,7 +164,7 @@ def histories(
         _dress(in_time, "virtual time (s)", "test accuracy (%)")
     if not apart:
         _add_legend(page)
-    page.savefig(path, format="png")
+    page.savefig(path)
 
 
 def _add_history(

@@ -125,8 +125,8 @@ class Progress:
         """Show that a round has finished.
 
         Args:
-          record: its metrics: `round`, and `train_loss`, `test_loss` and
-            `test_accuracy` where it has them.
+          record: its metrics: `round`, and `train_loss`, `test_loss`, `test_accuracy`,
+            `events` and `refused` where it has them.
         """
         done = record["round"] + 1
         values = _values(record)
@@ -175,12 +175,15 @@ class Progress:
 
 
 def _values(record: Mapping[str, Any]) -> dict[str, str]:
-    """Format the loss and the accuracy that a record has."""
+    """Format loss, accuracy, and who was left where some were not."""
     values = {}
     for name, keys in (("loss", _LOSS), ("accuracy", _ACCURACY)):
         found = [record[key] for key in keys if record.get(key) is not None]
         if found:
             values[name] = f"{found[0]:.3f}"
+    if record.get("events") or record.get("refused"):
+        values["clients"] = str(record["participants"])
+        values["refused"] = str(len(record.get("refused", ())))
     return values
 
 

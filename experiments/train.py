@@ -51,7 +51,7 @@ def _main() -> None:
     last = simulation.final_evaluation(records)
     tiers = ", ".join(f"{k} {v:.4f}" for k, v in last["tier_accuracy"].items())
     print(
-        f"round {last['round']}: test accuracy {last['test_accuracy']:.4f}, "
+        f"after {last['round'] + 1} rounds: test accuracy {last['test_accuracy']:.4f}, "
         f"test loss {last['test_loss']:.4f}, tiers {tiers}"
     )
 

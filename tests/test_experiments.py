@@ -56,8 +56,8 @@ def test_a_run_folder_holds_config_metrics_events_and_checkpoints(call, tmp_path
     done = call(train, *FEDAVG, "--rounds=3", "--eval_every=2", f"--workdir={folder}")
     assert done.code == 0
     assert re.fullmatch(
-        r"round 2: test accuracy 0\.\d{4}, test loss \d\.\d{4}, tiers strong 0\.\d{4}, "
-        r"medium 0\.\d{4}, weak 0\.\d{4}\n",
+        r"after 3 rounds: test accuracy 0\.\d{4}, test loss \d\.\d{4}, "
+        r"tiers strong 0\.\d{4}, medium 0\.\d{4}, weak 0\.\d{4}\n",
         done.out,
     )
     (events,) = folder.glob("events.out.tfevents.*")
@@ -87,7 +87,7 @@ def test_a_run_folder_holds_config_metrics_events_and_checkpoints(call, tmp_path
     assert list(tiers) == ["strong", "medium", "weak"]
     assert last["worst_tier_accuracy"] == min(tiers.values())
     assert last["tier_spread"] == max(tiers.values()) - min(tiers.values())
-    assert f"round 2: test accuracy {last['test_accuracy']:.4f}" in done.out
+    assert f"after 3 rounds: test accuracy {last['test_accuracy']:.4f}" in done.out
 
 
 def test_config_json_is_resolved_and_names_versions_and_device(call, tmp_path):

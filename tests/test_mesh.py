@@ -196,7 +196,7 @@ def test_two_processes_give_what_one_gives_and_one_goes_on(tmp_path):
     both = start_two(tmp_path / "two", 3)
     outputs = [process.communicate(timeout=200) for process in both]
     assert [process.returncode for process in both] == [0, 0], outputs
-    assert "round 2: test accuracy" in outputs[0][0]
+    assert "after 3 rounds: test accuracy" in outputs[0][0]
     assert "round" not in "".join(outputs[1])  # process 0 alone writes and prints
     for folder in ("one", "two"):
         single = start(f"--workdir={tmp_path / folder}", "--rounds=5")

@@ -186,7 +186,13 @@ def test_the_command_names_runs_by_what_tells_them_apart(call, tmp_path, page):
         ),
         (
             ["{}/a/seed_1", "--out={}/none/x.png"],
-            "[Errno 2] No such file or directory: '{}/none/x.png'",
+            "--out: expected a file .png, .pdf, .svg in a folder that is there, got "
+            "'{}/none/x.png'",
+        ),
+        (
+            ["{}/a/seed_1", "--out={}/x.xyz"],
+            "--out: expected a file .png, .pdf, .svg in a folder that is there, got "
+            "'{}/x.xyz'",
         ),
     ],
 )

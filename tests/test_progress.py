@@ -28,6 +28,21 @@ def test_one_line_a_round_where_there_is_no_terminal():
     assert re.fullmatch(r"\[cocofl\] round 13/100 \d+\.\d s eta \d+:\d\d", third)
 
 
+def test_who_was_left_is_shown_where_some_were_not():
+    stream = io.StringIO()
+    with progress.Progress(2, stream=stream) as shown:
+        shown.update({"round": 0, "participants": 10, "events": {}})
+        record = {
+            "participants": 4,
+            "events": {"lost": [3, 5]},
+            "refused": [1, 2, 7, 8],
+        }
+        shown.update({"round": 1, **record})
+    first, second = stream.getvalue().splitlines()
+    assert "clients" not in first
+    assert "clients 4 refused 4" in second
+
+
 def test_lines_go_to_stderr_and_the_label_may_be_missing(capsys):
     with progress.Progress(2) as shown:
         shown.update({"round": 0, "train_loss": 0.5, "test_loss": 0.75})
