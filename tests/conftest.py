@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from absl import flags
+from jax.experimental.compilation_cache import compilation_cache
 
 from experiments import interrupts, main
 from fljax import client, devices, mesh, plans, quant, types
@@ -25,6 +26,8 @@ from fljax.models import mobilenetv2, network, small_convnet
 SHARED = pathlib.Path(__file__).resolve().parents[2] / "shared"
 
 jax.config.update("jax_debug_key_reuse", True)
+# What an earlier session of tests left in the user's cache takes no part in this one.
+flags.FLAGS.set_default("compilation_cache", "")
 hypothesis.settings.register_profile(
     "fljax", derandomize=True, deadline=None, max_examples=30, database=None
 )
@@ -44,6 +47,18 @@ def shared():
     if not SHARED.is_dir():
         pytest.skip(f"needs the reference's figures in {SHARED}")
     return SHARED
+
+
+@pytest.fixture
+def kept(tmp_path):
+    """Gives the folder that compiled programs are kept in, of this test alone."""
+    name = "jax_compilation_cache_dir"
+    old = jax.config.values[name]
+    jax.config.update(name, str(tmp_path))
+    compilation_cache.reset_cache()  # JAX would stay with the folder before
+    yield tmp_path
+    jax.config.update(name, old)
+    compilation_cache.reset_cache()
 
 
 class Problem(NamedTuple):

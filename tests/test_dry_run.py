@@ -114,7 +114,7 @@ def test_a_rehearsal_is_what_the_rounds_do_without_training(fed):
     assert list(seen.tiers) == ["strong", "weak"]
 
 
-def test_what_is_kept_on_disk_does_not_count(tmp_path, monkeypatch):
+def test_what_is_kept_on_disk_does_not_count(kept, monkeypatch):
     fresh = []
 
     def compile_anew(lowered, path):
@@ -123,15 +123,10 @@ def test_what_is_kept_on_disk_does_not_count(tmp_path, monkeypatch):
 
     compile_it = programs._compile
     monkeypatch.setattr(programs, "_compile", compile_anew)
-    old = jax.config.values["jax_compilation_cache_dir"]
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path))
-    try:
-        for _ in range(2):
-            cohort._programs.clear()
-            dry_run.estimate(*made())
-        assert jax.config.values["jax_compilation_cache_dir"] == str(tmp_path)
-    finally:
-        jax.config.update("jax_compilation_cache_dir", old)
+    for _ in range(2):
+        cohort._programs.clear()
+        dry_run.estimate(*made())
+    assert jax.config.values["jax_compilation_cache_dir"] == str(kept)
     assert fresh == [None, None]
 
 

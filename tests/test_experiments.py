@@ -29,7 +29,6 @@ SMALL = (
     "--network=logistic",
     "--num_clients=12",
     "--clients_per_round=3",
-    "--compilation_cache=",
     "--data_cache=",
 )
 FEDAVG = ("--algorithm=fedavg", *SMALL)

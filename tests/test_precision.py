@@ -106,7 +106,10 @@ def test_networks_of_tokens_are_refused():
     x, y = np.ones((8, 6), np.int32), np.zeros(8, np.int32)
     data = types.Dataset(x, y, x, y, 5, vocabulary=5)
     settings = configs.Config(
-        network="char_transformer", num_clients=2, precision="bfloat16"
+        network="char_transformer",
+        num_clients=2,
+        clients_per_round=2,
+        precision="bfloat16",
     )
     with pytest.raises(ValueError, match="--precision: expected float32 for network"):
         experiment.build(settings, data)

@@ -40,13 +40,10 @@ def request(factor=3, shape=(2,), keep=True):
 
 
 @pytest.fixture
-def folder(tmp_path):
+def folder(kept):
     """Gives the folder of programs, of this test alone."""
-    old = jax.config.values["jax_compilation_cache_dir"]
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path))
     TRACED.clear()
-    yield tmp_path / "programs"
-    jax.config.update("jax_compilation_cache_dir", old)
+    return kept / "programs"
 
 
 def run(wanted):
