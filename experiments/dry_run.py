@@ -77,7 +77,8 @@ def estimate(config: configs.Config, ready: experiment.Experiment) -> Estimate:
     plan = mixed[0] if mixed else plans.full(fed.net.num_blocks)
     compile_seconds, step_seconds, size = _measure(fed, seen.state, plan)
     training = seen.steps * step_seconds / fed.devices.size
-    batches = ready.evaluator.examples / config.batch_size
+    real = client.fitting(fed.training, fed.shards.indices.shape[1])
+    batches = ready.evaluator.examples / real.batch_size
     evaluation = _EVALUATION * batches * step_seconds / config.eval_every
     round_seconds = training + evaluation / fed.devices.size
     return Estimate(

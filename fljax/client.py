@@ -145,6 +145,11 @@ def steps_of(count, training: Training):
     return training.local_epochs * (-(-count // training.batch_size))
 
 
+def fitting(training: Training, capacity: int) -> Training:
+    """Makes batches no larger than a shard can be; the rest would all be padding."""
+    return training._replace(batch_size=min(training.batch_size, capacity))
+
+
 def shuffle(key: types.Key, capacity: int, count: types.Array) -> types.Array:
     """Draws an order of the first `count` of `capacity` slots; the others come last.
 

@@ -353,6 +353,7 @@ def _run_on_device(
 ) -> Sums:
     """Runs one device's share of a group: its row of the sums and of the group."""
     sums, group = (jax.tree.map(lambda x: x[0], tree) for tree in (sums, group))
+    training = client.fitting(training, clients.indices.shape[1])
     rounding = None
     if client.plan_spec(plan, training).rounding == "stochastic":
         rounding = jax.random.fold_in(round_key, ROUNDING_TAG)

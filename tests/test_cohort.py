@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fljax import cohort, mesh, plans, trees
+from fljax import client, cohort, mesh, plans, trees
 from tests import conftest
 
 FULL, MIDDLE, LATE = conftest.FULL, conftest.MIDDLE, conftest.LATE
@@ -109,6 +109,18 @@ def test_width_and_padding_do_not_matter(problem, width):
     ours = cohort.total(run(problem, MIDDLE, [0, 1, 4], width=width))
     conftest.assert_close(ours, theirs, 1e-5)
     assert ours.losses[2] == 0  # client 3 is in the cohort, not in the group
+
+
+def test_batches_larger_than_every_shard_are_cut_to_the_largest(problem):
+    capacity = problem.shards.indices.shape[1]
+    assert capacity == max(conftest.COUNTS)
+    large, whole = (problem.training._replace(batch_size=b) for b in (64, capacity))
+    assert client.fitting(large, capacity) == whole
+    assert client.fitting(whole._replace(batch_size=4), capacity).batch_size == 4
+    ours = run(problem, MIDDLE, [1], training=large)
+    conftest.assert_same_bits(ours, run(problem, MIDDLE, [1], training=whole))
+    result = one_by_one(problem._replace(training=large), MIDDLE, 1)  # of 64 rows
+    np.testing.assert_allclose(cohort.total(ours).losses[1], result.loss, rtol=1e-5)
 
 
 def test_a_client_does_not_depend_on_its_slot_or_company(problem):
