@@ -334,7 +334,8 @@ def build(
     rules = configs.settings("clock", config.clock, clock.Clock)
     most = arrivals.most_arrivals(rules, config.clients_per_round)
     share = -(-config.clients_per_round // over.size)
-    fitting = cohort.default_width(counts, training, share)
+    real = client.fitting(training, shards.indices.shape[1])
+    fitting = cohort.default_width(counts, real, share)
     width = min(config.client_width or fitting, -(-most // over.size))
     fed = federation.Federation(
         net=net,
@@ -492,6 +493,17 @@ def _digest(devices: fleet.Fleet) -> str:
     return digest.hexdigest()
 
 
+def describe(fed: federation.Federation) -> str:
+    """Says in a line what a run trains, on whose data, and on which devices."""
+    params = sum(count.params for count in fed.counts)
+    there, counts = fed.devices.devices, fed.shards.counts
+    return (
+        f"{fed.net.name} of {params:,} parameters; {counts.sum():,} examples of "
+        f"{len(counts):,} clients; on {there.size} x {there.flat[0].device_kind}, "
+        f"{fed.width} client{'s' * (fed.width > 1)} at a time on each"
+    )
+
+
 def _keep_tokenizer(workdir: str, tokenizer: bytes | None) -> None:
     path = pathlib.Path(workdir, TOKENIZER)
     if tokenizer is not None and not path.exists():
@@ -525,6 +537,8 @@ def run(
         def start(first: int) -> None:  # the folder is this run's by now
             if workdir is not None:
                 _keep_tokenizer(workdir, ready.tokenizer)
+            if first < config.rounds:
+                bar.message(describe(ready.federation))
             bar.start(first)
 
         hooks = hooks._replace(start=start)

@@ -12,7 +12,7 @@ from typing import Any, Self, TextIO
 _LOSS = ("train_loss", "test_loss")  # the first that a record has is shown
 _ACCURACY = ("test_accuracy",)
 _EVERY = 10  # seconds between the lines of a load
-_RECENT = 20  # rounds that the estimate looks back; early ones compile
+_RECENT = 20  # rounds that the estimate looks back
 
 
 class Loading:
@@ -93,9 +93,10 @@ class Progress:
         self._label = label
         self._stream = sys.stderr if stream is None else stream
         self._shown: dict[str, str] = {}
-        self._ends = collections.deque(
-            [(first_round, time.monotonic())], maxlen=_RECENT + 1
+        self._ends: collections.deque[tuple[int, float]] = collections.deque(
+            maxlen=_RECENT + 1
         )
+        self._begin(first_round)
         self._bar = self._open_bar(first_round) if self._stream.isatty() else None
 
     def _open_bar(self, first_round: int) -> Any:
@@ -115,11 +116,15 @@ class Progress:
 
     def start(self, first_round: int) -> None:
         """Begin counting at a round: above 0 when a run resumes."""
-        self._ends.clear()
-        self._ends.append((first_round, time.monotonic()))
+        self._begin(first_round)
         if self._bar is not None:
             self._bar.initial = self._bar.n = first_round
             self._bar.refresh()
+
+    def _begin(self, first_round: int) -> None:
+        self._ends.clear()
+        self._ends.append((first_round, time.monotonic()))
+        self._with_first = True  # counts the first round, which compiles
 
     def update(self, record: Mapping[str, Any]) -> None:
         """Show that a round has finished.
@@ -140,6 +145,9 @@ class Progress:
     def _write_line(self, done: int, values: Mapping[str, str]) -> None:
         before = self._ends[-1]
         self._ends.append((done, time.monotonic()))
+        if len(self._ends) == 3 and self._with_first:
+            self._ends.popleft()
+            self._with_first = False
         words = [f"{name} {value}" for name, value in values.items()]
         words.append(f"{self._ends[-1][1] - before[1]:.1f} s")
         words.append(f"eta {_clock(self._seconds_left())}")

@@ -47,10 +47,17 @@ def rows(
     return [
         [title for title, _, _ in shown],
         *(
-            [form.format(**of[key]) if key in of else "" for _, form, key in shown]
+            [_cell(form, of[key]) if key in of else "" for _, form, key in shown]
             for of in variants
         ),
     ]
+
+
+def _cell(form: str, figure: Mapping[str, float]) -> str:
+    """Writes a figure; of one seed there is no spread to tell."""
+    if "std" not in figure:
+        form = form.partition(" ±")[0]
+    return form.format(**figure)
 
 
 def numbers(flag: str, texts: Sequence[str]) -> list[int]:
@@ -121,6 +128,11 @@ def _of_run(
     return figures
 
 
+def _over_seeds(values: Sequence[float]) -> dict[str, float]:
+    mean = {"mean": float(np.mean(values))}
+    return mean | {"std": float(np.std(values))} if len(values) > 1 else mean
+
+
 def summarise(
     runs: Mapping[str, Sequence[Sequence[simulation.Record]]], target: float = 0.0
 ) -> dict:
@@ -131,17 +143,14 @@ def summarise(
       target: accuracy whose rounds and hours are wanted, too; 0: none.
 
     Returns:
-      {algorithm: {figure: {"mean": m, "std": s}}}, with the total upload_bytes a
-      plain mean, and tier_accuracy by tier.
+      {algorithm: {figure: {"mean": m, "std": s}}}, without "std" where there is one
+      seed; the total upload_bytes a plain mean, and tier_accuracy by tier.
     """
     summary: dict[str, dict[str, Any]] = {}
     for name, seeds in runs.items():
         figures = [_of_run(records, target) for records in seeds]
         summary[name] = {
-            key: {
-                "mean": float(np.mean([f[key] for f in figures])),
-                "std": float(np.std([f[key] for f in figures])),
-            }
+            key: _over_seeds([f[key] for f in figures])
             for key in figures[0]
             if all(key in f for f in figures)
         }

@@ -133,6 +133,11 @@ def test_config_json_is_resolved_and_names_versions_and_device(call, tmp_path):
 def test_without_a_terminal_a_round_is_a_line_and_compiling_is_announced(call):
     done = call(train, *FEDAVG, "--rounds=4", "--eval_every=2", "--workdir=")
     lines = done.err.splitlines()
+    kind = jax.devices()[0].device_kind
+    assert lines.pop(0) == (
+        "[fedavg] logistic of 650 parameters; 1,437 examples of 12 clients; "
+        f"on 1 x {kind}, 1 client at a time on each"
+    )
     assert lines[0] == "[fedavg] round 0: compiling for plan 0-0"
     line = r"\[fedavg\] round {}/4 loss \d\.\d{{3}}{} \d+\.\d s eta \d+:\d\d"
     accuracy = r" accuracy 0\.\d{3}"

@@ -60,7 +60,8 @@ def test_estimate_extends_the_recent_speed(monkeypatch):
             shown.update({"round": number})
     lines = stream.getvalue().splitlines()
     assert lines[0] == "[a] round 1/165 100.0 s eta 4:33:20"  # 164 rounds of 100 s
-    assert lines[-1] == "[a] round 40/165 2.0 s eta 4:10"  # 125 of 2 s: first forgotten
+    assert lines[1] == "[a] round 2/165 2.0 s eta 5:26"  # 163 of 2 s: it had compiled
+    assert lines[-1] == "[a] round 40/165 2.0 s eta 4:10"  # 125 of 2 s
 
 
 @pytest.mark.parametrize(

@@ -86,3 +86,10 @@ def test_an_unknown_study_is_refused_in_one_line(call):
     assert done.code == 2
     assert "did you mean 'imbalance'" in done.err
     assert done.err.count("\n") == 1
+
+
+def test_of_one_seed_there_is_no_spread():
+    columns = (("accuracy", "{mean:.2f} ± {std:.2f}", "test_accuracy"),)
+    one, two = ({"test_accuracy": summary._over_seeds(v)} for v in ([0.5], [0.5, 0.7]))
+    assert one == {"test_accuracy": {"mean": 0.5}}
+    assert summary.rows(columns, [one, two])[1:] == [["0.50"], ["0.60 ± 0.10"]]
