@@ -5,6 +5,7 @@ activations [B, ..., C] everywhere, as linen does, and would need a `[None]` an 
 """
 
 import functools
+import os
 import pathlib
 import sys
 from typing import NamedTuple
@@ -35,10 +36,15 @@ hypothesis.settings.load_profile("fljax")
 
 
 def pytest_configure(config):
-    """Turns warnings into errors, and leaves long tests to `-m long`."""
+    """Turns warnings into errors, and leaves long tests to `-m long`.
+
+    Long tests run what users run. The others, which compile for most of their time, do
+    without LLVM's optimisation of it, which takes two fifths of that.
+    """
     config.addinivalue_line("filterwarnings", "error")
     if not config.option.markexpr:
         config.option.markexpr = "not long"
+        os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 
 
 @pytest.fixture(scope="session")
@@ -111,12 +117,19 @@ def make_data(seed: int = 0, examples: int = 40, classes: int = 3) -> client.Dat
     )
 
 
+def start(net: network.Network, spec: quant.Spec = quant.DEFAULT) -> tuple[dict, ...]:
+    """Draws and calibrates a network by the program that algorithms start with.
+
+    Operation by operation it would compile a hundred.
+    """
+    return averaging._initial_jitted()(jax.random.key(0), net=net, spec=spec)
+
+
 @pytest.fixture(scope="session")
 def problem():
     """Makes the problem once: what has the same shapes compiles once a session."""
     spec = quant.DEFAULT
-    # The program that algorithms start with: it compiles once for both.
-    blocks = averaging._initial_jitted()(jax.random.key(0), net=NET, spec=spec)
+    blocks = start(NET, spec)
     order = np.random.default_rng(1).permutation(40)
     return Problem(
         NET,

@@ -19,6 +19,7 @@ from fljax import (
     types,
 )
 from fljax.models import network, transformer
+from tests import conftest
 
 BEFORE, TRAINED, AFTER = (
     types.Role.FROZEN_BEFORE,
@@ -44,8 +45,7 @@ def make(**fields):
 @pytest.fixture(scope="module")
 def prepared():
     net = make()
-    state = network.init(net, jax.random.key(0))
-    return net, client.calibrate(net, state, quant.DEFAULT, jax.random.key(1))
+    return net, conftest.start(net)
 
 
 def test_sinusoids_by_hand():
@@ -102,8 +102,7 @@ def test_padding_changes_nothing(prepared):
 @pytest.mark.parametrize("spec", [quant.DEFAULT, quant.REFERENCE, quant.FLOAT])
 def test_frozen_blocks_are_the_float_blocks_within_a_few_codes(spec):
     net = make()
-    state = network.init(net, jax.random.key(0))
-    state = client.calibrate(net, state, spec, jax.random.key(1))
+    state = conftest.start(net, spec)
     tokens = network.noise(net, jax.random.key(2), 8)
     whole = [layers.Call(spec=spec)] * net.num_blocks
     exact, _ = network.run(net, state[:3], tokens, whole[:3])
