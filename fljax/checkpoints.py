@@ -110,9 +110,8 @@ def restore(folder: writers.Folder, template: types.Tree) -> Restored | None:
         return Restored(round, state, tuple(notes))
     if failures:
         raise ValueError(
-            f"no checkpoint in {folder} can be used ({'; '.join(failures)}); put a "
-            f"good one back, or delete {pathlib.Path(folder) / _CHECKPOINTS} to start "
-            f"at round 0"
+            f"no checkpoint in {pathlib.Path(folder) / _CHECKPOINTS} can be used "
+            f"({'; '.join(failures)})"
         )
     return None
 

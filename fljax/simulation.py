@@ -463,6 +463,31 @@ def run_in_folder(
         return _state(kept or carry), writers.read_metrics(folder.path)
 
 
+def restore(
+    workdir: str,
+    algorithm: averaging.Algorithm,
+    rollback: guard.Guard | None = None,
+) -> tuple[averaging.State, int]:
+    """Reads the state that a run folder holds, also while the run goes on.
+
+    Args:
+      workdir: the run folder.
+      algorithm: of the same settings as the run's.
+      rollback: the run's guard, if it has one.
+
+    Returns:
+      The state, of which `server.blocks` is the network, and the rounds behind it.
+
+    Raises:
+      ValueError: there is no checkpoint, or none that fits the algorithm.
+    """
+    path = pathlib.Path(workdir)
+    found = checkpoints.restore(path, _carry(algorithm.init(), rollback))
+    if found is None:
+        raise ValueError(f"expected a run folder with checkpoints, got {workdir}")
+    return _state(found.state), found.round
+
+
 def _finished(workdir: str | pathlib.Path) -> list[Record]:
     """Reads the records of a run without that of a round that ended it."""
     return [r for r in writers.read_metrics(workdir) if "stopped" not in r]
@@ -498,7 +523,12 @@ def _follow(algorithm, rounds: int, evaluator, rollback):
 def _restore(algorithm: averaging.Algorithm, rollback, path: pathlib.Path):
     """Reads the newest sound checkpoint, or starts anew."""
     start = _carry(algorithm.init(), rollback)  # also tells what lies on the host
-    return checkpoints.restore(path, start) or checkpoints.Restored(0, start, ())
+    try:
+        found = checkpoints.restore(path, start)
+    except ValueError as error:
+        advice = "put a good one back, or delete them to start at round 0"
+        raise ValueError(f"{error}; {advice}") from error
+    return found or checkpoints.Restored(0, start, ())
 
 
 def _keep(outcomes, metrics, path, every: int, hooks: Hooks) -> types.Tree | None:

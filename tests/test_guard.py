@@ -650,5 +650,8 @@ def test_a_buffered_run_stopped_at_a_rollback_ends_alike(buffered, tmp_path):
     state, again = play(14)
     whole, _ = simulation.run(algorithm, 14, evaluator, None, watch)
     conftest.assert_same_bits(state, whole)
+    held, rounds = simulation.restore(str(tmp_path), algorithm, watch)
+    assert rounds == 14
+    conftest.assert_same_bits(held, whole)
     without_time = test_simulation.without_time
     assert without_time(again) == without_time(records)

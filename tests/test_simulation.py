@@ -295,6 +295,20 @@ def test_what_was_finished_is_saved_when_a_run_is_stopped(tmp_path, stop):
     assert [record["round"] for record in records] == list(range(8))
 
 
+def test_the_state_of_a_run_folder_is_read(tmp_path):
+    with pytest.raises(ValueError, match="expected a run folder with checkpoints"):
+        simulation.restore(str(tmp_path), counting())
+    in_folder(tmp_path, 5)
+    state, rounds = simulation.restore(str(tmp_path), counting())
+    assert (rounds_of(state), rounds) == (5, 5)
+    other = counting()._replace(
+        init=lambda: averaging.State({"round": jnp.zeros(())}, *EMPTY)
+    )
+    with pytest.raises(ValueError, match="another tree than the template") as error:
+        simulation.restore(str(tmp_path), other)
+    assert "delete" not in str(error.value)
+
+
 @pytest.mark.parametrize(("every", "kept"), [(1, [7, 8]), (3, [6, 8]), (20, [8])])
 def test_checkpoints_keep_their_cadence_and_the_end(tmp_path, every, kept):
     in_folder(tmp_path, 8, checkpoint_every=every)
