@@ -156,9 +156,7 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path, harm, reason):
 )
 def test_no_usable_checkpoint_is_an_error(tmp_path, saved, reason):
     checkpoints.save(tmp_path, 2, saved)
-    with pytest.raises(
-        ValueError, match=f"no checkpoint in .*{reason}.*start at round 0"
-    ):
+    with pytest.raises(ValueError, match=f"no checkpoint in .*{reason}"):
         checkpoints.restore(tmp_path, {"w": np.zeros(3, np.float32)})
 
 

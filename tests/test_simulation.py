@@ -307,6 +307,8 @@ def test_the_state_of_a_run_folder_is_read(tmp_path):
     with pytest.raises(ValueError, match="another tree than the template") as error:
         simulation.restore(str(tmp_path), other)
     assert "delete" not in str(error.value)
+    with pytest.raises(ValueError, match=r"another tree .* to start at round 0"):
+        in_folder(tmp_path, 5, other)
 
 
 @pytest.mark.parametrize(("every", "kept"), [(1, [7, 8]), (3, [6, 8]), (20, [8])])
