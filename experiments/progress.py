@@ -112,6 +112,7 @@ class Progress:
             file=self._stream,
             ncols=None if known else 80,
             dynamic_ncols=known,
+            bar_format="{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]",
         )
 
     def start(self, first_round: int) -> None:
@@ -136,22 +137,24 @@ class Progress:
         done = record["round"] + 1
         values = _values(record)
         self._shown |= values
+        times = self._times(done)
         if self._bar is None:
-            self._write_line(done, values)
+            words = [f"{name} {value}" for name, value in values.items()]
+            words.append(f"{times['round']} eta {times['eta']}")
+            self.message(f"round {done}/{self._total} {' '.join(words)}")
             return
-        self._bar.set_postfix(self._shown, refresh=False)
+        self._bar.set_postfix(self._shown | times, refresh=False)
         self._bar.update(done - self._bar.n)
 
-    def _write_line(self, done: int, values: Mapping[str, str]) -> None:
+    def _times(self, done: int) -> dict[str, str]:
+        """Tell how long a round that has finished took, and the others will."""
         before = self._ends[-1]
         self._ends.append((done, time.monotonic()))
         if len(self._ends) == 3 and self._with_first:
             self._ends.popleft()
             self._with_first = False
-        words = [f"{name} {value}" for name, value in values.items()]
-        words.append(f"{self._ends[-1][1] - before[1]:.1f} s")
-        words.append(f"eta {_clock(self._seconds_left())}")
-        self.message(f"round {done}/{self._total} {' '.join(words)}")
+        took = f"{self._ends[-1][1] - before[1]:.1f} s"
+        return {"round": took, "eta": _clock(self._seconds_left())}
 
     def _seconds_left(self) -> float:
         """Extend the mean speed of the recent rounds to the end."""

@@ -118,3 +118,4 @@ def test_a_bar_on_a_terminal_and_messages_on_lines_of_their_own(columns):
     assert "cocofl: 100%" in shown_lines[1]
     assert "3/3" in shown_lines[1]
     assert "loss=1.500, accuracy=0.250" in shown_lines[1]
+    assert re.search(r"round=\d\.\d s, eta=0:00", shown_lines[1])
