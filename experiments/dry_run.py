@@ -16,7 +16,7 @@ import numpy as np
 from experiments import config as configs
 from experiments import experiment, rehearsal
 from fljax import client, cohort, federation, mesh, plans, programs
-from fljax.algorithms import averaging, centralized
+from fljax.algorithms import averaging
 
 _LOOKED_AT = 1000  # rounds whose plans are drawn; a longer run goes on like them
 _TIMED = 3
@@ -69,8 +69,7 @@ def estimate(config: configs.Config, ready: experiment.Experiment) -> Estimate:
       ValueError: the algorithm's devices cannot run it.
     """
     algorithm = experiment.algorithm(config, ready)
-    pooled = config.algorithm == "centralized"
-    fed = centralized.pooled(ready.federation) if pooled else ready.federation
+    fed = experiment.seen_by(config, ready)
     looked_at = min(config.rounds, _LOOKED_AT)
     seen = rehearsal.rehearse(algorithm, fed, looked_at)
     mixed = [program for program in seen.programs if isinstance(program, plans.Mixed)]
@@ -81,6 +80,7 @@ def estimate(config: configs.Config, ready: experiment.Experiment) -> Estimate:
     batches = ready.evaluator.examples / real.batch_size
     evaluation = _EVALUATION * batches * step_seconds / config.eval_every
     round_seconds = training + evaluation / fed.devices.size
+    sent = 0 if config.algorithm == "centralized" else seen.upload_bytes
     return Estimate(
         rounds=config.rounds,
         programs=len(seen.programs),
@@ -92,7 +92,7 @@ def estimate(config: configs.Config, ready: experiment.Experiment) -> Estimate:
             config.rounds * round_seconds + len(seen.programs) * compile_seconds
         ),
         device_bytes=size,
-        upload_bytes=0 if pooled else seen.upload_bytes * config.rounds // looked_at,
+        upload_bytes=sent * config.rounds // looked_at,
         clock_seconds=seen.clock_seconds * config.rounds / looked_at,
         rehearsal=seen,
     )

@@ -44,7 +44,7 @@ from fljax import (
     typical,
     writers,
 )
-from fljax.algorithms import averaging, cocofl
+from fljax.algorithms import averaging, centralized, cocofl
 from fljax.data import checks, load, partition
 from fljax.models import network
 
@@ -493,14 +493,22 @@ def _digest(devices: fleet.Fleet) -> str:
     return digest.hexdigest()
 
 
+def seen_by(config: configs.Config, ready: Experiment) -> federation.Federation:
+    """Gives the federation as the algorithm has it: centralized pools the clients."""
+    pooled = config.algorithm == "centralized"
+    return centralized.pooled(ready.federation) if pooled else ready.federation
+
+
 def describe(fed: federation.Federation) -> str:
     """Says in a line what a run trains, on whose data, and on which devices."""
     params = sum(count.params for count in fed.counts)
     there, counts = fed.devices.devices, fed.shards.counts
+    clients = f"{len(counts):,} client{'s' * (len(counts) > 1)}"
+    beside = f"{fed.width} client{'s' * (fed.width > 1)}"
     return (
         f"{fed.net.name} of {params:,} parameters; {counts.sum():,} examples of "
-        f"{len(counts):,} clients; on {there.size} x {there.flat[0].device_kind}, "
-        f"{fed.width} client{'s' * (fed.width > 1)} at a time on each"
+        f"{clients}; on {there.size} x {there.flat[0].device_kind}, {beside} at a "
+        f"time on each"
     )
 
 
@@ -538,7 +546,7 @@ def run(
             if workdir is not None:
                 _keep_tokenizer(workdir, ready.tokenizer)
             if first < config.rounds:
-                bar.message(describe(ready.federation))
+                bar.message(describe(seen_by(config, ready)))
             bar.start(first)
 
         hooks = hooks._replace(start=start)
