@@ -522,18 +522,9 @@ def compile_groups(
             del _programs[key]
         # JAX keeps what it has compiled for a function; its types do not name this.
         run_group.clear_cache()  # type: ignore[attr-defined]
-    net, training = static["net"], static["training"]
-    known = programs.is_known((*net, *training))
     made = programs.compile_all(
         [
-            programs.Request(
-                run_group,
-                arguments,
-                static | {"plan": plan},
-                sums,
-                keep=known,
-                devices=tuple(static["devices"].devices.flat),
-            )
+            programs.Request(run_group, arguments, static | {"plan": plan})
             for plan in missing
         ]
     )

@@ -73,27 +73,6 @@ def test_eight_devices_give_what_one_gives():
     assert on_devices(8, SAME_AS_ONE).startswith("same")
 
 
-SOME = """
-import jax, numpy as np
-from experiments import config, experiment
-from fljax import simulation
-jax.config.update("jax_compilation_cache_dir", {folder!r})
-settings = config.Config(network="logistic", algorithm="fedavg", num_clients=8,
-                         clients_per_round=4, rounds=2, devices="{devices}")
-ready = experiment.build(settings)
-_, records = simulation.run(experiment.algorithm(settings, ready), 2, ready.evaluator)
-print(records[-1]["train_loss"])
-"""
-
-
-@pytest.mark.parametrize("devices", [1, 2])
-def test_programs_of_some_devices_come_back_from_disk(tmp_path, devices):
-    program = SOME.format(folder=str(tmp_path), devices=devices)
-    first, again = (on_devices(4, program) for _ in range(2))
-    assert first == again
-    assert len(list((tmp_path / "programs").iterdir())) == 1
-
-
 def test_what_lies_there_already_is_not_moved():
     over = mesh.make()
     tree = {"a": np.arange(3), "key": jax.random.key(1), "b": jnp.float32(2)}
