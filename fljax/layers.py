@@ -310,17 +310,19 @@ class Product(nn.Module):
             y = (y + bias).astype(y.dtype)
         return jax.nn.relu(y) if self.relu else y
 
-    def _folded(self, channels: int):
+    def _folded(self, channels: int, call: Call):
         """Folds the norm into the kernel and a bias (fact 1.4 of the reference)."""
         kernel, scale, bias = self._parameters(channels)
         if not self.norm:
             return kernel, bias
         mean, var = self._running(kernel.shape[-1])
-        factor, offset = norms.folded(mean.value, var.value, scale, bias)
+        factor, offset = norms.folded(
+            mean.value, var.value, scale, bias, call.spec.stepwise
+        )
         return kernel * factor, offset
 
     def _freeze(self, channels: int, call: Call) -> operations.Frozen:
-        kernel, bias = self._folded(channels)
+        kernel, bias = self._folded(channels, call)
         weights = quant.quantise_weights(kernel, call.spec, rounding_key(self, call))
         observed: types.Array = self.get_variable("ranges", "range")
         return operations.Frozen(
@@ -349,7 +351,7 @@ class Product(nn.Module):
 
     def _folded_float(self, x: signals.Ranged, call: Call) -> signals.Ranged:
         kernel, bias = self.variable(
-            "frozen", "folded", self._folded, x.shape[-1]
+            "frozen", "folded", self._folded, x.shape[-1], call
         ).value
         y = self.operation.floats(x.value, kernel)
         y = y if bias is None else (y + bias).astype(y.dtype)

@@ -117,7 +117,7 @@ class BatchNorm(nn.Module):
         if coded and call.role is types.Role.FROZEN_BEFORE:
             x = signals.to_codes(x, call.spec, layers.rounding_key(self, call))
             factor, offset = self.variable(
-                "frozen", "folded", self._folded, channels
+                "frozen", "folded", self._folded, channels, call
             ).value
             y = x.dequantise() * factor + offset
             return _requantised(self, y, x.scale, True, call)
@@ -130,10 +130,10 @@ class BatchNorm(nn.Module):
         mean = self.variable("norms", "mean", jnp.zeros, (channels,))
         return mean, self.variable("norms", "var", jnp.ones, (channels,))
 
-    def _folded(self, channels: int):
+    def _folded(self, channels: int, call: layers.Call):
         scale, bias = _affine(self, channels)
         mean, var = self._running(channels)
-        return norms.folded(mean.value, var.value, scale, bias)
+        return norms.folded(mean.value, var.value, scale, bias, call.spec.stepwise)
 
     def _trained(self, x: types.Array, call: layers.Call) -> types.Array:
         scale, bias = _affine(self, x.shape[-1])

@@ -155,10 +155,33 @@ def layer_norm(x: types.Array, scale: types.Array, bias: types.Array) -> types.A
     return normal * scale + bias
 
 
-def folded(mean, variance, scale, bias) -> tuple[types.Array, types.Array]:
-    """Gives factor and offset [C] of x * factor + offset, a norm by statistics."""
-    factor = scale * lax.rsqrt(variance + EPSILON)
-    return factor, bias - mean * factor
+def folded(
+    mean: types.Array,
+    variance: types.Array,
+    scale: types.Array,
+    bias: types.Array,
+    stepwise: bool = False,
+) -> tuple[types.Array, types.Array]:
+    """Gives factor and offset [C] of x * factor + offset, a norm by statistics.
+
+    Args:
+      mean: [C].
+      variance: [C].
+      scale: [C].
+      bias: [C].
+      stepwise: every operation is rounded to float32 by itself, as in PyTorch.
+
+    Returns:
+      Factor and offset.
+    """
+    if not stepwise:
+        factor = scale * lax.rsqrt(variance + EPSILON)
+        return factor, bias - mean * factor
+    # XLA's rsqrt approximates on CPU.
+    deviation = lax.optimization_barrier(jnp.sqrt(variance + EPSILON))
+    inverse = 1 / deviation
+    product = backends.opaque(-mean * inverse * scale, variance + EPSILON)
+    return scale * inverse, product + bias
 
 
 def unbiased(variance: types.Array, count: types.Array) -> types.Array:
