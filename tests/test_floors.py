@@ -15,6 +15,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 FLOORS = (
     ("types",),
     (
+        "files",
         "backends",
         "trees",
         "winograd",
