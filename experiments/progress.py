@@ -35,8 +35,12 @@ class Loading:
         Args:
           what: is being done.
           done: how much of it.
-          total: of how much.
+          total: of how much; 0: `what` is a note, which gets a line of its own.
         """
+        if not total:
+            self.close()
+            print(f"note: {what}", file=self._stream)
+            return
         if what != self._what:
             self.close()
             self._what, self._next = what, time.monotonic() + _EVERY

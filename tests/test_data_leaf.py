@@ -1,6 +1,7 @@
 """LEAF's JSON: writers and roles, its split and ours, and bad files."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -111,14 +112,17 @@ def test_femnist_as_the_paper_has_it(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{", r"a\.json is no JSON"),
+        ("{", r"expected JSON, got: .* in .*a\.json"),
         ("[1]", r'expected \{"user_data": .*, got another JSON in .*a\.json'),
         ('{"user_data": {}}', "got another JSON"),
         (
             '{"user_data": {"u": {"x": [[1, 2], [3]], "y": [0, 1]}}}',
             "rows of one length",
         ),
-        ('{"user_data": {"u": {"x": [[1, 2]]}}}', r"for user 'u' of .* \('y'\)"),
+        (
+            '{"user_data": {"u": {"x": [[1, 2]]}}}',
+            r'"y": \[...\]}, got .* for user .u. of',
+        ),
         ('{"user_data": {"u": {"x": [[1, 2]], "y": [0, 1]}}}', "got 1 and 2 for user"),
         ('{"user_data": {"u": {"x": ["ab"], "y": ["cd"]}}}', "a character each, got x"),
         ('{"user_data": {"u": {"x": [[1, 2]], "y": [0.5]}}}', r"y float64\[1\]"),
@@ -127,6 +131,25 @@ def test_femnist_as_the_paper_has_it(tmp_path):
             "enough examples",
         ),
         ('{"user_data": {"u": {"x": [], "y": []}}}', "expected examples, got none"),
+        ("[" * 100_000, r"got: it is nested too deep in .*a\.json"),
+        ('{"user_data": {"u": {"x": [[1]], "y": [1]}, "u": {}}}', "the key 'u' twice"),
+        ('{"user_data": {"u": {"x": [[NaN]], "y": [1]}}}', "got: NaN"),
+        ('{"user_data": {"u": {"x": [[1e400]] , "y": [1]}}}', "enough examples"),
+        ('{"user_data": {"u": {"x": [[1' + "0" * 400 + ']], "y": [1]}}}', "x object"),
+        ('{"user_data": {"u": {"x": ["ab", 5], "y": ["c", "d"]}}}', "x <U"),
+        ('{"user_data": {"u": {"x": [[1]], "y": [true]}}}', r"y bool\[1\]"),
+        (
+            '{"user_data": {"u": {"x": ' + "[" * 99 + "]" * 99 + ', "y": [1]}}}',
+            "rows of",
+        ),
+        *(
+            ('{"user_data": {"u": ' + wrong + "}}", "for user 'u' of")
+            for wrong in ("5", "null", "[]", '"x"', '{"x": 5, "y": 5}')
+        ),
+        *(
+            ('{"user_data": {"u": {"x": ' + wrong + ', "y": [1]}}}', "for user 'u' of")
+            for wrong in ("null", '"a"', "{}", "[null]", "[{}]", "[[null]]", "[true]")
+        ),
     ],
 )
 def test_bad_files(tmp_path, content, message):
@@ -137,8 +160,17 @@ def test_bad_files(tmp_path, content, message):
     assert "\n" not in str(caught.value)
 
 
+def test_hidden_files_are_passed_over_and_pipes_are_not_waited_for(tmp_path):
+    write(tmp_path / "a.json", {"u": ([[0.5, 1.0]] * 10, [0, 1] * 5)})
+    (tmp_path / "._a.json").write_bytes(b"\0\5\x16\7")
+    assert load.load(f"leaf:{tmp_path}").x_train.shape == (9, 2)
+    os.mkfifo(tmp_path / "b.json")
+    with pytest.raises(ValueError, match=r"b\.json, but a named pipe; check the path"):
+        load.load(f"leaf:{tmp_path}")
+
+
 def test_bad_folders(tmp_path):
-    with pytest.raises(ValueError, match="there is no /no/such"):
+    with pytest.raises(ValueError, match="there is no file /no/such"):
         load.load("leaf:/no/such")
     (tmp_path / "train").mkdir()
     with pytest.raises(ValueError, match=r"expected DIR/train/\*\.json.*with train"):

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+import pathlib
+import warnings
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -11,6 +14,8 @@ from fljax.data import progress
 
 MODES = {"grey": "L", "rgb": "RGB"}  # to Pillow's names
 INSTALL = "pip install 'fljax[images]'"
+# Not Pillow's other ones: among them is PostScript, which is a program to be run.
+FORMATS = ("PNG", "JPEG", "BMP", "DIB", "GIF", "TIFF", "WEBP", "PPM")
 
 
 def pillow(name: str) -> Any:
@@ -26,6 +31,19 @@ def pillow(name: str) -> Any:
             f"{name} needs Pillow, which does not import ({error}): {INSTALL}"
         ) from error
     return Image
+
+
+@contextlib.contextmanager
+def opened(pil: Any, path: pathlib.Path) -> Iterator[Any]:
+    """Opens a file as Pillow's image, whatever its suffix.
+
+    Pillow refuses what would unfold to twice its MAX_IMAGE_PIXELS. It also warns, on
+    lines of its own, of half as many and of flaws that it gets over.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with pil.open(path, formats=FORMATS) as image:
+            yield image
 
 
 def array(image: Any, size: int, mode: str) -> np.ndarray:
