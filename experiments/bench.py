@@ -24,7 +24,7 @@ import numpy as np
 from absl import flags
 
 from experiments import config as configs
-from experiments import experiment, machine, main, traces, windows, workloads
+from experiments import define, experiment, machine, main, traces, windows, workloads
 from fljax import (
     client,
     cohort,
@@ -39,7 +39,7 @@ from fljax import (
 from fljax.algorithms import averaging, fedavg
 
 _WORKLOAD = flags.DEFINE_list("workload", ["small_cnn", "logistic"], "Which to time.")
-_REPEATS = flags.DEFINE_integer("repeats", 10, "Rounds to time.", lower_bound=1)
+_REPEATS = define.number("repeats", 10, "Rounds to time.", least=1, most=1_000_000)
 _JSON = flags.DEFINE_string("json", "", "File that the figures go to as well.")
 _COST_TABLE = flags.DEFINE_string(
     "cost_table",
@@ -47,11 +47,11 @@ _COST_TABLE = flags.DEFINE_string(
     "Measured costs of MobileNetV2's windows for mobilenetv2_cocofl and tiers; empty: "
     "a model of them.",
 )
-_LONGEST = flags.DEFINE_float(
+_LONGEST = define.number(
     "longest",
     20.0,
     "Seconds a round beyond which cohort tries no larger one.",
-    lower_bound=0.0,
+    most=1e6,
 )
 _TRACE = flags.DEFINE_string(
     "trace",

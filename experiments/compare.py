@@ -17,7 +17,7 @@ from typing import Any
 from absl import flags
 
 from experiments import config as configs
-from experiments import experiment, main, plots, summary
+from experiments import define, experiment, main, plots, summary
 from fljax import simulation, writers
 
 configs.define_flags(skip=("algorithm", "seed"))
@@ -30,12 +30,12 @@ _ALGORITHMS = flags.DEFINE_list(
     "cocofl:balanced.",
 )
 _SEEDS = flags.DEFINE_list("seeds", ["11"], "Seeds to repeat with, comma separated.")
-_CENTRALIZED_ROUNDS = flags.DEFINE_integer(
+_CENTRALIZED_ROUNDS = define.number(
     "centralized_rounds",
     0,
     "Rounds of centralized, each of which passes over the data of all clients; 0: as "
     "--rounds.",
-    lower_bound=0,
+    least=0,
 )
 flags.set_default(main.WORKDIR, "runs/compare")
 

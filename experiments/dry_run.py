@@ -15,7 +15,7 @@ import numpy as np
 
 from experiments import config as configs
 from experiments import experiment, rehearsal
-from fljax import client, cohort, federation, mesh, plans, programs
+from fljax import client, cohort, federation, memory, mesh, plans, programs
 from fljax.algorithms import averaging
 
 _LOOKED_AT = 1000  # rounds whose plans are drawn; a longer run goes on like them
@@ -173,16 +173,16 @@ def _size(
 def show(cost: Estimate) -> str:
     """Lays an estimate out as text."""
     known = cost.device_bytes is not None
-    memory = _bytes(cost.device_bytes or 0) if known else "an unknown amount"
+    size = memory.written(cost.device_bytes or 0) if known else "an unknown amount"
     return "\n".join(
         (
             f"{cost.programs} program{'s' * (cost.programs != 1)} to compile "
             f"where none is kept, {cost.compile_seconds:.1f} s each",
-            f"{memory} on each device",
+            f"{size} on each device",
             f"{_duration(cost.round_seconds)} a round ("
             f"{cost.step_seconds * 1e3:.3g} ms a step of {cost.measured})",
             f"{_duration(cost.total_seconds)} for {cost.rounds} rounds",
-            f"{_bytes(cost.upload_bytes)} sent by clients",
+            f"{memory.written(cost.upload_bytes)} sent by clients",
             f"{_duration(cost.clock_seconds)} on the clock of the devices",
             *_arriving(cost.rehearsal),
         )
@@ -199,14 +199,6 @@ def _arriving(seen: rehearsal.Rehearsal) -> list[str]:
         *([f"of a round's clients: {events}"] if events else []),
         f"blocks trained by, of those who arrive: {blocks}",
     ]
-
-
-def _bytes(size: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.3g} {unit}"
-        size /= 1000
-    return f"{size:.4g} TB"
 
 
 def _duration(seconds: float) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import jax
 from absl import app, flags, logging
 
-from experiments import interrupts
+from experiments import define, interrupts
 from fljax import alerts
 
 _CACHE = flags.DEFINE_string(
@@ -30,8 +30,10 @@ _COORDINATOR = flags.DEFINE_string(
     "HOST:PORT of process 0, for a run on several hosts, or auto where SLURM, MPI, "
     "Kubernetes or a TPU tells; empty: one process.",
 )
-_PROCESS_ID = flags.DEFINE_integer("process_id", -1, "Which process this is, from 0.")
-_NUM_PROCESSES = flags.DEFINE_integer("num_processes", 0, "How many there are.")
+_PROCESS_ID = define.number(
+    "process_id", -1, "Which process this is, from 0.", least=-1
+)
+_NUM_PROCESSES = define.number("num_processes", 0, "How many there are.", least=0)
 
 _START_SECONDS = 120  # that processes wait for each other at the start
 _HEARTBEAT_SECONDS = 30  # without a sign of life after which a process is lost

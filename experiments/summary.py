@@ -6,16 +6,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from absl import flags
 
+from experiments import define
 from fljax import simulation
 
-TARGET = flags.DEFINE_float(
+TARGET = define.number(
     "target_accuracy",
     0.0,
     "Also say after how many rounds and seconds on the clock it was reached; 0: not.",
-    lower_bound=0.0,
-    upper_bound=1.0,
+    least=0,
+    most=1,
 )
 
 Column = tuple[str, str, str]  # of tables: title, form, figure

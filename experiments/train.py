@@ -10,18 +10,18 @@ from __future__ import annotations
 from absl import flags
 
 from experiments import config as configs
-from experiments import dry_run, experiment, main
+from experiments import define, dry_run, experiment, main
 from fljax import simulation
 
 configs.define_flags()
 for _module in (configs, main):
     flags.adopt_module_key_flags(_module)  # `--help` lists them
-_TENSORBOARD = flags.DEFINE_bool("tensorboard", True, "Write TensorBoard events.")
-_CHECKPOINT_EVERY = flags.DEFINE_integer(
-    "checkpoint_every", 1, "Rounds between checkpoints.", lower_bound=1
+_TENSORBOARD = define.boolean("tensorboard", True, "Write TensorBoard events.")
+_CHECKPOINT_EVERY = define.number(
+    "checkpoint_every", 1, "Rounds between checkpoints.", least=1
 )
 
-_DRY_RUN = flags.DEFINE_bool(
+_DRY_RUN = define.boolean(
     "dry_run",
     False,
     "Only say what the run will cost: programs, memory, time, upload; and who will "

@@ -33,8 +33,6 @@ COLUMNS = (*_RELATIVE, *_UNITS, *_SHARES, "watts", "tier")
 
 _MEGABIT = 1e6 / 8  # bytes
 
-_MOST = 10.0  # deviation of a logarithm: a factor of e^10 between two devices
-
 
 def _of_columns(
     columns: Mapping[str, np.ndarray],
@@ -85,9 +83,9 @@ def lognormal(
       ValueError: a deviation is negative or above 10.
     """
     deviations = (compute, bandwidth, memory)
-    if not all(0 <= value <= _MOST for value in deviations):
+    if not all(0 <= value <= fleet.MOST_DEVIATION for value in deviations):
         raise ValueError(
-            f"expected deviations of 0 or more, at most {_MOST:g}, for compute, "
+            f"expected deviations from 0 to {fleet.MOST_DEVIATION:g} for compute, "
             f"bandwidth and memory, got {deviations}"
         )
     generator = np.random.default_rng([seed, 5])
