@@ -23,6 +23,7 @@ from fljax import (
     algorithms,
     arrivals,
     augment,
+    bounds,
     client,
     clock,
     cohort,
@@ -35,6 +36,7 @@ from fljax import (
     fleet,
     fleet_sources,
     guard,
+    memory,
     mesh,
     models,
     policies,
@@ -64,6 +66,9 @@ class Experiment(NamedTuple):
     dataset_sha256: str
     tokenizer: bytes | None = None
 
+
+# Of a client's examples in a pass: its key, what is drawn by it, and its place.
+_BYTES_OF_SLOT = 20
 
 TOKENIZER = "vocabulary.json"  # in a run folder
 
@@ -332,7 +337,7 @@ def build(
     train_data, test_data = _data(config, data, over)
     counts = network.counts(net, config.reference_quirks)
     rules = configs.settings("clock", config.clock, clock.Clock)
-    most = arrivals.most_arrivals(rules, config.clients_per_round)
+    most = arrivals.most_arrivals(rules, config.clients_per_round, len(parts))
     share = -(-config.clients_per_round // over.size)
     real = client.fitting(training, shards.indices.shape[1])
     fitting = cohort.default_width(counts, real, share)
@@ -381,6 +386,13 @@ def build(
 def _evaluator(config, fed, test_data, mixes, running) -> simulation.Evaluator:
     size, over = len(test_data.y), fed.devices
     batch_size = min(config.eval_batch_size, size)
+    largest = max(count.outputs for count in fed.counts)
+    memory.require(
+        "--eval_batch_size",
+        f"batches of {batch_size:,} examples",
+        4 * batch_size * largest,
+        memory.of_device(),
+    )
     order = evaluate.batches(size, batch_size, config.seed, over.size)
     indices, mask = mesh.distribute(over, order)
     names = fed.fleet.names
@@ -412,6 +424,13 @@ def algorithm(config: configs.Config, ready: Experiment) -> averaging.Algorithm:
       ValueError: its devices cannot run it.
     """
     fed = ready.federation
+    _check_memory(seen_by(config, ready))
+    if config.algorithm == "cocofl" and fed.net.num_blocks == 1:
+        raise ValueError(
+            f"--network: expected one of two blocks or more for --algorithm=cocofl, "
+            f"which freezes some of them, got {fed.net.name!r}, whose only block is "
+            f"always trained; take --algorithm=fedavg"
+        )
     if fed.clock.buffer > len(fed.shards.counts):
         raise ValueError(
             f"--clock: expected a buffer of at most {len(fed.shards.counts)}, the "
@@ -422,6 +441,37 @@ def algorithm(config: configs.Config, ready: Experiment) -> averaging.Algorithm:
             policy = policies.BY_NAME[config.policy]
             return cocofl.cocofl(ready.federation, config.bits, policy)
         return algorithms.BY_NAME[config.algorithm](ready.federation)
+
+
+def _check_memory(fed: federation.Federation) -> None:
+    """Refuses rounds that cannot fit into a device, before anything is allocated.
+
+    Raises:
+      ValueError: one line that names the flag and says what it would take.
+    """
+    capacity = int(fed.shards.counts.max())
+    training = client.fitting(fed.training, capacity)
+    beside = f"{fed.width:,} client{'s' * (fed.width > 1)} at a time"
+    step = fed.width * cohort.bytes_of_client(fed.counts, training)
+    orders = fed.width * training.local_epochs * capacity * _BYTES_OF_SLOT
+    kept = fed.clock.max_staleness if fed.clock.carries else 0
+    networks = kept * sum(count.upload_bytes for count in fed.counts)
+    most = memory.of_device()
+    for flag, what, size in (
+        ("batch_size", f"steps of {training.batch_size:,} examples, {beside}", step),
+        (
+            "local_epochs",
+            f"the order of {training.local_epochs:,} passes over {capacity:,} examples",
+            orders,
+        ),
+        ("clock", f"max_staleness={kept}, so many old networks", networks),
+    ):
+        memory.require(f"--{flag}", what, size, most)
+    if client.steps_of(capacity, training) > bounds.MOST:
+        raise ValueError(
+            f"--local_epochs: expected at most {bounds.MOST:,} steps of a client in a "
+            f"round, got {client.steps_of(capacity, training):,}"
+        )
 
 
 def rollback(config: configs.Config, fed: federation.Federation) -> guard.Guard | None:

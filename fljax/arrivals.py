@@ -100,12 +100,12 @@ def empty(slots: int) -> Work:
     )
 
 
-def slots(rules: clock.Clock, clients_per_round: int) -> int:
-    """Counts the clients that may be at work when a round ends."""
+def slots(rules: clock.Clock, clients_per_round: int, clients: int) -> int:
+    """Counts the clients, of so many, that may be at work when a round ends."""
     if rules.buffer:
         return clients_per_round
-    most = chosen(rules, clients_per_round)
-    return most * max(rules.max_staleness, 1) if rules.late == "carry" else 0
+    most = chosen(rules, clients_per_round) * max(rules.max_staleness, 1)
+    return min(most, clients) if rules.late == "carry" else 0
 
 
 def chosen(rules: clock.Clock, clients_per_round: int) -> int:
@@ -113,16 +113,20 @@ def chosen(rules: clock.Clock, clients_per_round: int) -> int:
     return int(np.ceil(clients_per_round * rules.over_selection - 1e-9))
 
 
-def most_arrivals(rules: clock.Clock, clients_per_round: int) -> int:
-    """Bounds the updates of one round: the size of its compiled cohort."""
+def most_arrivals(rules: clock.Clock, clients_per_round: int, clients: int) -> int:
+    """Bounds the updates of one round: the size of its compiled cohort.
+
+    A client that is at work is not drawn again, so each arrives once at most.
+    """
     if rules.buffer:
         return rules.buffer
-    return chosen(rules, clients_per_round) + slots(rules, clients_per_round)
+    late = slots(rules, clients_per_round, clients)
+    return min(chosen(rules, clients_per_round) + late, clients)
 
 
-def init(rules: clock.Clock, clients_per_round: int) -> Timeline:
+def init(rules: clock.Clock, clients_per_round: int, clients: int) -> Timeline:
     """Starts the clock with nobody at work."""
-    return Timeline(np.zeros(()), empty(slots(rules, clients_per_round)))
+    return Timeline(np.zeros(()), empty(slots(rules, clients_per_round, clients)))
 
 
 def take(work: Work, rows: np.ndarray) -> Work:

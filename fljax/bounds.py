@@ -37,13 +37,11 @@ class Bounds:
 
     def __str__(self) -> str:
         """Say it in words, such as "from 1 to 10"."""
-        open_ended = self.above or self.below
         low = f"{'above' if self.above else 'from'} {_number(self.least)}"
-        high = f"{'below' if self.below else 'to'} {_number(self.most)}"
-        if open_ended:
-            low = low if self.above else f"{_number(self.least)} or more"
-            high = high if self.below else f"at most {_number(self.most)}"
-        return f"{low}{',' * open_ended} {high}"
+        high = _number(self.most)
+        if self.below:
+            return f"{low}, below {high}"
+        return f"{low}, up to {high}" if self.above else f"{low} to {high}"
 
 
 def _number(value: float) -> str:

@@ -20,17 +20,13 @@ from typing import Any
 
 import numpy as np
 
-from fljax import bounds, files, host_random, types
+from fljax import files, host_random, types
 
 Limit = float | tuple[float, float]  # a constant, or uniform in [low, high)
 
 # Folded into the round key before the client id. Client ids are int32, so tags from
 # 2**32 downward never meet the client keys, which are fold_in(round_key, id).
 BUDGET_TAG = 0xFFFF0001
-
-# Of what devices can do, relative; and of their power.
-LIMITS = bounds.Bounds(least=1e-6, most=1e6)
-WATTS = bounds.Bounds(most=1e9)
 
 _KINDS = ("time", "upload", "memory")  # of limits, in the order of Budgets
 
@@ -44,38 +40,42 @@ class Tier:
     """
 
     name: str
-    share: float = bounds.field(  # of all clients
-        dataclasses.MISSING, kind=float, least=0, above=True, most=1
-    )
+    share: float  # of all clients, in (0, 1]
     time: Limit
     upload: Limit
     memory: Limit
-    download: float = bounds.field(1.0, within=LIMITS)  # bandwidth, relative
-    # Probability that such a device is there in a round.
-    availability: float = bounds.field(1.0, most=1)
-    # Probability that it drops out of a round.
-    failure: float = bounds.field(0.0, most=1)
+    download: float = 1.0  # bandwidth, relative
+    availability: float = 1.0  # probability that such a device is there in a round
+    failure: float = 0.0  # probability that it drops out of a round
     watts: float = math.nan  # while it trains; NaN: unknown
 
     def __post_init__(self):
         if not (self.name and self.name.isprintable()):
             raise ValueError(f"a tier needs a name in print, got {self.name!r:.60}")
-        bounds.check(self, lambda name: f"tier {self.name!r}: expected {name} as")
-        if not (math.isnan(self.watts) or self.watts in WATTS):
-            raise ValueError(
-                f"tier {self.name!r}: expected watts {WATTS}, got {self.watts}"
-            )
-        for kind in _KINDS:
-            low, high = _pair(getattr(self, kind))
-            if not (low in LIMITS and high in LIMITS and low <= high):
+        small, large = files.AMOUNTS
+        for name, least, most in (
+            ("availability", 0, 1),
+            ("failure", 0, 1),
+            ("download", small, large),
+            ("watts", 0, large),
+        ):
+            value = getattr(self, name)
+            unknown = name == "watts" and math.isnan(value)
+            if not (unknown or least <= value <= most):
+                wanted = f"from {least:g} to {most:g}"
                 raise ValueError(
-                    f"tier {self.name!r}: expected {kind} {LIMITS}, low <= high, got "
-                    f"{bounds.shown(low)} to {bounds.shown(high)}"
+                    f"tier {self.name!r}: expected {name} {wanted}, got {value}"
                 )
-
-
-def _pair(limit: Limit) -> tuple[float, float]:
-    return limit if isinstance(limit, tuple) else (limit, limit)
+        if not 0 < self.share <= 1:
+            raise ValueError(
+                f"tier {self.name!r}: expected a share in (0, 1], got {self.share}"
+            )
+        for kind, (low, high) in zip(_KINDS, limits(self), strict=True):
+            if not small <= low <= high <= large:
+                raise ValueError(
+                    f"tier {self.name!r}: expected {kind} as {small:g} <= low <= high "
+                    f"<= {large:g}, got {low} to {high}"
+                )
 
 
 def limits(tier: Tier) -> np.ndarray:
@@ -88,7 +88,8 @@ def limits(tier: Tier) -> np.ndarray:
       [3, 2] float64: low and high of time, upload, memory; equal for a constant.
     """
     values = (tier.time, tier.upload, tier.memory)
-    return np.array([_pair(value) for value in values], np.float64)
+    pairs = [value if isinstance(value, tuple) else (value, value) for value in values]
+    return np.array(pairs, np.float64)
 
 
 REFERENCE_TIERS = (

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import collections
 import contextlib
-import functools
 import json
 import os
 import pathlib
@@ -18,6 +17,8 @@ import stat
 import sys
 from collections.abc import Iterator
 from typing import Any
+
+from fljax import memory
 
 AMOUNTS = (1e-9, 1e9)  # see `is_amount`
 
@@ -104,7 +105,7 @@ def check(name: str, path: str | os.PathLike[str]) -> None:
             f"{name}: expected a file that may be read, got {where} without the "
             f"permission to read it"
         )
-    check_memory(name, os.path.getsize(path), f"reading {where}")
+    memory.require(name, str(where), os.path.getsize(path), memory.of_host())
 
 
 def _kind(path: str | os.PathLike[str]) -> str:
@@ -113,37 +114,6 @@ def _kind(path: str | os.PathLike[str]) -> str:
         return ""
     mode = os.stat(path).st_mode
     return next((kind for test, kind in _KINDS if test(mode)), "something else")
-
-
-@functools.cache
-def memory_bytes() -> int:
-    """Gives the memory that this machine or container has in all."""
-    sizes = [2**63]
-    with contextlib.suppress(AttributeError, ValueError, OSError):
-        sizes.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-    with contextlib.suppress(ValueError, OSError):  # "max": no limit
-        sizes.append(int(pathlib.Path("/sys/fs/cgroup/memory.max").read_text()))
-    return min(size for size in sizes if size > 0)
-
-
-def check_memory(name: str, needed: int, what: str) -> None:
-    """Checks that there is memory for what a file says that it holds.
-
-    A process that takes more is ended by the system without a word.
-
-    Args:
-      name: opens the error.
-      needed: bytes.
-      what: takes them.
-
-    Raises:
-      ValueError: the machine has not so much in all.
-    """
-    if needed > (most := memory_bytes()):
-        raise ValueError(
-            f"{name}: {what} takes {needed / 1e9:,.1f} GB of memory, and there are "
-            f"{most / 1e9:,.1f} GB"
-        )
 
 
 def read_json(path: str | os.PathLike[str], name: str = "") -> Any:
@@ -163,7 +133,8 @@ def read_json(path: str | os.PathLike[str], name: str = "") -> Any:
     with one_line(name):
         check(name, path)
         size = os.path.getsize(path)
-        check_memory(name, size * _OBJECTS, f"JSON of {size:,} bytes in {path}")
+        what = f"JSON of {size:,} bytes in {path}"
+        memory.require(name, what, size * _OBJECTS, memory.of_host())
         content = pathlib.Path(path).read_bytes()
     where = "" if name == str(path) else f" in {path}"
     try:

@@ -33,10 +33,11 @@ def of_device() -> float:
     return float(told.get("bytes_limit", math.inf))
 
 
-def require(what: str, size: float, most: float) -> None:
+def require(opening: str, what: str, size: float, most: float) -> None:
     """Refuse what cannot fit, before anything is allocated for it.
 
     Args:
+      opening: of the error: the flag or the file.
       what: needs it, such as "60,000 images of 224 x 224".
       size: bytes that it needs at least.
       most: bytes that there are.
@@ -46,7 +47,7 @@ def require(what: str, size: float, most: float) -> None:
     """
     if size > most:
         raise ValueError(
-            f"expected what fits into {written(most)} of memory, got {what}, which "
+            f"{opening}: expected what fits into {written(most)} of memory, got {what}, which "
             f"would take {written(size)}"
         )
 

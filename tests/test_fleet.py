@@ -53,7 +53,7 @@ def test_lognormal_speeds_have_the_asked_spread():
 
 @pytest.mark.parametrize("bad", [-0.1, float("inf"), float("nan")])
 def test_bad_deviations_are_refused(bad):
-    with pytest.raises(ValueError, match="deviations of 0 or more"):
+    with pytest.raises(ValueError, match="deviations from 0 to 10"):
         fleet_sources.lognormal(10, 1, bad)
 
 

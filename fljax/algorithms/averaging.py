@@ -206,7 +206,7 @@ def averaging(
     weights = counts.astype(np.float32)
     if fed.weighting == "uniform":
         weights = np.ones_like(weights)
-    size = arrivals.most_arrivals(fed.clock, min(wanted, len(everyone)))
+    size = arrivals.most_arrivals(fed.clock, wanted, len(everyone))
     sizes = (  # what is sent beside parameters is statistics and ranges
         tuple(count.params for count in fed.counts),
         tuple(count.upload_bytes // 4 - count.params for count in fed.counts),
@@ -226,7 +226,7 @@ def averaging(
         return State(
             server.init(blocks, optax.sgd(fed.server_learning_rate)),
             policy.init(),
-            arrivals.init(fed.clock, wanted),
+            arrivals.init(fed.clock, wanted, len(everyone)),
             (blocks,) * kept,
             jnp.zeros((2, fed.net.num_blocks)),
             np.array(0, np.int32),

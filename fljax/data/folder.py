@@ -176,8 +176,7 @@ def read(
     height, width, stored = _survey(name, pil, everything, size, watch)
     kind = stored if mode == "stored" else mode
     shape = (height, width, 1 if kind == "grey" else 3)
-    values = len(everything) * math.prod(shape)
-    files.check_memory(name, values, f"{len(everything)} images of {_by(shape)}")
+    images.require(name, len(everything), shape)
     x = np.empty((len(everything), *shape), np.uint8)
     for i, file in enumerate(everything):
         x[i] = _decode(name, pil, file, size, kind)

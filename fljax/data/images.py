@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import pathlib
 import warnings
 from collections.abc import Iterator, Mapping
@@ -10,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from fljax import memory
 from fljax.data import progress
 
 MODES = {"grey": "L", "rgb": "RGB"}  # to Pillow's names
@@ -44,6 +46,13 @@ def opened(pil: Any, path: pathlib.Path) -> Iterator[Any]:
         warnings.simplefilter("ignore")
         with pil.open(path, formats=FORMATS) as image:
             yield image
+
+
+def require(name: str, number: int, shape: tuple[int, int, int]) -> None:
+    """Raises ValueError unless so many uint8 images of a shape fit into memory."""
+    what = f"{number:,} images of {shape[0]:,} x {shape[1]:,}"
+    size = number * math.prod(shape)
+    memory.require(f"{name}: --image_size", what, size, memory.of_host())
 
 
 def array(image: Any, size: int, mode: str) -> np.ndarray:
@@ -101,6 +110,7 @@ def fit(
             )
         kind = mode if mode != "stored" else "grey" if x.shape[-1] == 1 else "rgb"
         shape = (size or x.shape[1], size or x.shape[2], 1 if kind == "grey" else 3)
+        require(name, len(x), shape)
         out = np.empty((len(x), *shape), np.uint8)
         for i, row in enumerate(x):
             image = pil.fromarray(row[..., 0] if row.shape[-1] == 1 else row)

@@ -7,7 +7,7 @@ import zipfile
 
 import numpy as np
 
-from fljax import files
+from fljax import files, memory
 from fljax.data import checks
 
 DIGITS = pathlib.Path(__file__).with_name("digits.npz")
@@ -56,7 +56,8 @@ def _arrays(name: str, path: pathlib.Path) -> dict[str, np.ndarray]:
         places = _places(name, stored.files)
         infos = [stored.zip.getinfo(f"{place}.npy") for place in places.values()]
         needed = sum(info.file_size for info in infos)  # zipfile gives no byte more
-        files.check_memory(name, needed, f"holding its {len(places)} arrays")
+        what = f"{len(places)} arrays"
+        memory.require(name, what, needed, memory.of_host())
         return {key: stored[place] for key, place in places.items()}
 
 
