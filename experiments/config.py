@@ -97,7 +97,7 @@ class Config:
         100, "Rounds; a finished run goes on when they grow.", least=1
     )
     local_epochs: int = bounds.field(
-        1, "Passes over a client's data in a round.", least=1, most=1_000_000
+        1, "Passes over a client's data in a round.", least=1, most=100_000
     )
     batch_size: int = bounds.field(32, "Examples of a local step.", least=1)
     lr: float = bounds.field(

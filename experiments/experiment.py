@@ -67,8 +67,8 @@ class Experiment(NamedTuple):
     tokenizer: bytes | None = None
 
 
-# Of a client's examples in a pass: its key, what is drawn by it, and its place.
-_BYTES_OF_SLOT = 20
+# What XLA takes for each of a client's examples in a pass: keys, draws, places.
+_BYTES_OF_SLOT = 44
 
 TOKENIZER = "vocabulary.json"  # in a run folder
 
@@ -311,7 +311,10 @@ def build(
     """
     configs.check(config)
     data = _load(config, workdir, cache) if data is None else checks.made_by_hand(data)
-    net = net or _network(config, data)
+    if net is None:
+        net = _network(config, data)
+    else:
+        network.check(net, data)
     running = config.norm_statistics == "running"
     parts = split(config, data)
     shards = partition.index_table(parts)

@@ -47,8 +47,8 @@ def require(opening: str, what: str, size: float, most: float) -> None:
     """
     if size > most:
         raise ValueError(
-            f"{opening}: expected what fits into {written(most)} of memory, got {what}, which "
-            f"would take {written(size)}"
+            f"{opening}: expected what fits into {written(most)} of memory, got "
+            f"{what}, which would take {written(size)}"
         )
 
 

@@ -242,12 +242,12 @@ def test_the_clock_does_not_go_back_and_nobody_is_waited_for():
     [
         (
             {"accuracy_drop": 1.0},
-            "accuracy_drop to be a number from 0, below 1, got 1.0",
+            "accuracy_drop to be a number from 0, below 1",
         ),
         ({"accuracy_drop": float("nan")}, "got nan"),
         (
             {"loss_factor": 1.0},
-            "loss_factor to be 0 or a number above 1, up to 1e.06, got 1.0",
+            "loss_factor to be 0 or a number above 1",
         ),
         ({"window": 0}, "window to be a whole number from 1 to 100000, got 0"),
         ({"lower": "all"}, "lower server or tier, got 'all'"),

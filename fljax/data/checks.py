@@ -9,6 +9,7 @@ made them, JSON as bytes).
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -62,8 +63,59 @@ def dataset(name: str, arrays: Mapping[str, np.ndarray]) -> types.Dataset:
 
 
 def made_by_hand(data: types.Dataset) -> types.Dataset:
-    """Checks a data set that no loader has made, as `dataset` does."""
-    return dataset("data", {k: v for k, v in data._asdict().items() if v is not None})
+    """Checks a data set that no loader has made, as `dataset` does.
+
+    Raises:
+      ValueError: it is none, or its fields are not as expected.
+    """
+    if not isinstance(data, types.Dataset):
+        raise ValueError(
+            f"data: expected a fljax.types.Dataset, got a {type(data).__name__}"
+        )
+    given = {key: x for key, x in data._asdict().items() if x is not None}
+    for key in ("num_classes", *given.keys() & {"vocabulary"}):
+        _check_count(key, getattr(data, key))
+    if not isinstance(data.tokenizer, bytes | None):
+        raise ValueError(
+            f"data: expected tokenizer as bytes of JSON, got a "
+            f"{type(data.tokenizer).__name__}"
+        )
+    for key in (*KEYS, *given.keys() & {"users"}):
+        try:
+            given[key] = np.asarray(getattr(data, key))
+        except (TypeError, ValueError) as error:  # rows of different lengths
+            gist = " ".join(str(error).split())
+            raise ValueError(f"data: expected {key} as an array, got: {gist}") from None
+    if data.vocabulary is not None:
+        for key in KEYS[::2]:
+            given[key] = _own_tokens(key, given[key], data.vocabulary)
+    return dataset("data", given)
+
+
+_MOST = 10_000_000  # classes or token ids: one number each for every client or vector
+
+
+def _check_count(key: str, value: Any) -> None:
+    """Raises unless a value is a number of classes or of token ids."""
+    whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    if not whole or not 1 <= value <= _MOST:
+        raise ValueError(
+            f"data: expected {key} as a whole number from 1 to {_MOST}, got {value!r}"
+        )
+
+
+def _own_tokens(key: str, x: np.ndarray, vocabulary: int) -> np.ndarray:
+    """Checks tokens that no loader has made; those of 8 bits would pass for images."""
+    if x.dtype.kind not in "iu" or x.ndim < 2:
+        raise ValueError(
+            f"data: expected {key} as token ids [examples, length], got {_describe(x)}"
+        )
+    if x.size and not 0 <= x.min() <= x.max() < vocabulary:
+        raise ValueError(
+            f"data: expected {key} as token ids from 0, below the vocabulary "
+            f"{vocabulary}, got {x.min()} to {x.max()}"
+        )
+    return x if x.dtype == np.uint16 else x.astype(np.int32)
 
 
 def _tokens(name: str, key: str, x: np.ndarray) -> np.ndarray:

@@ -8,6 +8,7 @@ slice of it.
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -237,6 +238,81 @@ def counts(
             )
         )
     return tuple(result)
+
+
+def check(network: Network, data: types.Dataset) -> None:
+    """Checks a network of one's own against the data that it is to train on.
+
+    Args:
+      network: it is traced, not run.
+      data: checked.
+
+    Raises:
+      ValueError: one line that says what was expected and what came.
+    """
+    if not isinstance(network, Network):
+        raise ValueError(f"expected a models.network.Network, got {_kind(network)}")
+    name = f"network {network.name!r}"
+    if not isinstance(network.blocks, tuple) or not network.blocks:
+        raise ValueError(
+            f"{name}: expected blocks as a tuple of modules, got "
+            f"{'none' if network.blocks == () else _kind(network.blocks)}"
+        )
+    for field, wanted in (
+        ("input_shape", data.x_train.shape[1:]),
+        ("num_classes", data.num_classes),
+        ("vocabulary", data.vocabulary),
+    ):
+        given = getattr(network, field)
+        if wanted != given:
+            raise ValueError(
+                f"{name}: expected {field} {wanted!r}, as the data have it, got "
+                f"{given!r}"
+            )
+    x: Any = zeros(network)
+    for index, block in enumerate(network.blocks):
+        x = _traced(f"{name}: block {index}", block, x)
+    if getattr(signals.bare(x), "shape", None) != (1, network.num_classes):
+        raise ValueError(
+            f"{name}: expected the last block to give logits [B, "
+            f"{network.num_classes}], one a class, got {_shape(x)}"
+        )
+
+
+def _kind(value: Any) -> str:
+    return type(value).__name__
+
+
+def _shape(x: Any) -> str:
+    shape = getattr(signals.bare(x), "shape", None)
+    return _kind(x) if shape is None else f"[{', '.join(['B', *map(str, shape[1:])])}]"
+
+
+def _traced(name: str, block: Any, x: Any) -> Any:
+    """Traces a block on one example; what is wrong with it is one line."""
+    if not isinstance(block, nn.Module):
+        given = block.__name__ if isinstance(block, type) else _kind(block)
+        raise ValueError(f"{name}: expected an instance of a linen module, got {given}")
+    try:
+        inspect.signature(type(block).__call__).bind(block, x, None)
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"{name}: expected a module that is called with (x, call), as those of "
+            f"fljax.layers are, got {_kind(block)}; wrap it in flax_block.FlaxBlock"
+        ) from None
+
+    def run(x):
+        variables = block.init(jax.random.key(0), x, layers.Call())
+        return block.apply(variables, x, layers.Call())
+
+    try:
+        return jax.eval_shape(run, x)
+    except Exception as error:  # whatever a module of the user's raises
+        gist = " ".join(str(error).split())[:300]
+        raise ValueError(
+            f"{name}: expected {_kind(block)} to take {_shape(x)}, got "
+            f"{_kind(error)}: {gist}"
+        ) from error
 
 
 def check_image(name: str, shape: tuple[int, ...], smallest: int) -> None:
