@@ -9,7 +9,6 @@ over; what else is no image is, too, with a note that counts it.
 from __future__ import annotations
 
 import collections
-import math
 import os
 import pathlib
 from collections.abc import Mapping
