@@ -95,8 +95,8 @@ def _operations(plan: plans.Plan, counts: tuple[types.BlockCounts, ...]) -> int:
     return 2 * total
 
 
-def _traffic(fed: federation.Federation) -> dict[plans.Plan | plans.Mixed, float]:
-    """Gives the bytes that a step reads and writes, by plan, as XLA counts them.
+def _traffic(fed: federation.Federation) -> dict[cohort.Program, float]:
+    """Gives the bytes that a step reads and writes, by program, as XLA counts them.
 
     It counts the body of a loop once, which is a step of a chunk of clients; what is
     around the steps counts in, too, and is little. A batch that is gathered counts as
@@ -104,9 +104,9 @@ def _traffic(fed: federation.Federation) -> dict[plans.Plan | plans.Mixed, float
     Nothing is told of blocks that branch: it counts their dearest branch.
     """
     return {
-        plan: windows.bytes_accessed(program) - fed.data.x.nbytes
-        for plan, program in cohort.compiled_programs()
-        if fed.width > 1 or isinstance(plan, plans.Plan)
+        made_for: windows.bytes_accessed(program) - fed.data.x.nbytes
+        for made_for, program in cohort.compiled_programs()
+        if fed.width > 1 or isinstance(made_for.plan, plans.Plan)
     }
 
 
@@ -151,7 +151,7 @@ class _Played(NamedTuple):
 
 def _warm(algorithm: averaging.Algorithm, state, rounds: int) -> None:
     """Runs those of the rounds that compile."""
-    seen: set[plans.Plan | plans.Mixed] = set()
+    seen: set[cohort.Program] = set()
     for index in range(rounds):
         assignment = algorithm.assign(state, index)
         wanted = set(algorithm.programs(assignment))

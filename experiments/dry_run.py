@@ -72,11 +72,11 @@ def estimate(config: configs.Config, ready: experiment.Experiment) -> Estimate:
     fed = experiment.seen_by(config, ready)
     looked_at = min(config.rounds, _LOOKED_AT)
     seen = rehearsal.rehearse(algorithm, fed, looked_at)
-    mixed = [program for program in seen.programs if isinstance(program, plans.Mixed)]
+    mixed = [p.plan for p in seen.programs if isinstance(p.plan, plans.Mixed)]
     plan = mixed[0] if mixed else plans.full(fed.net.num_blocks)
     compile_seconds, step_seconds, size = _measure(fed, seen.state, plan)
     training = seen.steps * step_seconds / fed.devices.size
-    real = client.fitting(fed.training, fed.shards.indices.shape[1])
+    real = client.fitting(fed.training, int(fed.shards.counts.max()))
     batches = ready.evaluator.examples / real.batch_size
     evaluation = _EVALUATION * batches * step_seconds / config.eval_every
     round_seconds = training + evaluation / fed.devices.size
@@ -108,9 +108,7 @@ def _measure(fed: federation.Federation, state: averaging.State, plan):
     number = int(np.argmin(np.abs(counts - counts.mean())))
     ids = np.full(fed.clients_per_round, number)
     windows = np.tile([0, fed.net.num_blocks - 1], (len(ids), 1))
-    clients = cohort.gather(
-        ids, fed.shards.indices, counts, np.ones(len(counts)), windows=windows
-    )
+    clients = cohort.gather(ids, fed.shards, np.ones(len(counts)), windows=windows)
     work = np.ones(len(ids))
     chunk = min(fed.width, len(ids))
     (group,) = cohort.spread([np.arange(chunk)], work, fed.devices.size, fed.width)
@@ -125,15 +123,17 @@ def _measure(fed: federation.Federation, state: averaging.State, plan):
     group = mesh.distribute(fed.devices, group)
     sums = cohort.zero_sums(blocks, size=len(ids), devices=fed.devices)
     start = time.perf_counter()
+    room = client.capacities(counts, fed.training.batch_size)[number]
+    made_for = cohort.Program(plan, int(room))
     with programs.anew():  # what is kept of this program says nothing of the others
         program = cohort.compile_groups(
-            [plan],
+            [made_for],
             *(blocks, sums, data, clients, group, key, rate, limits),
             net=fed.net,
             training=fed.training,
             width=fed.width,
             devices=fed.devices,
-        )[plan]
+        )[made_for]
     compiling, seconds = time.perf_counter() - start, []
     for _ in range(_TIMED + 1):
         start = time.perf_counter()

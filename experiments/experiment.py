@@ -342,7 +342,7 @@ def build(
     rules = configs.settings("clock", config.clock, clock.Clock)
     most = arrivals.most_arrivals(rules, config.clients_per_round, len(parts))
     share = -(-config.clients_per_round // over.size)
-    real = client.fitting(training, shards.indices.shape[1])
+    real = client.fitting(training, int(shards.counts.max()))
     fitting = cohort.default_width(counts, real, share)
     width = min(config.client_width or fitting, -(-most // over.size))
     fed = federation.Federation(

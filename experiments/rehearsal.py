@@ -65,7 +65,7 @@ def rehearse(
     steps, upload = 0.0, 0
     for index in range(rounds):
         assigned = algorithm.assign(state, index)
-        programs |= set(federation.programs(fed, assigned.plans))
+        programs |= set(algorithm.programs(assigned))
         number = client.steps_of(
             np.asarray(fed.shards.counts)[assigned.ids], fed.training
         )

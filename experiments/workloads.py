@@ -119,10 +119,8 @@ def build_population(load: Workload, settings: configs.Config, examples: int):
     few = dataclasses.replace(settings, num_clients=settings.clients_per_round)
     fed = experiment.build(few, random_data(load, examples)).federation
     generator = np.random.default_rng(1)
-    size = (population, load.examples)
-    shards = partition.Shards(
-        generator.integers(0, examples, size, np.int32),
-        np.full(population, load.examples, np.int32),
-    )
+    sizes = np.full(population, load.examples)
+    order = generator.integers(0, examples, sizes.sum(), np.int32)
+    shards = partition.index_table(partition.Split(order, sizes))
     devices = fed.fleet._replace(row=np.zeros(population, np.int32))
     return fed._replace(shards=shards, fleet=devices)

@@ -15,6 +15,7 @@ Legend: D devices, S slots of a device, K clients of the cohort, W of a chunk.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import heapq
 from collections.abc import Sequence
@@ -27,6 +28,7 @@ from jax import lax
 from jax.sharding import Mesh
 
 from fljax import backends, client, mesh, mixed, plans, programs, server, trees, types
+from fljax.data import partition
 from fljax.models import network
 
 # Keys of a round by use, away from client ids (see devices.BUDGET_TAG).
@@ -36,21 +38,42 @@ ROUNDING_TAG = 0xFFFF0003
 NOT_FINITE, TOO_LARGE, UNMEASURED = 1.0, 2.0, 3.0
 
 
+@dataclasses.dataclass(frozen=True, order=True)
+class Program:
+    """What the program of a group of clients is made for.
+
+    Attributes:
+      plan: of all its clients; `plans.Mixed`: each has its own window.
+      capacity: examples that a client has at most.
+      short: whether clients with more examples have programs of their own.
+    """
+
+    plan: plans.Plan | plans.Mixed
+    capacity: int
+    short: bool = False
+
+    def __str__(self) -> str:
+        limit = f" of up to {self.capacity} examples" if self.short else ""
+        return f"{self.plan}{limit}"
+
+
 class Clients(NamedTuple):
     """The cohort; shared by all devices.
 
     Attributes:
+      indices: int32, the examples of all clients of the run, one after the other.
       ids: [K] int32, client numbers.
-      indices: [K, capacity] int32, their examples.
-      counts: [K] int32, how many are real.
+      starts: [K] int32, where their examples begin.
+      counts: [K] int32, how many they are.
       weights: [K] float32.
       tampering: [K] float32, what goes wrong with an update: its factor.
       scales: [K] float32, how much of an update is taken: less of a stale one.
       windows: [K, 2] int32, first and last block that they train.
     """
 
-    ids: types.ArrayLike
     indices: types.ArrayLike
+    ids: types.ArrayLike
+    starts: types.ArrayLike
     counts: types.ArrayLike
     weights: types.ArrayLike
     tampering: types.ArrayLike
@@ -133,8 +156,7 @@ def group_by_plan(
 
 def gather(
     ids: np.ndarray,
-    indices: np.ndarray,
-    counts: np.ndarray,
+    shards: partition.Shards,
     weights: np.ndarray,
     tampering: np.ndarray | None = None,
     scales: np.ndarray | None = None,
@@ -145,8 +167,7 @@ def gather(
 
     Args:
       ids: [A] client numbers.
-      indices: [N, capacity] of all clients.
-      counts: [N] of all clients.
+      shards: of all clients.
       weights: [N] of all clients.
       tampering: [A] factors; None: 1.
       scales: [A] factors; None: 1.
@@ -154,7 +175,7 @@ def gather(
       windows: [A, 2] of the clients; None: no program asks for them.
 
     Returns:
-      The cohort in host memory, [K].
+      The cohort in host memory, [K]; the examples lie where they lay.
     """
     if windows is None:
         windows = np.zeros((len(ids), 2))
@@ -166,9 +187,10 @@ def gather(
         return np.pad(x, padding).astype(np.float32)
 
     return Clients(
+        indices=shards.indices,
         ids=padded.astype(np.int32),
-        indices=indices[padded],
-        counts=counts[padded].astype(np.int32),
+        starts=shards.starts[padded],
+        counts=shards.counts[padded],
         weights=weights[padded].astype(np.float32),
         tampering=factors(tampering),
         scales=factors(scales),
@@ -318,7 +340,7 @@ def _norms(delta: tuple) -> types.Array:
 
 def _train_chunk(train, chunk: Clients, places):
     """Trains the W clients of a chunk; their results [W, ...], and the places."""
-    arguments = (chunk.ids, chunk.indices, chunk.counts, chunk.windows)
+    arguments = (chunk.ids, chunk.starts, chunk.counts, chunk.windows)
     if chunk.ids.shape[0] > 1:
         return jax.vmap(functools.partial(train, places=None))(*arguments), None
     # A client axis of 1 would still batch every product.
@@ -330,7 +352,11 @@ def _train_chunk(train, chunk: Clients, places):
 def _chunk(clients: Clients, positions: types.Array) -> Clients:
     """Takes the clients at positions [W]; padding trains on nothing and weighs 0."""
     real = positions < clients.ids.shape[0]
-    rows = Clients(*(x.at[positions].get(mode="clip") for x in clients))
+
+    def take(x):
+        return x.at[positions].get(mode="clip")
+
+    rows = jax.tree.map(take, clients._replace(indices=None))
     return rows._replace(
         counts=jnp.where(real, rows.counts, 0), weights=jnp.where(real, rows.weights, 0)
     )
@@ -347,13 +373,13 @@ def _run_on_device(
     limits,
     *,
     net,
-    plan,
+    program: Program,
     training,
     width: int,
 ) -> Sums:
     """Runs one device's share of a group: its row of the sums and of the group."""
     sums, group = (jax.tree.map(lambda x: x[0], tree) for tree in (sums, group))
-    training = client.fitting(training, clients.indices.shape[1])
+    plan, training = program.plan, client.fitting(training, program.capacity)
     rounding = None
     if client.plan_spec(plan, training).rounding == "stochastic":
         rounding = jax.random.fold_in(round_key, ROUNDING_TAG)
@@ -362,8 +388,10 @@ def _run_on_device(
     start = trees.size(blocks[: inside.start])
     totals = sums.totals
 
-    def train(number, indices, count, window, places):
+    def train(number, begin, count, window, places):
         """Trains one client; its window counts if the program is not of one."""
+        slots = begin + jnp.arange(program.capacity)
+        indices = clients.indices.at[slots].get(mode="clip")
         return client.train(
             *(net, plan, training, blocks, frozen, data, indices, count),
             jax.random.fold_in(round_key, number),
@@ -428,7 +456,7 @@ def _run_on_device(
 
 @functools.partial(
     jax.jit,
-    static_argnames=("net", "plan", "training", "width", "devices"),
+    static_argnames=("net", "program", "training", "width", "devices"),
     donate_argnums=(1,),
 )
 def run_group(
@@ -442,12 +470,12 @@ def run_group(
     limits: types.Array,
     *,
     net: network.Network,
-    plan: plans.Plan | plans.Mixed,
+    program: Program,
     training: client.Training,
     width: int,
     devices: Mesh,
 ) -> Sums:
-    """Trains the clients of one plan and adds what they send to the sums.
+    """Trains the clients of one program and adds what they send to the sums.
 
     Args:
       blocks: global state, a tuple over blocks.
@@ -461,7 +489,7 @@ def run_group(
         and its statistics and ranges; an update either of whose squared lengths is
         above the sum over its window is refused.
       net: static.
-      plan: of all these clients, static; `plans.Mixed`: each has its own window.
+      program: what these clients have in common, static.
       training: static.
       width: W, clients that run side by side, static.
       devices: the mesh, static.
@@ -472,7 +500,7 @@ def run_group(
     shared, own = mesh.SHARED, mesh.PER_DEVICE
     return jax.shard_map(
         functools.partial(
-            _run_on_device, net=net, plan=plan, training=training, width=width
+            _run_on_device, net=net, program=program, training=training, width=width
         ),
         mesh=devices,
         in_specs=(shared, own, shared, shared, own, shared, shared, shared),
@@ -482,39 +510,39 @@ def run_group(
     )(blocks, sums, data, clients, group, round_key, learning_rate, limits)
 
 
-# Programs of this process, by plan and all that is static beside it.
+# Programs of this process, by what they are made for and all that is static beside it.
 _programs: dict[tuple, jax.stages.Compiled] = {}  # used last comes last
 _made: list[int] = []  # how many, each time that some were
 
-# Plans whose programs are held at the same time at least, see `programs.crowded`.
+# Programs that are held at the same time at least, see `programs.crowded`.
 PLANS_AT_ONCE = 8
 
 
 def compile_groups(
-    wanted: Sequence[plans.Plan | plans.Mixed], *arguments: Any, **static: Any
-) -> dict[plans.Plan | plans.Mixed, jax.stages.Compiled]:
-    """Compiles `run_group` for plans, those that are new side by side.
+    wanted: Sequence[Program], *arguments: Any, **static: Any
+) -> dict[Program, jax.stages.Compiled]:
+    """Compiles the programs of groups, those that are new side by side.
 
     Where a process can hold no more programs, those that were used longest ago go, once
     what they compute is done.
 
     Args:
-      wanted: the plans, PLANS_AT_ONCE at most of a network with a thousand kernels.
-      *arguments: of `run_group`, on the devices; a group of any of the plans.
-      **static: its static arguments, without the plan.
+      wanted: PLANS_AT_ONCE at most of a network with a thousand kernels.
+      *arguments: of `run_group`, on the devices; any of the groups.
+      **static: its static arguments, without the program.
 
     Returns:
-      For every plan what is called as `run_group`, with the positional arguments.
+      For each what is called as `run_group`, with the positional arguments.
     """
     _, sums, data, clients, group, *_ = arguments
     shapes = [(x.shape, x.dtype) for x in jax.tree.leaves((data, clients, group))]
-    keys = {plan: (plan, *static.values(), *shapes) for plan in wanted}
-    for plan in wanted:
-        if keys[plan] in _programs:
-            _programs[keys[plan]] = _programs.pop(keys[plan])
-    missing = [plan for plan in wanted if keys[plan] not in _programs]
+    keys = {program: (program, *static.values(), *shapes) for program in wanted}
+    for program in wanted:
+        if keys[program] in _programs:
+            _programs[keys[program]] = _programs.pop(keys[program])
+    missing = [program for program in wanted if keys[program] not in _programs]
     if not missing:
-        return {plan: _programs[keys[plan]] for plan in wanted}
+        return {program: _programs[keys[program]] for program in wanted}
     if programs.crowded():
         jax.block_until_ready(sums)
         others = [key for key in _programs if key not in keys.values()]
@@ -524,16 +552,16 @@ def compile_groups(
         run_group.clear_cache()  # type: ignore[attr-defined]
     made = programs.compile_all(
         [
-            programs.Request(run_group, arguments, static | {"plan": plan})
-            for plan in missing
+            programs.Request(run_group, arguments, static | {"program": program})
+            for program in missing
         ]
     )
-    _programs.update(zip((keys[plan] for plan in missing), made, strict=True))
+    _programs.update(zip((keys[program] for program in missing), made, strict=True))
     _made.append(len(made))
-    return {plan: _programs[keys[plan]] for plan in wanted}
+    return {program: _programs[keys[program]] for program in wanted}
 
 
-def compiled_programs() -> list[tuple[plans.Plan | plans.Mixed, jax.stages.Compiled]]:
+def compiled_programs() -> list[tuple[Program, jax.stages.Compiled]]:
     """Lists the programs of groups that this process holds."""
     return [(key[0], program) for key, program in _programs.items()]
 

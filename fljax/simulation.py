@@ -261,8 +261,8 @@ def _limit_reached(
     return NonFiniteError(record, _advise(report, verdict.reason + after))
 
 
-def _by_kind(plan: plans.Plan | plans.Mixed):
-    return isinstance(plan, plans.Mixed), plan
+def _by_kind(program: cohort.Program):
+    return isinstance(program.plan, plans.Mixed), program
 
 
 def _dispatcher(

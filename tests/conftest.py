@@ -140,6 +140,14 @@ def problem():
     )
 
 
+def shard(shards: partition.Shards, number: int, capacity: int | None = None):
+    """Gives a client's examples, padded to the largest shard's, and their count."""
+    start, count = shards.starts[number], shards.counts[number]
+    indices = np.zeros(capacity or max(shards.counts), np.int32)
+    indices[:count] = shards.indices[start : start + count]
+    return jnp.asarray(indices), jnp.asarray(count)
+
+
 @functools.partial(jax.jit, static_argnames=("net", "plan", "training"))
 def train_one(blocks, data, indices, count, key, rate, *, net, plan, training):
     """Trains one client as an engine without cohorts would."""

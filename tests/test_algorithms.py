@@ -10,18 +10,21 @@ import pytest
 
 from fljax import (
     algorithms,
+    client,
     cohort,
     costs,
     devices,
     federation,
     fleet,
+    plans,
     policies,
     programs,
     schedule,
     types,
 )
 from fljax.algorithms import averaging, centralized, cocofl, fedavg, fedavg_drop
-from fljax.models import network
+from fljax.data import partition
+from fljax.models import logistic, network
 from tests import conftest
 
 FULL, MIDDLE, LATE = conftest.FULL, conftest.MIDDLE, conftest.LATE
@@ -88,8 +91,7 @@ def by_hand(fed, state, assignment, rate):
         result = conftest.train_one(
             blocks,
             fed.data,
-            fed.shards.indices[number],
-            fed.shards.counts[number],
+            *conftest.shard(fed.shards, number),
             keys[number],
             jnp.float32(rate),
             net=fed.net,
@@ -343,7 +345,7 @@ def test_fedavg_drop_refuses_a_federation_of_the_weak(fed):
 def test_centralized_sees_every_example_once_an_epoch(fed, start):
     one = centralized.pooled(fed)
     assert one.shards.counts.tolist() == [40]
-    assert sorted(one.shards.indices[0].tolist()) == list(range(40))
+    assert one.shards.indices.tolist() == list(range(40))
     assert (one.clients_per_round, one.width, one.fleet.row.tolist()) == (1, 1, [0])
     known = fed.fleet._replace(reference=fleet.Reference(step_seconds=0.125))
     counted = centralized.pooled(fed._replace(fleet=known))
@@ -409,3 +411,43 @@ def test_a_server_step_that_overflows_is_reported(problem):
     _, report = algorithm.round(state, algorithm.assign(state, 0))
     assert not np.any(report.failed)
     assert not report.finite
+
+
+def test_small_clients_beside_a_large_one_have_a_program_of_their_own():
+    net = logistic.logistic((8, 8, 1), 3)
+    data = conftest.make_data(examples=620)
+    parts = partition.Split(np.arange(620), np.array([1] * 10 + [600] + [1] * 10))
+    tiers = (devices.Tier(name="all", share=1, time=1, upload=1, memory=1),)
+    fed = federation.Federation(
+        net=net,
+        data=data,
+        shards=partition.index_table(parts),
+        fleet=fleet.of_tiers(21, tiers),
+        table=costs.CostTable(1, np.array([[0, 0]]), *np.ones((3, 1))),
+        counts=network.counts(net),
+        training=client.Training(batch_size=16),
+        learning_rate=lambda index: 0.1,
+        server_learning_rate=1.0,
+        clients_per_round=4,
+        weighting="uniform",
+        width=1,
+        seed=3,
+        devices=conftest.MESH,
+    )
+
+    def trained(before):
+        algorithm = fedavg.fedavg(fed)
+        ids = np.array([12, 10, 0, 20])
+        assignment = schedule.by_hand(0, ids, [plans.full(1)] * 4)
+        state, report = algorithm.round(algorithm.init(), assignment)
+        made = list(map(str, algorithm.programs(assignment)))
+        return made, cohort.num_programs() - before, state.server, report.losses
+
+    short = "0-0 of up to 1 examples"
+    *ours, server, losses = trained(cohort.num_programs())
+    assert ours == [[short, "0-0", short, short], 2]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(client, "capacities", lambda counts, _: np.full(21, 600))
+        *theirs, expected, expected_losses = trained(cohort.num_programs())
+    assert theirs == [["0-0"] * 4, 0]
+    conftest.assert_close((server, losses), (expected, expected_losses), 1e-5)

@@ -49,8 +49,7 @@ def _train(problem, augmented):
     return conftest.train_one(
         problem.blocks,
         problem.data,
-        jnp.asarray(problem.shards.indices[0]),
-        jnp.asarray(problem.shards.counts[0]),
+        *conftest.shard(problem.shards, 0),
         jax.random.key(3),
         0.1,
         net=problem.net,
@@ -100,7 +99,7 @@ def test_padding_repeats_the_augmented_first_example(problem):
         patch.setattr(client, "_gradient_step", loss)
         client.train(
             *(problem.net, conftest.LATE, training, problem.blocks, frozen),
-            *(problem.data, jnp.asarray(problem.shards.indices[0]), jnp.int32(6)),
+            *(problem.data, conftest.shard(problem.shards, 0)[0], jnp.int32(6)),
             *(jax.random.key(3), jnp.float32(0.1)),
         )
         jax.effects_barrier()

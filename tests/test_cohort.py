@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fljax import client, cohort, mesh, plans, trees
+from fljax.data import partition
 from tests import conftest
 
 FULL, MIDDLE, LATE = conftest.FULL, conftest.MIDDLE, conftest.LATE
@@ -35,13 +36,14 @@ def run(
     sums=None,
     devices=conftest.MESH,
     limits=((np.inf,) * 5,) * 2,
+    capacity=max(conftest.COUNTS),
     **changes,
 ):
     """Runs the clients of one plan out of a cohort; returns the devices' sums."""
     problem = problem._replace(**changes)
     if weights is None:
         weights = problem.shards.counts.astype(np.float32)
-    clients = cohort.gather(np.array(cohort_ids), *problem.shards, weights)
+    clients = cohort.gather(np.array(cohort_ids), problem.shards, weights)
     positions = np.array([list(cohort_ids).index(number) for number in ids], np.int32)
     (group,) = cohort.spread([positions], clients.counts, devices.size, width)
     return cohort.run_group(
@@ -54,7 +56,7 @@ def run(
         jnp.float32(RATE),
         jnp.asarray(limits, jnp.float32),
         net=problem.net,
-        plan=plan,
+        program=cohort.Program(plan, capacity),
         training=problem.training,
         width=width,
         devices=devices,
@@ -66,8 +68,7 @@ def one_by_one(problem, plan, number):
     return conftest.train_one(
         problem.blocks,
         problem.data,
-        problem.shards.indices[number],
-        problem.shards.counts[number],
+        *conftest.shard(problem.shards, number),
         jax.random.fold_in(round_key(), number),
         jnp.float32(RATE),
         net=problem.net,
@@ -112,8 +113,7 @@ def test_width_and_padding_do_not_matter(problem, width):
 
 
 def test_batches_larger_than_every_shard_are_cut_to_the_largest(problem):
-    capacity = problem.shards.indices.shape[1]
-    assert capacity == max(conftest.COUNTS)
+    capacity = max(conftest.COUNTS)
     large, whole = (problem.training._replace(batch_size=b) for b in (64, capacity))
     assert client.fitting(large, capacity) == whole
     assert client.fitting(whole._replace(batch_size=4), capacity).batch_size == 4
@@ -121,6 +121,13 @@ def test_batches_larger_than_every_shard_are_cut_to_the_largest(problem):
     conftest.assert_same_bits(ours, run(problem, MIDDLE, [1], training=whole))
     result = one_by_one(problem._replace(training=large), MIDDLE, 1)  # of 64 rows
     np.testing.assert_allclose(cohort.total(ours).losses[1], result.loss, rtol=1e-5)
+
+
+def test_room_for_more_examples_changes_nothing(problem):
+    # Client 5 is the last: its slots of no example lie behind the table.
+    ours = run(problem, MIDDLE, [4, 5], cohort_ids=(4, 5, 0, 1), capacity=16)
+    theirs = run(problem, MIDDLE, [4, 5], cohort_ids=(4, 5, 0, 1))
+    conftest.assert_same_bits(ours, theirs)
 
 
 def test_a_client_does_not_depend_on_its_slot_or_company(problem):
@@ -151,7 +158,7 @@ def test_a_plan_compiles_once(problem):
     sums = run(problem, MIDDLE, [3], weights)
     moved = jax.tree.map(lambda x: x + 0.01, problem.blocks)
     run(problem, MIDDLE, [0], blocks=moved, sums=sums)
-    clients = cohort.gather(np.array(COHORT), *problem.shards, weights)
+    clients = cohort.gather(np.array(COHORT), problem.shards, weights)
     cohort.run_group(
         problem.blocks,
         started(problem, 4),
@@ -162,7 +169,7 @@ def test_a_plan_compiles_once(problem):
         jnp.float32(0.001),
         jnp.full((2, 5), jnp.inf, jnp.float32),
         net=conftest.NET._replace(),  # equal, not the same object
-        plan=plans.Plan(2, 2),
+        program=cohort.Program(plans.Plan(2, 2), max(conftest.COUNTS)),
         training=problem.training._replace(),
         width=1,
         devices=mesh.make(),
@@ -172,7 +179,7 @@ def test_a_plan_compiles_once(problem):
 
 def with_infinity(problem, number):
     """Gives the data with an infinite image in the shard of one client."""
-    image = int(problem.shards.indices[number, 0])
+    image = int(problem.shards.indices[problem.shards.starts[number]])
     return problem.data._replace(x=problem.data.x.at[image].set(jnp.inf))
 
 
@@ -227,8 +234,9 @@ def test_tampered_updates_and_stale_ones(problem):
     ids = np.array([0, 1, 4])
     tampering = np.array([1, np.nan, 1], np.float32)
     scales = np.array([1, 1, 0.5], np.float32)
-    clients = cohort.gather(ids, *problem.shards, weights, tampering, scales, 5)
-    assert [len(field) for field in clients] == [5] * 7
+    clients = cohort.gather(ids, problem.shards, weights, tampering, scales, 5)
+    assert clients.indices is problem.shards.indices
+    assert [len(field) for field in clients[1:]] == [5] * 7
     (group,) = cohort.spread([np.arange(3)], clients.counts[:3], 1, 1, 5)
     sums = cohort.total(
         cohort.run_group(
@@ -241,7 +249,7 @@ def test_tampered_updates_and_stale_ones(problem):
             jnp.float32(RATE),
             jnp.full((2, 5), jnp.inf, jnp.float32),
             net=problem.net,
-            plan=LATE,
+            program=cohort.Program(LATE, max(conftest.COUNTS)),
             training=problem.training,
             width=1,
             devices=conftest.MESH,
@@ -294,11 +302,11 @@ def test_groups_are_in_order_of_plan_and_number():
 
 
 def test_clients_are_gathered_by_hand():
-    indices = np.arange(6).reshape(3, 2)
-    counts, weights = np.array([2, 1, 2]), np.array([0.5, 1.0, 2.0])
-    clients = cohort.gather(np.array([2, 1]), indices, counts, weights)
+    shards = partition.index_table([np.array(x) for x in ([7, 8], [9], [3, 4])])
+    weights = np.array([0.5, 1.0, 2.0])
+    clients = cohort.gather(np.array([2, 1]), shards, weights)
     np.testing.assert_array_equal(clients.ids, [2, 1])
-    np.testing.assert_array_equal(clients.indices, [[4, 5], [2, 3]])
+    np.testing.assert_array_equal(clients.starts, [3, 2])
     np.testing.assert_array_equal(clients.counts, [2, 1])
     np.testing.assert_array_equal(clients.weights, [2, 1])
     assert [x.dtype for x in (clients.counts, clients.weights)] == [

@@ -36,7 +36,7 @@ def run_mixed(problem, assigned, width, limits=((np.inf,) * 5,) * 2, spoilt=()):
     tampering = np.where(np.isin(ids, spoilt), np.nan, 1.0)
     clients = cohort.gather(
         ids,
-        *problem.shards,
+        problem.shards,
         weights,
         tampering,
         windows=np.array([(p.first, p.last) for p in assigned.values()]),
@@ -52,7 +52,7 @@ def run_mixed(problem, assigned, width, limits=((np.inf,) * 5,) * 2, spoilt=()):
         np.float32(RATE),
         np.asarray(limits, np.float32),
         net=problem.net,
-        plan=plans.Mixed(),
+        program=cohort.Program(plans.Mixed(), max(conftest.COUNTS)),
         training=problem.training,
         width=width,
         devices=conftest.MESH,
@@ -85,7 +85,7 @@ def test_what_the_client_before_left_does_not_matter(problem):
         frozen = client.freeze(problem.net, plan, training, blocks, None)
         places = client.places(problem.net, plan, training, blocks, frozen)
         places = jax.tree.map(lambda x: jnp.where(filled, _worst(x), x), places)
-        indices, count = (jnp.asarray(x[0]) for x in problem.shards)
+        indices, count = conftest.shard(problem.shards, 0)
         key, rate = jax.random.key(3), jnp.float32(RATE)
         result = client.train(
             *(problem.net, plan, training, blocks, frozen, data),

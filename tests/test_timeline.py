@@ -105,8 +105,7 @@ def delta(fed, blocks, began, number, plan):
     return conftest.train_one(
         blocks,
         fed.data,
-        fed.shards.indices[number],
-        fed.shards.counts[number],
+        *conftest.shard(fed.shards, number),
         jax.random.fold_in(federation.round_key(fed.seed, began), number),
         jnp.float32(fed.learning_rate(began)),
         net=fed.net,
@@ -529,7 +528,7 @@ def test_a_buffer_fills_whatever_share_drops_out(fed):
     times = 50
     many = fed._replace(
         shards=fed.shards._replace(
-            indices=np.tile(fed.shards.indices, (times, 1)),
+            starts=np.tile(fed.shards.starts, times),
             counts=np.tile(fed.shards.counts, times),
         ),
         fleet=fleet.of_tiers(6 * times, TIERS),

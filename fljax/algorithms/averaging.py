@@ -29,7 +29,6 @@ from fljax import (
     federation,
     mesh,
     norm_bound,
-    plans,
     policies,
     programs,
     quant,
@@ -114,6 +113,10 @@ def _mean(values: np.ndarray) -> float:
     return float(values.mean()) if len(values) else 0.0
 
 
+def _by_plan(assigned: schedule.Assignment) -> list[cohort.Program]:
+    return [cohort.Program(plan, 1) for plan in assigned.plans]
+
+
 class Algorithm(NamedTuple):
     """An algorithm as pure functions.
 
@@ -129,9 +132,7 @@ class Algorithm(NamedTuple):
     init: Callable[[], State]
     assign: Callable[[State, int], schedule.Assignment]
     round: Callable[[State, schedule.Assignment], tuple[State, Report]]
-    programs: Callable[[schedule.Assignment], Sequence] = lambda assigned: (
-        assigned.plans
-    )
+    programs: Callable[[schedule.Assignment], Sequence] = _by_plan
     rehearse: Callable[[State, schedule.Assignment], State] = lambda state, _: state
 
 
@@ -202,7 +203,8 @@ def averaging(
         )
     planned = schedule.make(fed, policy, everyone, constrained)
     counts = np.asarray(fed.shards.counts)
-    indices = np.asarray(fed.shards.indices)
+    capacities = client.capacities(counts, fed.training.batch_size)
+    most = int(counts.max())
     weights = counts.astype(np.float32)
     if fed.weighting == "uniform":
         weights = np.ones_like(weights)
@@ -215,11 +217,19 @@ def averaging(
     kept = fed.clock.max_staleness if fed.clock.carries else 0
 
     everywhere = functools.partial(mesh.replicate, fed.devices)
-    fed = fed._replace(data=everywhere(fed.data))
+    indices = everywhere(fed.shards.indices)
+    fed = fed._replace(
+        data=everywhere(fed.data), shards=fed.shards._replace(indices=indices)
+    )
     unlimited = everywhere(np.full((2, fed.net.num_blocks), np.inf, np.float32))
 
-    def programs_of(assignment: schedule.Assignment) -> list[plans.Plan | plans.Mixed]:
-        return federation.programs(fed, assignment.plans)
+    def programs_of(assignment: schedule.Assignment) -> list[cohort.Program]:
+        made_for = federation.programs(fed, assignment.plans)
+        rooms = capacities[assignment.ids].tolist()
+        return [
+            cohort.Program(plan, room, room < most)
+            for plan, room in zip(made_for, rooms, strict=True)
+        ]
 
     def init() -> State:
         blocks = initial_blocks(fed)
@@ -238,8 +248,7 @@ def averaging(
         index, ids, work = assignment.round, assignment.ids, assignment.outcome.arrived
         clients = cohort.gather(
             ids,
-            indices,
-            counts,
+            fed.shards,
             weights,
             failures.tampering(work.faults),
             clock.weight(fed.clock, index, work.versions),
@@ -277,17 +286,19 @@ def averaging(
             """Runs some of the groups; their programs are held no longer than that."""
             blocks, key, rate = starts[min(starts)]
             compiled = cohort.compile_groups(
-                list(dict.fromkeys(plan for (_, plan), _ in by_key[few])),
+                list(dict.fromkeys(program for (_, program), _ in by_key[few])),
                 *(blocks, sums, *shared, placed[0], key, rate, limits),
                 net=fed.net,
                 training=fed.training,
                 width=fed.width,
                 devices=fed.devices,
             )
-            for ((age, plan), _), group in zip(by_key[few], placed[few], strict=True):
+            keyed = zip(by_key[few], placed[few], strict=True)
+            for ((age, program), _), group in keyed:
                 blocks, key, rate = starts[age]
                 earlier = cohort.weights_so_far(sums) if age else None
-                sums = compiled[plan](blocks, sums, *shared, group, key, rate, limits)
+                run_group = compiled[program]
+                sums = run_group(blocks, sums, *shared, group, key, rate, limits)
                 if age:
                     scale = clock.weight(fed.clock, index, index - age)
                     begun_and_now = blocks, before.server.blocks
