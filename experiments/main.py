@@ -202,17 +202,14 @@ def run(main: Callable[..., None], folders: bool = False) -> None:
         except simulation.DivergedError as error:
             _complain(error)
             return 1
-        except KeyboardInterrupt:
-            kept = "the same command goes on from here"
-            lost = "without --workdir nothing is kept"
-            print(f"stopped; {kept if WORKDIR.value else lost}", file=sys.stderr)
-            return interrupts.CODE
         return 0
 
     try:
         with interrupts.heard():
             app.run(guarded, flags_parser=lambda given: _parse(given, folders))
-    except SystemExit as end:
-        if end.code == interrupts.CODE:
-            interrupts.leave()
-        raise
+    except KeyboardInterrupt:
+        kept = "the same command goes on from here"
+        lost = "without --workdir nothing is kept"
+        workdir = flags.FLAGS.is_parsed() and WORKDIR.value
+        print(f"stopped; {kept if workdir else lost}", file=sys.stderr)
+        interrupts.leave()
