@@ -75,7 +75,8 @@ class Outcome(NamedTuple):
         those for who was sent home.
       started: how many began.
       timeline: after the round.
-      events: what went wrong -> client numbers.
+      events: what went wrong -> client numbers: faults of those in `finished`, `stale`
+        ones among these, and who was `late` for this round, to be carried or not.
     """
 
     arrived: Work
@@ -193,16 +194,16 @@ def synchronous(
     landed = flight.finish <= end
     stale = ~landed & (round_index + 1 - flight.versions > rules.max_staleness)
     staying = take(flight, ~landed & ~stale)
-    events = failures.events(work.ids, work.faults)
-    if late.any():
-        events["late"] = sorted(work.ids[late].tolist())
-    if stale.any():
-        events["stale"] = sorted(flight.ids[stale].tolist())
     carried = late & (rules.late == "carry")
     staying = join(staying, take(work, carried))
     free = empty(len(timeline.flight.ids) - len(staying.ids))
     arrived = join(take(work, in_time), take(flight, landed))
     finished = join(take(work, ~carried), take(flight, landed | stale))
+    events = failures.events(finished.ids, finished.faults)
+    if late.any():
+        events["late"] = sorted(work.ids[late].tolist())
+    if stale.any():
+        events["stale"] = sorted(flight.ids[stale].tolist())
     return Outcome(
         arrived, finished, _spent(finished, end), len(work.ids),
         Timeline(np.array(end), join(staying, free)), events,
