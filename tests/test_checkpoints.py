@@ -1,9 +1,11 @@
 """Checkpoints: exact round trips, damaged files, donated buffers, kill -9."""
 
 import doctest
+import hashlib
 import os
 import pathlib
 import re
+import struct
 import sys
 import threading
 import time
@@ -11,8 +13,10 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import msgpack
 import numpy as np
 import pytest
+from flax import serialization
 
 from fljax import checkpoints, writers
 from tests import test_writers
@@ -140,6 +144,91 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path, harm, reason):
     assert len(restored.notes) == 1
     pattern = f"passed over {path.name}: .*{reason}.*; using round_00000001.ckpt"
     assert re.search(pattern, restored.notes[0])
+
+
+def _file(payload: bytes, number: int = 2, version: int = 2) -> bytes:
+    """Lay out a checkpoint with a right digest."""
+    front = struct.pack("<8sIQQ", b"fljaxckp", version, number, len(payload))
+    return front + hashlib.sha256(front + payload).digest() + payload
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        *(
+            (_file(origin + payload, version=version), "holds no state")
+            for origin, version in ((b"", 1), (bytes(64), 2))
+            for payload in (
+                msgpack.packb([1, 2]),
+                msgpack.packb(5),
+                msgpack.packb({1: 2}),
+                msgpack.packb({"['w']": msgpack.ExtType(1, b"odd")}),
+                b"\x91" * 100_000,
+                b"",
+            )
+        ),
+        (_file(msgpack.packb({"['w']": "text"}), version=1), "leaf .'w'. is str"),
+        (
+            _file(msgpack.packb({}), number=2**63),
+            f"of round {2**63}, there are at most",
+        ),
+        (_file(msgpack.packb({}), number=1), "says that it is of round 1"),
+        (_file(b""), "holds no state"),
+    ],
+)
+def test_a_sound_file_with_an_odd_payload_is_passed_over(tmp_path, data, reason):
+    template = {"w": np.zeros(50, np.float32)}
+    checkpoints.save(tmp_path, 1, template)
+    (tmp_path / "checkpoints" / "round_00000002.ckpt").write_bytes(data)
+    restored = checkpoints.restore(tmp_path, template)
+    assert restored is not None
+    assert restored.round == 1
+    assert re.search(f"round_00000002.ckpt: .*{reason}", restored.notes[0])
+
+
+def test_what_is_no_file_is_passed_over(tmp_path):
+    checkpoints.save(tmp_path, 1, {})
+    folder = tmp_path / "checkpoints"
+    (folder / "round_00000003.ckpt").mkdir()
+    os.mkfifo(folder / "round_00000002.ckpt")
+    (folder / "round_last.ckpt").write_bytes(b"")  # no name of ours
+    restored = checkpoints.restore(tmp_path, {})
+    assert restored is not None
+    assert (restored.round, len(restored.notes)) == (1, 2)
+    checkpoints.save(tmp_path, 2, {}, keep=1)
+
+
+def test_a_checkpoint_of_the_format_before_is_read(tmp_path):
+    state = {"w": np.arange(3)}
+    payload = serialization.msgpack_serialize({"['w']": state["w"]})
+    (tmp_path / "checkpoints").mkdir()
+    path = tmp_path / "checkpoints" / "round_00000002.ckpt"
+    path.write_bytes(_file(payload, version=1))
+    restored = checkpoints.restore(tmp_path, state)
+    assert restored is not None
+    np.testing.assert_array_equal(restored.state["w"], state["w"])
+
+
+def test_records_are_durable_before_their_checkpoint(tmp_path, monkeypatch):
+    steps, sync, replace = [], os.fsync, os.replace
+
+    def name_of(descriptor):
+        return pathlib.Path(os.readlink(f"/proc/self/fd/{descriptor}")).name
+
+    def synced(descriptor):
+        steps.append(name_of(descriptor))
+        sync(descriptor)
+
+    def replaced(source, target):
+        steps.append(f"to {pathlib.Path(target).name}")
+        replace(source, target)
+
+    (tmp_path / "metrics.jsonl").write_text("")
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "replace", replaced)
+    checkpoints.save(tmp_path, 1, {})
+    name = "round_00000001.ckpt"
+    assert steps == ["metrics.jsonl", f"{name}.tmp", f"to {name}", "checkpoints"]
 
 
 @pytest.mark.parametrize(
