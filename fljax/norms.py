@@ -177,6 +177,10 @@ def folded(
     if not stepwise:
         factor = scale * lax.rsqrt(variance + EPSILON)
         return factor, bias - mean * factor
+    # Constants would be folded, and then seen through.
+    mean, variance, scale, bias = lax.optimization_barrier(
+        (mean, variance, scale, bias)
+    )
     # XLA's rsqrt approximates on CPU.
     deviation = lax.optimization_barrier(jnp.sqrt(variance + EPSILON))
     inverse = 1 / deviation
