@@ -394,6 +394,8 @@ def check(config: Config) -> None:
     Raises:
       ValueError: one line that names the flag, what was expected and what came.
     """
+    if not isinstance(config, Config):
+        raise ValueError(f"expected a config.Config, got a {type(config).__name__}")
     bounds.check(config, "--{}: expected".format)
     for name, choices in CHOICES.items():
         value = getattr(config, name)

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import numpy as np
 
+from experiments import compilations, experiment, rehearsal
 from experiments import config as configs
-from experiments import experiment, rehearsal
 from fljax import client, cohort, federation, memory, mesh, plans, programs
 from fljax.algorithms import averaging
 
@@ -55,12 +56,21 @@ class Estimate(NamedTuple):
     rehearsal: rehearsal.Rehearsal
 
 
-def estimate(config: configs.Config, ready: experiment.Experiment) -> Estimate:
+def _silent(_: str) -> None:
+    """Says nothing."""
+
+
+def estimate(
+    config: configs.Config,
+    ready: experiment.Experiment,
+    tell: Callable[[str], None] = _silent,
+) -> Estimate:
     """Works out what a run will cost.
 
     Args:
       config: of the run.
       ready: built from it.
+      tell: is given a line for each step that may take long.
 
     Returns:
       The estimate.
@@ -71,10 +81,14 @@ def estimate(config: configs.Config, ready: experiment.Experiment) -> Estimate:
     algorithm = experiment.algorithm(config, ready)
     fed = experiment.seen_by(config, ready)
     looked_at = min(config.rounds, _LOOKED_AT)
+    tell(f"drawing {fed.net.name} and playing {looked_at} rounds without training")
     seen = rehearsal.rehearse(algorithm, fed, looked_at)
     mixed = [p.plan for p in seen.programs if isinstance(p.plan, plans.Mixed)]
     plan = mixed[0] if mixed else plans.full(fed.net.num_blocks)
-    compile_seconds, step_seconds, size = _measure(fed, seen.state, plan)
+    measured = "all windows" if mixed else "the full network"
+    tell(f"compiling the program of {measured} anew, to time it")
+    with compilations.watched(fed, [plan], tell):
+        compile_seconds, step_seconds, size = _measure(fed, seen.state, plan)
     training = seen.steps * step_seconds / fed.devices.size
     real = client.fitting(fed.training, int(fed.shards.counts.max()))
     batches = ready.evaluator.examples / real.batch_size
@@ -84,7 +98,7 @@ def estimate(config: configs.Config, ready: experiment.Experiment) -> Estimate:
     return Estimate(
         rounds=config.rounds,
         programs=len(seen.programs),
-        measured="all windows" if mixed else "the full network",
+        measured=measured,
         compile_seconds=compile_seconds,
         step_seconds=step_seconds,
         round_seconds=round_seconds,

@@ -16,8 +16,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from experiments import compilations, progress
 from experiments import config as configs
-from experiments import progress
 from fljax import (
     alerts,
     algorithms,
@@ -591,6 +591,7 @@ def run(
             progress.Progress(config.rounds, label=label, stream=shown)
         )
         hooks = simulation.Hooks(record=bar.update, message=bar.message)
+        made = compilations.told(made, ready.federation, bar.message)
         if alert_command and first_host:
             command = alerts.Command(alert_command, bar.message)
             hooks = hooks._replace(alert=stack.enter_context(command))

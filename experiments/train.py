@@ -10,7 +10,7 @@ from __future__ import annotations
 from absl import flags
 
 from experiments import config as configs
-from experiments import define, dry_run, experiment, main
+from experiments import define, dry_run, experiment, main, progress
 from fljax import simulation
 
 configs.define_flags()
@@ -34,7 +34,8 @@ def _main() -> None:
     workdir = main.WORKDIR.value or None
     ready = experiment.build(config, workdir=workdir, cache=main.DATA_CACHE.value)
     if _DRY_RUN.value:
-        cost = dry_run.estimate(config, ready)
+        with progress.Steps() as tell:
+            cost = dry_run.estimate(config, ready, tell)
         if main.is_first():
             print(dry_run.show(cost))
         return
