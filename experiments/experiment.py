@@ -619,8 +619,8 @@ def run(
             ready.evaluator,
             workdir,
             resolved(config, ready),
-            # Nothing but the order of sums; a stopped run goes on with more rollbacks.
-            may_change=("client_width", "programs", "devices", "rollback_limit"),
+            may_change=("rollback_limit",),  # a stopped run goes on with more of them
+            rounding=("client_width", "programs", "devices"),
             tensorboard=tensorboard,
             checkpoint_every=checkpoint_every,
             hooks=hooks,

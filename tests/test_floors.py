@@ -42,6 +42,8 @@ FLOORS = (
         "data.resplit",
         "data.*",
         "data",
+        "files",
+        "surroundings",
         "writers",
         "checkpoints",
         "alerts",

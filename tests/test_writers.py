@@ -50,7 +50,8 @@ def test_open_run_writes_the_configuration_once(tmp_path):
     assert stored["config"] == {"client": {"lr": 0.5, "limit": "inf"}, "tiers": [1, 2]}
     assert stored["environment"]["jax"] == jax.__version__
     assert set(stored["environment"]) == {
-        *("fljax", "jax", "flax", "optax", "numpy", "python", "device")
+        *("fljax", "source", "jax", "jaxlib", "flax", "optax", "numpy", "python"),
+        *("processor", "cores", "device"),
     }
     before = (run.path / "config.json").stat().st_mtime_ns
     writers.open_run(run.path, config).close()
