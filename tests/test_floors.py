@@ -42,7 +42,7 @@ FLOORS = (
         "data.resplit",
         "data.*",
         "data",
-        "files",
+        "durable",
         "surroundings",
         "writers",
         "checkpoints",
