@@ -230,7 +230,7 @@ def measure(load: workloads.Workload, repeats: int, roof: Figures, **fields: Any
     """
     settings = workloads.config(load, **fields)
     ready = workloads.build(load, settings)
-    algorithm = experiment.algorithm(settings, ready)
+    algorithm = experiment.algorithm(ready)
     made, found = cohort.num_programs(), programs.found_on_disk()
     evaluator = ready.evaluator if load.eval_every else None
     played = _play(algorithm, repeats, evaluator)
@@ -327,7 +327,7 @@ def measure_tiers(repeats: int, roof: Figures) -> Figures:
         load, client_width=1, cost_table=_COST_TABLE.value, max_windows=TIER_WINDOWS
     )
     ready = workloads.build(load, settings)
-    algorithm, fed = experiment.algorithm(settings, ready), ready.federation
+    algorithm, fed = experiment.algorithm(ready), ready.federation
     state, before = algorithm.init(), cohort.num_programs()
     counts, steps = np.asarray(fed.shards.counts), dict[plans.Plan, int]()
     for index in range(1, repeats + 1):

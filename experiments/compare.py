@@ -100,14 +100,16 @@ def _main() -> None:
             workdir=str(workdir / folder_of(names[0]) / f"seed_{seed}"),
             cache=main.DATA_CACHE.value,
         )
+        each = {
+            name: dataclasses.replace(ready, settings=settings[name]) for name in names
+        }
         for name in names:  # what a device cannot do is known before any training
-            experiment.algorithm(settings[name], ready)
+            experiment.algorithm(each[name])
         for name in names:
             folder = workdir / folder_of(name) / f"seed_{seed}"
             label = f"{name} seed {seed}"
             records = experiment.run(
-                settings[name],
-                ready,
+                each[name],
                 str(folder),
                 label=label,
                 alert_command=main.ALERT_COMMAND.value,

@@ -15,7 +15,6 @@ import jax
 import numpy as np
 
 from experiments import compilations, experiment, rehearsal
-from experiments import config as configs
 from fljax import client, cohort, federation, memory, mesh, plans, programs
 from fljax.algorithms import averaging
 
@@ -61,15 +60,12 @@ def _silent(_: str) -> None:
 
 
 def estimate(
-    config: configs.Config,
-    ready: experiment.Experiment,
-    tell: Callable[[str], None] = _silent,
+    ready: experiment.Experiment, tell: Callable[[str], None] = _silent
 ) -> Estimate:
     """Works out what a run will cost.
 
     Args:
-      config: of the run.
-      ready: built from it.
+      ready: of `experiment.build`.
       tell: is given a line for each step that may take long.
 
     Returns:
@@ -78,8 +74,8 @@ def estimate(
     Raises:
       ValueError: the algorithm's devices cannot run it.
     """
-    algorithm = experiment.algorithm(config, ready)
-    fed = experiment.seen_by(config, ready)
+    config, algorithm = ready.settings, experiment.algorithm(ready)
+    fed = experiment.seen_by(ready)
     looked_at = min(config.rounds, _LOOKED_AT)
     tell(f"drawing {fed.net.name} and playing {looked_at} rounds without training")
     seen = rehearsal.rehearse(algorithm, fed, looked_at)

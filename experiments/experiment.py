@@ -10,7 +10,8 @@ import io
 import pathlib
 import re
 import sys
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import numpy as np
@@ -50,21 +51,47 @@ from fljax.algorithms import averaging, centralized, cocofl
 from fljax.data import checks, load, partition
 from fljax.models import network
 
+# Settings that nothing is built from: one experiment serves all their values.
+FREE = (
+    *("algorithm", "policy", "rounds"),
+    *("rollback_drop", "rollback_loss", "rollback_window"),
+    *("rollback_lowers", "rollback_factor", "rollback_limit"),
+)
 
-class Experiment(NamedTuple):
-    """What is ready to run.
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Experiment:
+    """What is ready to run, and the settings that it was built from.
 
     Attributes:
+      settings: of the run; may differ from `built_from` in what is `FREE` alone, as in
+        `dataclasses.replace(ready, settings=...)`.
+      built_from: the settings that the rest was built from.
       federation: the clients, shared by all algorithms of a comparison.
       evaluator: of the global network.
-      dataset_sha256: of the data, as training and evaluation see them.
+      facts: what the settings left open, for `config.json`.
+      notes: a line for each thing about the data that the user should know.
       tokenizer: that made tokens of the data, if they are of a trained one.
     """
 
+    settings: configs.Config
+    built_from: configs.Config
     federation: federation.Federation
     evaluator: simulation.Evaluator
-    dataset_sha256: str
+    facts: Mapping[str, Any]
+    notes: tuple[str, ...] = ()
     tokenizer: bytes | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse settings that it was not built from."""
+        configs.check(self.settings)
+        was, now = (dataclasses.asdict(s) for s in (self.built_from, self.settings))
+        for name in sorted(was.keys() - set(FREE)):
+            if was[name] != now[name]:
+                raise ValueError(
+                    f"--{name}: expected {was[name]!r}, which the experiment was built "
+                    f"with, got {now[name]!r}; build it again"
+                )
 
 
 # What XLA takes for each of a client's examples in a pass: keys, draws, places.
@@ -310,6 +337,7 @@ def build(
         came.
     """
     configs.check(config)
+    own = _own(config, data, net)
     data = _load(config, workdir, cache) if data is None else checks.made_by_hand(data)
     if net is None:
         net = _network(config, data)
@@ -383,7 +411,39 @@ def build(
             f"{np.unique(data.y_train).tolist()} here"
         )
     evaluator = _evaluator(config, fed, test_data, mixes, running)
-    return Experiment(fed, evaluator, load.digest(data), data.tokenizer)
+    return Experiment(
+        settings=config,
+        built_from=config,
+        federation=fed,
+        evaluator=evaluator,
+        facts=_facts(config, fed, data) | own,
+        tokenizer=data.tokenizer,
+    )
+
+
+OWN = "given in Python"  # what config.json says of data and networks that have no name
+
+
+def _own(
+    config: configs.Config, data: types.Dataset | None, net: network.Network | None
+) -> dict[str, str]:
+    """Says what config.json does of data and a network of one's own.
+
+    Raises:
+      ValueError: settings ask for what only a loader does.
+    """
+    own = {"network": f"{net.name} ({OWN})"} if net is not None else {}
+    if data is None:
+        return own
+    plain = configs.Config()
+    for name in ("test_share", "image_size", "image_mode", "max_tokens",
+                 "vocabulary_size"):  # fmt: skip
+        if (given := getattr(config, name)) != getattr(plain, name):
+            raise ValueError(
+                f"--{name}: expected {getattr(plain, name)!r} for data that are "
+                f"{OWN}, which are taken as they are, got {given!r}"
+            )
+    return own | {"dataset": OWN}
 
 
 def _evaluator(config, fed, test_data, mixes, running) -> simulation.Evaluator:
@@ -420,14 +480,14 @@ def _evaluator(config, fed, test_data, mixes, running) -> simulation.Evaluator:
     )
 
 
-def algorithm(config: configs.Config, ready: Experiment) -> averaging.Algorithm:
+def algorithm(ready: Experiment) -> averaging.Algorithm:
     """Makes the configured algorithm.
 
     Raises:
       ValueError: its devices cannot run it.
     """
-    fed = ready.federation
-    _check_memory(seen_by(config, ready))
+    config, fed = ready.settings, ready.federation
+    _check_memory(seen_by(ready))
     if config.algorithm == "cocofl" and fed.net.num_blocks == 1:
         raise ValueError(
             f"--network: expected one of two blocks or more for --algorithm=cocofl, "
@@ -442,8 +502,8 @@ def algorithm(config: configs.Config, ready: Experiment) -> averaging.Algorithm:
     with _naming_tiers(config):
         if config.algorithm == "cocofl":
             policy = policies.BY_NAME[config.policy]
-            return cocofl.cocofl(ready.federation, config.bits, policy)
-        return algorithms.BY_NAME[config.algorithm](ready.federation)
+            return cocofl.cocofl(fed, config.bits, policy)
+        return algorithms.BY_NAME[config.algorithm](fed)
 
 
 def _check_memory(fed: federation.Federation) -> None:
@@ -477,8 +537,9 @@ def _check_memory(fed: federation.Federation) -> None:
         )
 
 
-def rollback(config: configs.Config, fed: federation.Federation) -> guard.Guard | None:
+def rollback(ready: Experiment) -> guard.Guard | None:
     """Makes the configured guard; None: there is none."""
+    config, devices = ready.settings, ready.federation.fleet
     if not (config.rollback_drop or config.rollback_loss):
         return None
     return guard.Guard(
@@ -488,32 +549,34 @@ def rollback(config: configs.Config, fed: federation.Federation) -> guard.Guard 
         lower=config.rollback_lowers,
         factor=config.rollback_factor,
         limit=config.rollback_limit,
-        tiers=fed.fleet.names,
-        tier_index=fed.fleet.tier,
+        tiers=devices.names,
+        tier_index=devices.tier,
     )
 
 
-def resolved(config: configs.Config, ready: Experiment) -> dict[str, Any]:
-    """Gives the configuration as plain data, with what its flags left open."""
-    fed = ready.federation
-    return (
-        dataclasses.asdict(config)
-        | {
-            "num_clients": len(fed.shards.counts),
-            "mean": fed.data.mean,
-            "std": fed.data.std,
-            "tiers": _described_tiers(config, fed),
-            "fleet_sha256": _digest(fed.fleet),
-            "clock": dataclasses.asdict(federation.rules(fed)),
-            "dataset_sha256": ready.dataset_sha256,
-            "cost_table": fed.table.source,
-            "cost_table_sha256": _sha256(config.cost_table),
-            "client_width": fed.width,
-            # A network may be one's own, whose name says nothing.
-            "blocks_sha256": hashlib.sha256(_described(fed.net.blocks)).hexdigest(),
-        }
-        | _own_prices(config)
-    )
+def resolved(ready: Experiment) -> dict[str, Any]:
+    """Gives the settings as plain data, with what they left open."""
+    return {**dataclasses.asdict(ready.settings), **ready.facts}
+
+
+def _facts(
+    config: configs.Config, fed: federation.Federation, data: types.Dataset
+) -> dict[str, Any]:
+    """Tells what was built where settings are empty or name a file."""
+    return {
+        "num_clients": len(fed.shards.counts),
+        "mean": fed.data.mean,
+        "std": fed.data.std,
+        "tiers": _described_tiers(config, fed),
+        "fleet_sha256": _digest(fed.fleet),
+        "clock": dataclasses.asdict(federation.rules(fed)),
+        "dataset_sha256": load.digest(data),
+        "cost_table": fed.table.source,
+        "cost_table_sha256": _sha256(config.cost_table),
+        "client_width": fed.width,
+        # A network may be one's own, whose name says nothing.
+        "blocks_sha256": hashlib.sha256(_described(fed.net.blocks)).hexdigest(),
+    } | _own_prices(config)
 
 
 def _described(blocks: tuple) -> bytes:
@@ -546,9 +609,9 @@ def _digest(devices: fleet.Fleet) -> str:
     return digest.hexdigest()
 
 
-def seen_by(config: configs.Config, ready: Experiment) -> federation.Federation:
+def seen_by(ready: Experiment) -> federation.Federation:
     """Gives the federation as the algorithm has it: centralized pools the clients."""
-    pooled = config.algorithm == "centralized"
+    pooled = ready.settings.algorithm == "centralized"
     return centralized.pooled(ready.federation) if pooled else ready.federation
 
 
@@ -572,7 +635,6 @@ def _keep_tokenizer(workdir: str, tokenizer: bytes | None) -> None:
 
 
 def run(
-    config: configs.Config,
     ready: Experiment,
     workdir: str | None,
     tensorboard: bool = True,
@@ -580,10 +642,26 @@ def run(
     label: str | None = None,
     alert_command: str = "",
 ) -> list[simulation.Record]:
-    """Runs one configuration with a progress bar; returns its records."""
-    made = algorithm(config, ready)
+    """Runs an experiment with a progress bar; returns its records.
+
+    Args:
+      ready: of `build`.
+      workdir: the run folder, from which an earlier run goes on; None: nothing is kept.
+      tensorboard: write TensorBoard events, too.
+      checkpoint_every: rounds between checkpoints.
+      label: of the bar; None: the algorithm's name.
+      alert_command: is given each alert; empty: none.
+
+    Returns:
+      The records of all rounds.
+
+    Raises:
+      ValueError: the algorithm or the folder does not fit.
+      DivergedError: training diverged.
+    """
+    config, made = ready.settings, algorithm(ready)
     label = label or config.algorithm
-    watch = rollback(config, ready.federation)
+    watch = rollback(ready)
     first_host = jax.process_index() == 0
     shown = sys.stderr if first_host else io.StringIO()
     with contextlib.ExitStack() as stack:
@@ -600,7 +678,7 @@ def run(
             if workdir is not None:
                 _keep_tokenizer(workdir, ready.tokenizer)
             if first < config.rounds:
-                bar.message(describe(seen_by(config, ready)))
+                bar.message(describe(seen_by(ready)))
             bar.start(first)
 
         hooks = hooks._replace(start=start)
@@ -618,7 +696,7 @@ def run(
             config.rounds,
             ready.evaluator,
             workdir,
-            resolved(config, ready),
+            resolved(ready),
             may_change=("rollback_limit",),  # a stopped run goes on with more of them
             rounding=("client_width", "programs", "devices"),
             tensorboard=tensorboard,

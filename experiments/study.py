@@ -162,7 +162,6 @@ def run(
                 label = f"{setting}: {name}"
                 runs[name].append(
                     experiment.run(
-                        config,
                         ready,
                         str(where),
                         tensorboard=False,

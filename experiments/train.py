@@ -35,12 +35,11 @@ def _main() -> None:
     ready = experiment.build(config, workdir=workdir, cache=main.DATA_CACHE.value)
     if _DRY_RUN.value:
         with progress.Steps() as tell:
-            cost = dry_run.estimate(config, ready, tell)
+            cost = dry_run.estimate(ready, tell)
         if main.is_first():
             print(dry_run.show(cost))
         return
     records = experiment.run(
-        config,
         ready,
         workdir,
         _TENSORBOARD.value,

@@ -218,7 +218,7 @@ def test_a_million_clients_are_built_and_take_no_more_from_round_to_round():
     settings = workloads.config(load, **fields)
     ready = workloads.build(load, settings)
     assert len(ready.federation.shards.counts) == 10**6
-    algorithm = experiment.algorithm(settings, ready)
+    algorithm = experiment.algorithm(ready)
     held = []
     for _, record in simulation.iterate(algorithm, algorithm.init(), 0, 100):
         assert record["participants"] == 50

@@ -277,12 +277,68 @@ def test_another_network_of_ones_own_is_another_run(tmp_path):
         block = flax_block.FlaxBlock(Own(activation))
         net = network.Network("own", (block,), (8, 8, 1), 10)
         ready = experiment.build(settings, net=net)
-        experiment.run(settings, ready, str(tmp_path), tensorboard=False)
+        experiment.run(ready, str(tmp_path), tensorboard=False)
 
     run("relu")
     run("relu")
     with pytest.raises(ValueError, match="blocks_sha256"):
         run("tanh")
+
+
+def _ready(**fields):
+    """Makes a small experiment of 9 clients."""
+    fields = {"algorithm": "fedavg", "network": "logistic", "rounds": 1, **fields}
+    settings = configs.Config(num_clients=9, clients_per_round=3, **fields)
+    return experiment.build(settings)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"lr": 0.2, "seed": 2}, {"network": "cnn"}, {"dataset": "npz:x.npz"}]
+)
+def test_settings_stay_with_what_was_built_from_them(changes):
+    ready = _ready()
+    settings = dataclasses.replace(ready.settings, **changes)
+    with pytest.raises(ValueError, match=rf"--{min(changes)}: expected .*build it aga"):
+        dataclasses.replace(ready, settings=settings)
+
+
+def test_one_experiment_serves_all_settings_that_nothing_is_built_from(tmp_path):
+    ready = _ready()
+    free = {"algorithm": "centralized", "rounds": 2, "rollback_drop": 0.5}
+    changed = dataclasses.replace(
+        ready, settings=dataclasses.replace(ready.settings, **free)
+    )
+    assert changed.federation is ready.federation
+    records = experiment.run(changed, str(tmp_path), tensorboard=False)
+    assert len(records) == 2
+    stored = json.loads((tmp_path / "config.json").read_text())["config"]
+    assert {name: stored[name] for name in free} == free
+    assert experiment.rollback(ready) is None
+    assert experiment.rollback(changed).accuracy_drop == 0.5
+
+
+def test_a_file_that_changes_after_the_build_is_not_what_ran(tmp_path):
+    path = tmp_path / "tiers.json"
+    tier = {"name": "all", "share": 1, "time": 1, "upload": 1, "memory": 1}
+    path.write_text(json.dumps([tier]))
+    ready = _ready(tiers_file=str(path))
+    path.write_text(json.dumps([tier | {"name": "others"}]))
+    assert [tier["name"] for tier in experiment.resolved(ready)["tiers"]] == ["all"]
+
+
+def test_what_is_given_in_python_does_not_bear_the_name_of_a_setting():
+    y = np.arange(8) % 2
+    data = types.Dataset(_zeros(8, 8, 8, 1), y, _zeros(4, 8, 8, 1), y[:4], 2)
+    settings = configs.Config(
+        algorithm="fedavg", network="logistic", num_clients=2, clients_per_round=1
+    )
+    net = models.BY_NAME["logistic"]((8, 8, 1), 2)
+    told = experiment.resolved(experiment.build(settings, data, net=net))
+    assert told["dataset"] == "given in Python"
+    assert told["network"] == "logistic (given in Python)"
+    asked = dataclasses.replace(settings, test_share=0.5)
+    with pytest.raises(ValueError, match=r"--test_share: expected 0.0 .* got 0.5"):
+        experiment.build(asked, data)
 
 
 def test_codes_are_not_adapted_where_there_are_none(call):

@@ -47,7 +47,7 @@ outcomes = []
 for devices, width in (("1", 1), ("8", 1), ("8", 2)):
     made = config.Config(**settings, devices=devices, client_width=width)
     ready = experiment.build(made)
-    algorithm = experiment.algorithm(made, ready)
+    algorithm = experiment.algorithm(ready)
     outcomes.append(simulation.run(algorithm, made.rounds, ready.evaluator))
     assert len(jax.tree.leaves(outcomes[-1][0])[0].devices()) == int(devices)
 (one, first), *others = outcomes

@@ -246,7 +246,7 @@ def small(**fields):
         },
     )
     settings = workloads.config(load, **fields)
-    return settings, workloads.build(load, settings)
+    return workloads.build(load, settings)
 
 
 def test_rounds_are_the_same_with_one_program():
@@ -254,8 +254,8 @@ def test_rounds_are_the_same_with_one_program():
     tiers = "strong:.5:1:1:1,weak:.5:.6:.6:.6"
     for fields in ({"programs": "windows"}, {}, {"client_width": 4}):
         before = cohort.num_programs()
-        settings, ready = small(network="cnn", tiers=tiers, **fields)
-        algorithm = experiment.algorithm(settings, ready)
+        ready = small(network="cnn", tiers=tiers, **fields)
+        algorithm = experiment.algorithm(ready)
         records = simulation.iterate(algorithm, algorithm.init(), 0, 2)
         losses.append([record["train_loss"] for _, record in records])
         made.append(cohort.num_programs() - before)
@@ -269,7 +269,7 @@ def test_windows_share_a_program_unless_told_not_to():
     whole = [plans.full(8)] * 2
 
     def made(**fields):
-        fed = small(**fields)[1].federation
+        fed = small(**fields).federation
         return federation.programs(fed, plan), federation.programs(fed, whole)
 
     shared = [plans.Mixed(), plans.Mixed(4)]
@@ -279,7 +279,7 @@ def test_windows_share_a_program_unless_told_not_to():
 
 
 def test_who_trains_everything_needs_no_program_of_its_width():
-    fed = small()[1].federation
+    fed = small().federation
     assigned = [plans.full(8), plans.Plan(0, 1, 4), plans.Plan(2, 3, 5)]
     expected = [plans.Mixed(4), plans.Mixed(4), plans.Mixed(5)]
     assert federation.programs(fed, assigned) == expected
@@ -289,7 +289,7 @@ def test_side_by_side_in_a_shared_program_everybody_computes_a_full_step():
     assigned, alone = [plans.full(8), plans.Plan(2, 3)], np.array([1, 0.25])
 
     def work(assigned=assigned, **fields):
-        return federation.work(small(**fields)[1].federation, assigned, alone).tolist()
+        return federation.work(small(**fields).federation, assigned, alone).tolist()
 
     assert work() == work(client_width=2, programs="windows") == [1, 0.25]
     assert work(client_width=2) == [1, 1]
