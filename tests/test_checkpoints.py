@@ -231,6 +231,15 @@ def test_records_are_durable_before_their_checkpoint(tmp_path, monkeypatch):
     assert steps == ["metrics.jsonl", f"{name}.tmp", f"to {name}", "checkpoints"]
 
 
+def test_a_checkpoint_may_lack_statistics_that_were_not_kept_once(tmp_path):
+    params, norms = {"w": np.ones(3)}, {"mean": np.full(2, 7.0)}
+    checkpoints.save(tmp_path, 1, [{"params": params, "norms": {}}])
+    template = [{"params": {"w": np.zeros(3)}, "norms": norms}]
+    restored = checkpoints.restore(tmp_path, template)
+    np.testing.assert_array_equal(restored.state[0]["params"]["w"], params["w"])
+    np.testing.assert_array_equal(restored.state[0]["norms"]["mean"], norms["mean"])
+
+
 @pytest.mark.parametrize(
     ("saved", "reason"),
     [

@@ -21,12 +21,13 @@ from fljax import layers, quant, signals, trees, types
 STATE = ("params", "norms", "ranges", "backward")
 # What layers may put into the collection `counts`, of one example: the fields of
 # `types.BlockCounts` of these names, and values that are not sent where the block is
-# the window's first, or by a slip of the reference sent where it is after the window.
+# the window's first, or by a slip of the reference sent where it is after the window,
+# or never.
 WORK = (
     *("macs", "depthwise_macs", "float_macs", "kept"),
     *("values", "after_values", "before_values", "coded"),
 )
-COUNTED = (*WORK, "entry", "after")
+COUNTED = (*WORK, "entry", "after", "unsent")
 
 
 class Network(NamedTuple):
@@ -224,7 +225,8 @@ def counts(
 
         x = jax.eval_shape(trace, variables, x)
         norms = len(jax.tree.leaves(variables["norms"])) // 2
-        upload = 4 * (trees.size([variables[name] for name in STATE]) + norms)
+        size = trees.size([variables[name] for name in STATE])
+        upload = 4 * (size + norms - work["unsent"])
         sent_before = reference_quirks and index in network.always_sent
         result.append(
             types.BlockCounts(
