@@ -4,6 +4,8 @@
 
 Prints a table; WORKDIR gets summary.json, curves.png and a run folder for each
 algorithm and seed. Stop it anywhere, run the same command, and it goes on.
+
+Columns of the table:
 """
 
 from __future__ import annotations
@@ -44,13 +46,15 @@ Runs = dict[str, list[list[simulation.Record]]]  # algorithm -> seed -> records
 # Column title, format, key of the statistics.
 _COLUMNS = (
     ("accuracy", "{mean:.4f} ± {std:.4f}", "test_accuracy"),
-    ("worst tier", "{mean:.4f} ± {std:.4f}", "worst_tier_accuracy"),
-    ("tier spread", "{mean:.4f}", "tier_spread"),
+    ("worst tier (mix)", "{mean:.4f} ± {std:.4f}", "worst_tier_accuracy"),
+    ("worst tier (own)", "{mean:.4f} ± {std:.4f}", "worst_tier_test_accuracy"),
+    ("spread (mix)", "{mean:.4f}", "tier_spread"),
     ("upload MB", "{mean:.2f}", "upload_megabytes"),
     ("compute share", "{mean:.3f}", "compute_share"),
     ("clock s", "{mean:.4g}", "clock_seconds"),
     ("seconds", "{mean:.1f}", "wall_seconds"),
 )
+__doc__ = "\n".join([__doc__ or "", *summary.legend(_COLUMNS)])  # --help shows it
 
 
 def _names() -> list[str]:
@@ -126,6 +130,7 @@ def _main() -> None:
     )
     plots.curves(runs, workdir / "curves.png")
     print(table(figures_by_name))
+    print("\n".join(summary.legend(_COLUMNS, list(figures_by_name.values()))))
     print(f"wrote {workdir}{os.sep}summary.json and {workdir}{os.sep}curves.png")
 
 

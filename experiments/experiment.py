@@ -343,7 +343,6 @@ def build(
         net = _network(config, data)
     else:
         network.check(net, data)
-    running = config.norm_statistics == "running"
     parts = split(config, data)
     shards = partition.index_table(parts)
     made = _fleet(config, len(parts))
@@ -410,15 +409,66 @@ def build(
             f"training set, got {tested.tolist()} there and "
             f"{np.unique(data.y_train).tolist()} here"
         )
-    evaluator = _evaluator(config, fed, test_data, mixes, running)
+    by_tier = evaluate.tier_counts(counts_by_class, made.tier, len(made.names))
+    tiers = _tiers_of_test(config, data, made, by_tier)
+    evaluator = _evaluator(config, fed, test_data, mixes, tiers)
     return Experiment(
         settings=config,
         built_from=config,
         federation=fed,
         evaluator=evaluator,
         facts=_facts(config, fed, data) | own,
+        notes=(
+            *checks.notes(data),
+            *_scale_notes(config, data),
+            *_small(config, fed, len(data.y_test)),
+        ),
         tokenizer=data.tokenizer,
     )
+
+
+def _scale_notes(config: configs.Config, data: types.Dataset) -> list[str]:
+    """Says where --mean and --std are of other units than the data."""
+    if not (config.mean or config.std) or data.vocabulary is not None:
+        return []
+    mean, std = load.normalisation(data)
+    given = (
+        _numbers("mean", config.mean, len(mean), mean),
+        _numbers("std", config.std, len(std), std),
+    )
+    means, deviations = (mean - given[0]) / given[1], std / given[1]
+    if np.abs(means).max() < 10 and 0.1 < deviations.min() <= deviations.max() < 10:
+        return []
+    unit = "255ths" if data.x_train.dtype == np.uint8 else "the units of the data"
+    return [
+        f"--mean and --std bring inputs to means of {_list(means)} and deviations of "
+        f"{_list(deviations)}; they count in {unit}"
+    ]
+
+
+def _list(numbers: np.ndarray) -> str:
+    return ", ".join(f"{number:.3g}" for number in numbers.tolist())
+
+
+FEWEST = 16  # examples whose statistics a norm can go by
+
+
+def _small(config: configs.Config, fed: federation.Federation, size: int) -> list[str]:
+    """Says where evaluation goes by the statistics of few of `size` test examples."""
+    batch = min(config.eval_batch_size, size)
+    least = size % batch or batch
+    if config.norm_statistics == "running" or least >= FEWEST:
+        return []
+    state = jax.eval_shape(lambda: network.init(fed.net, jax.random.key(0)))
+    if not any(jax.tree.leaves(block["norms"]) for block in state):
+        return []
+    few = f"{least} example{'s' * (least > 1)}"
+    which = "batches" if least == batch else "its last batch"
+    return [
+        f"evaluation goes by the statistics of {which} of {few}, which say little "
+        f"below {FEWEST}: --norm_statistics=running takes those of training, "
+        f"--eval_batch_size other batches"
+    ]
 
 
 OWN = "given in Python"  # what config.json says of data and networks that have no name
@@ -446,7 +496,19 @@ def _own(
     return own | {"dataset": OWN}
 
 
-def _evaluator(config, fed, test_data, mixes, running) -> simulation.Evaluator:
+def _tiers_of_test(config, data, devices: fleet.Fleet, by_tier) -> np.ndarray | None:
+    """Tells whose the test examples are, [examples, tiers]; None: nobody knows."""
+    if config.partition != "natural":
+        return evaluate.tiers_of_test(data.y_test, by_tier, config.seed)
+    if data.users_test is None:
+        return None
+    known = data.users_test >= 0
+    tier = np.where(known, devices.tier[data.users_test], -1)
+    return evaluate.one_hot(tier, len(devices.names))
+
+
+def _evaluator(config, fed, test_data, mixes, tiers) -> simulation.Evaluator:
+    running = config.norm_statistics == "running"
     size, over = len(test_data.y), fed.devices
     batch_size = min(config.eval_batch_size, size)
     largest = max(count.outputs for count in fed.counts)
@@ -458,7 +520,7 @@ def _evaluator(config, fed, test_data, mixes, running) -> simulation.Evaluator:
     )
     order = evaluate.batches(size, batch_size, config.seed, over.size)
     indices, mask = mesh.distribute(over, order)
-    names = fed.fleet.names
+    names, tiers = fed.fleet.names, mesh.replicate(over, tiers)
 
     def scores(state: averaging.State) -> evaluate.Scores:
         blocks = mesh.replicate(over, state.server.blocks)
@@ -467,6 +529,7 @@ def _evaluator(config, fed, test_data, mixes, running) -> simulation.Evaluator:
             test_data,
             indices,
             mask,
+            tiers,
             net=fed.net,
             running=running,
             devices=over,
@@ -679,6 +742,8 @@ def run(
                 _keep_tokenizer(workdir, ready.tokenizer)
             if first < config.rounds:
                 bar.message(describe(seen_by(ready)))
+                for note in ready.notes:
+                    bar.message(f"note: {note}")
             bar.start(first)
 
         hooks = hooks._replace(start=start)

@@ -1,4 +1,7 @@
-"""Progress of a load and of a run: a bar on a terminal, lines elsewhere."""
+"""Progress of a load and of a run: a bar on a terminal, lines elsewhere.
+
+Rounds are numbered from 0, as in records and messages; a count says how many are done.
+"""
 
 from __future__ import annotations
 
@@ -181,7 +184,7 @@ class Progress:
             desc=self._label or None,
             unit="round",
             file=self._stream,
-            bar_format="{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]",
+            bar_format="{l_bar}{bar}| {n_fmt}/{total_fmt} done [{elapsed}{postfix}]",
             **_width(self._stream),
         )
 
@@ -211,7 +214,8 @@ class Progress:
         if self._bar is None:
             words = [f"{name} {value}" for name, value in values.items()]
             words.append(f"{times['round']} eta {times['eta']}")
-            self.message(f"round {done}/{self._total} {' '.join(words)}")
+            count = f"{done}/{self._total} done"
+            self.message(f"round {done - 1} ({count}) {' '.join(words)}")
             return
         self._bar.set_postfix(self._shown | times, refresh=False)
         self._bar.update(done - self._bar.n)

@@ -7,6 +7,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from absl import flags
 
 from experiments import config as configs
@@ -37,7 +39,7 @@ def _main() -> None:
         with progress.Steps() as tell:
             cost = dry_run.estimate(ready, tell)
         if main.is_first():
-            print(dry_run.show(cost))
+            print("\n".join((*(f"note: {n}" for n in ready.notes), dry_run.show(cost))))
         return
     records = experiment.run(
         ready,
@@ -49,11 +51,17 @@ def _main() -> None:
     if not main.is_first():
         return
     last = simulation.final_evaluation(records)
-    tiers = ", ".join(f"{k} {v:.4f}" for k, v in last["tier_accuracy"].items())
+    own = last.get("tier_test_accuracy")
     print(
         f"after {last['round'] + 1} rounds: test accuracy {last['test_accuracy']:.4f}, "
-        f"test loss {last['test_loss']:.4f}, tiers {tiers}"
+        f"test loss {last['test_loss']:.4f}, tiers by class mix "
+        f"{_listed(last['tier_accuracy'])}"
+        + (f", on their own test examples {_listed(own)}" if own else "")
     )
+
+
+def _listed(tiers: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {accuracy:.4f}" for name, accuracy in tiers.items())
 
 
 if __name__ == "__main__":

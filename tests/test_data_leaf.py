@@ -42,6 +42,7 @@ def test_leafs_own_split_of_images(tmp_path):
     assert data.y_train.tolist() == [1, 2, 4, 5, 6]
     assert data.users.tolist() == [0, 0, 1, 1, 1]  # in order of the names
     assert (data.y_test.tolist(), data.num_classes) == ([7], 8)
+    assert data.users_test.tolist() == [0]
     assert data.vocabulary is None
 
 
@@ -50,6 +51,7 @@ def test_one_file_is_split_user_by_user(tmp_path):
     path = write(tmp_path / "all.json", users)
     data = load.load(f"leaf:{path}")
     assert np.bincount(data.users).tolist() == [18] * 4
+    assert data.users_test.tolist() == data.x_test[:, 0, 0, 0].tolist()
     assert data.x_test[:, 0, 0, 0].tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
     for i in range(4):  # each example is on one side
         rows = data.y_train[data.users == i], data.y_test[data.x_test[:, 0, 0, 0] == i]

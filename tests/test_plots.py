@@ -53,7 +53,9 @@ def test_lines_are_means_and_bands_reach_from_lowest_to_highest(tmp_path, page):
     assert by_round.get_xlabel() == "round"
     assert by_upload.get_xlabel() == "total upload (MB)"
     (legend,) = page().legends
-    assert [text.get_text() for text in legend.get_texts()] == ["cocofl (2 seeds)"]
+    assert [text.get_text() for text in legend.get_texts()] == [
+        "cocofl (mean and range of 2 seeds)"
+    ]
 
 
 def test_the_png_is_1200_pixels_wide(tmp_path):

@@ -21,7 +21,7 @@ import numpy as np
 
 from fljax.data import progress
 
-VERSION = 1  # raise it when a loader makes other arrays of the same source
+VERSION = 2  # raise it when a loader makes other arrays of the same source
 MANIFEST = "manifest.json"
 BLOCK = 2**22  # bytes hashed at a time
 

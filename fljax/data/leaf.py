@@ -93,9 +93,10 @@ def read(
       watch: is told of the progress, in files.
 
     Returns:
-      x_train, y_train, x_test, y_test, users (numbered in sorted order of their names)
-      and for text vocabulary and num_classes. Images are uint8 where all pixels lie
-      in [0, 1] (LEAF's are 255ths), else float32, as other features are.
+      x_train, y_train, x_test, y_test, users and users_test (numbered in sorted order
+      of their names, -1 for who has no training example) and for text vocabulary and
+      num_classes. Images are uint8 where all pixels lie in [0, 1] (LEAF's are 255ths),
+      else float32, as other features are.
 
     Raises:
       ValueError: a file is no such JSON.
@@ -120,9 +121,10 @@ def read(
         "y_test": [test[user][1] for user in sorted(test)],
     }
     arrays = _joined(name, columns)
-    arrays["users"] = np.repeat(
-        np.arange(len(names)), [len(train[user][1]) for user in names]
-    )
+    number = {user: i for i, user in enumerate(names)}
+    for key, part in (("users", train), ("users_test", test)):
+        numbers = [number.get(user, -1) for user in sorted(part)]  # -1: only tests
+        arrays[key] = np.repeat(numbers, [len(part[user][1]) for user in sorted(part)])
     return _characters(arrays) if is_text else _features(arrays)
 
 

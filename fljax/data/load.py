@@ -79,7 +79,7 @@ def load(
 
     - `digits`: 1,797 images of handwritten digits, 8 x 8 (see digits_notice.txt).
     - `npz:PATH`: a numpy file with x_train, y_train, x_test, y_test and, optionally,
-      users: who wrote each training example, integers or strings.
+      users: who wrote each training example, integers or strings; users_test: likewise.
     - `folder:DIR`: images in class folders, see `folder`.
     - `leaf:DIR`: LEAF's JSON, with users, see `leaf`; it splits user by user.
     - `jsonl:PATH`: texts with labels, see `jsonl`; they become subwords, see `text`.
@@ -269,7 +269,7 @@ def digest(dataset: types.Dataset) -> str:
     """
     whole = hashlib.sha256()
     parts: dict[str, Any] = dataset._asdict()
-    for key in (*checks.KEYS, "users"):
+    for key in (*checks.KEYS, "users", "users_test"):
         if parts[key] is not None:
             whole.update(f"{key} {parts[key].dtype.str} {parts[key].shape}\0".encode())
             whole.update(np.ascontiguousarray(parts[key]).data)

@@ -29,7 +29,8 @@ def read(name: str, path: pathlib.Path) -> dict[str, np.ndarray]:
 
     Returns:
       x_train, y_train, x_test, y_test, which may be stored under MedMNIST's names, and,
-      where they are there, users; num_classes where labels are stored as one-hot rows.
+      where they are there, users and users_test; num_classes where labels are stored as
+      one-hot rows.
 
     Raises:
       ValueError: there is no file, or it is damaged, or lacks an array.
@@ -64,7 +65,7 @@ def _arrays(name: str, path: pathlib.Path) -> dict[str, np.ndarray]:
 def _places(name: str, there: list[str]) -> dict[str, str]:
     """Finds the name that each array is stored under."""
     places = {}
-    for key in (*checks.KEYS, "users"):
+    for key in (*checks.KEYS, "users", "users_test"):
         found = [place for place in (key, MEDMNIST.get(key, key)) if place in there]
         if found and there.count(found[0]) > 1:
             raise ValueError(f"{name}: expected {found[0]} once, got it twice")

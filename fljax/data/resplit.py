@@ -28,7 +28,7 @@ def split(
       ValueError: a part is empty, or the users of the test examples are not known.
     """
     arrays = dict(arrays)
-    users_test = arrays.pop("users_test", None)
+    users_test = arrays.get("users_test")
     if not share:
         if not len(arrays["x_test"]):
             raise ValueError(
@@ -54,5 +54,6 @@ def split(
         whole = np.concatenate([arrays[f"{key}_train"], arrays[f"{key}_test"]])
         arrays |= {f"{key}_train": whole[train], f"{key}_test": whole[test]}
     if users_test is not None:
-        arrays["users"] = np.concatenate([arrays["users"], users_test])[train]
+        users = np.concatenate([arrays["users"], users_test])
+        arrays |= {"users": users[train], "users_test": users[test]}
     return arrays
