@@ -98,8 +98,10 @@ def _texts(folder: pathlib.Path) -> pathlib.Path:
 def _network(folder: pathlib.Path) -> dict[str, str]:
     """Hashes the leaves of the last checkpoint's network, by path."""
     data = max((folder / "checkpoints").glob("round_*.ckpt")).read_bytes()
+    (form,) = struct.unpack_from("<I", data, 8)
     (size,) = struct.unpack_from("<Q", data, 20)  # of the payload, which comes last
-    leaves = serialization.msgpack_restore(data[-size:])
+    origin = 0 if form == 1 else 64  # bytes of the payload that say whose it is
+    leaves = serialization.msgpack_restore(data[len(data) - size + origin :])
     return {
         path[path.index(".blocks") :]: hashlib.sha256(
             np.ascontiguousarray(leaf).tobytes()
