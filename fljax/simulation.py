@@ -11,7 +11,7 @@ import itertools
 import os
 import pathlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from typing import Any, NamedTuple
 
 import jax
@@ -139,6 +139,15 @@ REFUSED = {  # names in records
     "large": cohort.TOO_LARGE,
     "unmeasured": cohort.UNMEASURED,
 }
+
+
+# What every record has of its round.
+_RECORDED = frozenset(
+    (
+        *("round", "train_loss", "participants", "upload_bytes", "download_bytes"),
+        *("compute_share", "round_seconds", "clock_seconds", "plans", "wall_seconds"),
+    )
+)
 
 
 def _training_fields(report: averaging.Report) -> Record:
@@ -455,7 +464,8 @@ def run_in_folder(
     if rounds >= writers.read_history(workdir).finished:  # fewer: another run's
         may_change = ("rounds", *may_change)
     with writers.open_run(workdir, config, may_change, rounding) as folder:
-        start = _restore(algorithm, rollback, folder.path, rounds)
+        ends = _RECORDED if evaluator is None else {*_RECORDED, "test_accuracy"}
+        start = _restore(algorithm, rollback, folder.path, rounds, ends)
         first, carry = _agreed(start.round, start.state)
         for note in (*folder.notes, *start.notes):
             hooks.message(note)
@@ -571,8 +581,12 @@ def _restore(
     rollback: guard.Guard | None,
     path: pathlib.Path,
     rounds: int,
+    ends: Set[str],
 ) -> _Start:
-    """Reads the newest sound checkpoint, or starts anew where nothing was recorded."""
+    """Reads the newest sound checkpoint, or starts anew where nothing was recorded.
+
+    Of a run whose last record has all in `ends` the records alone can be shown.
+    """
     start = _carry(algorithm.init(), rollback)  # also tells what lies on the host
     history = writers.read_history(path)
     anew = f"delete {path}{os.sep}metrics.jsonl and checkpoints to start at round 0"
@@ -584,13 +598,19 @@ def _restore(
         return _Start(*found)
     if not history.lines:
         return _Start(0, start, ())
-    if history.finished == len(history.digests) - 1 == rounds:
+    whole = history.finished == len(history.digests) - 1 == rounds
+    if whole and _shows(_finished(path), ends):
         note = f"{path} has no checkpoints any more: shows its records alone"
         return _Start(rounds, start, (note,), removed=True)
     raise ValueError(
         f"{path} has records of {history.finished} rounds but no checkpoints to go on "
         f"from; put them back, pass another folder, or {anew}"
     )
+
+
+def _shows(records: list[Record], ends: Set[str]) -> bool:
+    """Tells whether records have what their readers need."""
+    return ends <= records[-1].keys() and all(r.keys() >= _RECORDED for r in records)
 
 
 def _keep(outcomes, metrics, path, every: int, hooks: Hooks) -> types.Tree | None:

@@ -177,6 +177,11 @@ def test_the_command_names_runs_by_what_tells_them_apart(call, tmp_path, page):
     ("arguments", "error"),
     [
         (["{}"], "expected a run folder with records in metrics.jsonl, got {}"),
+        (
+            ["{}/odd"],
+            "{}/odd/metrics.jsonl: line 1: expected a record such as "
+            '{{"round": 2}}, got \'{{"round": "2"}}\'',
+        ),
         ([], "expected folders of runs, such as runs/x, got none"),
         (
             ["{}/a/seed_1", "--majority=12"],
@@ -200,6 +205,8 @@ def test_the_command_names_runs_by_what_tells_them_apart(call, tmp_path, page):
 )
 def test_bad_input_is_one_line(call, tmp_path, arguments, error):
     _folders(tmp_path)
+    (tmp_path / "odd").mkdir()
+    (tmp_path / "odd" / "metrics.jsonl").write_text('{"round": "2"}\n{"round": 3}\n')
     given = [argument.format(tmp_path) for argument in arguments]
     done = call(plot, *given, folders=True)
     assert (done.code, done.out) == (2, "")

@@ -479,6 +479,11 @@ def test_records_without_checkpoints_are_shown_or_refused(tmp_path):
     ):
         in_folder(tmp_path, 6)
     assert writers.read_metrics(tmp_path) == records
+    (tmp_path / "metrics.jsonl").write_text('{"round": 0}\n{"round": 1}\n')
+    with pytest.raises(
+        ValueError, match="records of 2 rounds but no checkpoints to go"
+    ):
+        in_folder(tmp_path, 2)
 
 
 def test_a_checkpoint_of_another_run_is_passed_over(tmp_path):
