@@ -375,7 +375,7 @@ def build(
     fed = federation.Federation(
         net=net,
         data=train_data,
-        shards=shards,
+        shards=shards._replace(indices=mesh.replicate(over, shards.indices)),
         fleet=made,
         table=_table(config, net, counts),
         counts=counts,

@@ -9,7 +9,7 @@ import numpy as np
 
 from experiments import config as configs
 from experiments import experiment
-from fljax import types
+from fljax import mesh, types
 from fljax.data import partition
 
 
@@ -122,5 +122,6 @@ def build_population(load: Workload, settings: configs.Config, examples: int):
     sizes = np.full(population, load.examples)
     order = generator.integers(0, examples, sizes.sum(), np.int32)
     shards = partition.index_table(partition.Split(order, sizes))
+    shards = shards._replace(indices=mesh.replicate(fed.devices, shards.indices))
     devices = fed.fleet._replace(row=np.zeros(population, np.int32))
     return fed._replace(shards=shards, fleet=devices)

@@ -23,7 +23,7 @@ class Federation(NamedTuple):
     Attributes:
       net: the network.
       data: training data on the device.
-      shards: the clients' examples, in host memory.
+      shards: the clients' examples; their numbers on the device, or put there.
       fleet: the clients' devices.
       table: costs of the windows.
       counts: of the blocks.

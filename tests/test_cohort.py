@@ -1,4 +1,4 @@
-"""Cohorts: batched equals one by one, and nothing that should not matter matters."""
+"""Cohorts: batched equals one by one; in a round, what should not matter does not."""
 
 import jax
 import jax.numpy as jnp

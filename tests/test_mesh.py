@@ -1,4 +1,7 @@
-"""Several devices and several hosts give what one device gives."""
+"""Several devices and several hosts give what one device gives, up to last bits.
+
+Codes multiply last bits from round to round: hence two rounds (docs/design.md).
+"""
 
 import json
 import os
