@@ -1,6 +1,6 @@
 """Progress of a load and of a run: a bar on a terminal, lines elsewhere.
 
-Rounds are numbered from 0, as in records and messages; a count says how many are done.
+Rounds are numbered from 0, as in records and messages; counts are of rounds done.
 """
 
 from __future__ import annotations
@@ -184,7 +184,7 @@ class Progress:
             desc=self._label or None,
             unit="round",
             file=self._stream,
-            bar_format="{l_bar}{bar}| {n_fmt}/{total_fmt} done [{elapsed}{postfix}]",
+            bar_format="{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]",
             **_width(self._stream),
         )
 
