@@ -102,7 +102,7 @@ def _main() -> None:
         ready = experiment.build(
             settings[names[0]],
             workdir=str(workdir / folder_of(names[0]) / f"seed_{seed}"),
-            cache=main.DATA_CACHE.value,
+            cache=main.data_cache(),
         )
         each = {
             name: dataclasses.replace(ready, settings=settings[name]) for name in names

@@ -17,7 +17,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from experiments import compilations, progress
+from experiments import compilations, environment, progress
 from experiments import config as configs
 from fljax import (
     alerts,
@@ -337,6 +337,7 @@ def build(
         came.
     """
     configs.check(config)
+    environment.check()
     own = _own(config, data, net)
     data = _load(config, workdir, cache) if data is None else checks.made_by_hand(data)
     if net is None:
@@ -742,6 +743,8 @@ def run(
                 _keep_tokenizer(workdir, ready.tokenizer)
             if first < config.rounds:
                 bar.message(describe(seen_by(ready)))
+                for line in environment.notes():
+                    bar.message(line)
                 for note in ready.notes:
                     bar.message(f"note: {note}")
             bar.start(first)

@@ -214,7 +214,7 @@ def _main() -> None:
         base,
         seeds,
         workdir,
-        main.DATA_CACHE.value,
+        main.data_cache(),
         main.ALERT_COMMAND.value,
     )
     if not main.is_first():

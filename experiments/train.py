@@ -34,7 +34,7 @@ _DRY_RUN = define.boolean(
 def _main() -> None:
     config = configs.from_flags(flags.FLAGS)
     workdir = main.WORKDIR.value or None
-    ready = experiment.build(config, workdir=workdir, cache=main.DATA_CACHE.value)
+    ready = experiment.build(config, workdir=workdir, cache=main.data_cache())
     if _DRY_RUN.value:
         with progress.Steps() as tell:
             cost = dry_run.estimate(ready, tell)

@@ -28,6 +28,7 @@ FLOORS = (
         "mesh",
         "host_random",
         "programs",
+        "private",
         "augment",
         "data.progress",
         "data.checks",

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from fljax import private
 from fljax.data import progress
 
 VERSION = 2  # raise it when a loader makes other arrays of the same source
@@ -84,11 +85,15 @@ def keep(
     about = {**about, "version": VERSION}
     name = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:32]
     entry = pathlib.Path(folder).expanduser() / name
-    entry.parent.mkdir(parents=True, exist_ok=True)
+    private.make(entry.parent)
     with open(entry.with_suffix(".lock"), "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # who comes second finds it made
         if not entry.exists():
             _write(entry, about, make())
+        if why := private.objection(entry.parent, (entry, *entry.iterdir())):
+            raise ValueError(
+                f"{entry}: expected an entry of this user's own, but {why}"
+            )
         return _read(entry, about)
 
 

@@ -97,6 +97,12 @@ def init(network: Network, key: types.Key) -> tuple[dict, ...]:
     return tuple(state)
 
 
+@functools.cache
+def shapes(network: Network) -> tuple[dict, ...]:
+    """Gives the state of `init` in shapes and dtypes alone; nothing is run."""
+    return jax.eval_shape(lambda: init(network, jax.random.key(0)))
+
+
 def run(
     network: Network,
     state: Sequence[dict],
@@ -177,8 +183,7 @@ def nonnegative(network: Network) -> tuple[bool, ...]:
       A flag for each block.
     """
 
-    def outputs():
-        state = init(network, jax.random.key(0))
+    def outputs(state):
         call = layers.Call(types.Role.FROZEN_AFTER)
         roles = (call.role,) * network.num_blocks
         frozen = freeze(network, state, roles, call.spec)
@@ -189,7 +194,8 @@ def nonnegative(network: Network) -> tuple[bool, ...]:
         return given
 
     return tuple(
-        isinstance(x, signals.Ranged) and x.nonnegative for x in jax.eval_shape(outputs)
+        isinstance(x, signals.Ranged) and x.nonnegative
+        for x in jax.eval_shape(outputs, shapes(network))
     )
 
 
@@ -208,7 +214,7 @@ def counts(
     Returns:
       A tuple over the blocks.
     """
-    state = jax.eval_shape(lambda: init(network, jax.random.key(0)))
+    state = shapes(network)
     x = jax.eval_shape(lambda: zeros(network))
     result = []
     for index, variables in enumerate(state):
