@@ -16,16 +16,16 @@ import jax
 
 # What fljax cannot run with, its only value here, and why.
 _REFUSED = {
-    "jax_enable_x64": (False, "it computes in 32 bits"),
-    "jax_disable_jit": (False, "it runs compiled programs"),
-    "jax_no_tracing": (False, "it traces programs"),
-    "jax_no_execution": (False, "it runs programs"),
-    "jax_numpy_dtype_promotion": ("standard", "it mixes dtypes"),
-    "jax_numpy_rank_promotion": ("allow", "it broadcasts vectors of channels"),
-    "jax_transfer_guard": (None, "it moves data to the devices"),
-    "jax_transfer_guard_host_to_device": (None, "it moves data to the devices"),
-    "jax_transfer_guard_device_to_host": (None, "it reads what a round gives"),
-    "jax_transfer_guard_device_to_device": (None, "it moves data between devices"),
+    "jax_enable_x64": (False, "fljax computes in 32 bits"),
+    "jax_disable_jit": (False, "fljax runs compiled programs"),
+    "jax_no_tracing": (False, "fljax traces programs"),
+    "jax_no_execution": (False, "fljax runs programs"),
+    "jax_numpy_dtype_promotion": ("standard", "fljax mixes dtypes"),
+    "jax_numpy_rank_promotion": ("allow", "fljax broadcasts vectors of channels"),
+    "jax_transfer_guard": (None, "fljax moves data to the devices"),
+    "jax_transfer_guard_host_to_device": (None, "fljax moves data to the devices"),
+    "jax_transfer_guard_device_to_host": (None, "fljax reads what a round gives"),
+    "jax_transfer_guard_device_to_device": (None, "fljax moves data between devices"),
 }
 _HARMLESS = {None, "allow", "log", "warn"}  # of those that are words
 
@@ -51,8 +51,7 @@ def check() -> None:
         harmless = isinstance(wanted, str | None) and value in _HARMLESS
         if value != wanted and not harmless:
             raise ValueError(
-                f"{name.upper()}: expected {wanted}, without which fljax does not run "
-                f"({why}), got {value}"
+                f"{name.upper()}: expected {wanted}, since {why}, got {value}"
             )
     _check_flags(os.environ.get("XLA_FLAGS", ""))
     try:
@@ -74,7 +73,11 @@ def _check_flags(value: str) -> None:
         return
     program = "from jaxlib import xla_client; xla_client.CompileOptions()"
     done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=False
+        [sys.executable, "-c", program],
+        env={**os.environ, "XLA_FLAGS": value},
+        capture_output=True,
+        text=True,
+        check=False,
     )
     if done.returncode:
         said = re.search(r"^[EF]\d+.*?\] (.*)", done.stderr, re.MULTILINE)

@@ -226,6 +226,8 @@ def _keep_programs() -> None:
     from fljax import programs
 
     folder = _own(_CACHE, "*-cache")
+    if not (_home() or folder or flags.FLAGS[_CACHE.name].present):
+        print("note: this user has no home: no program is kept", file=sys.stderr)
     jax.config.update("jax_compilation_cache_dir", folder or None)
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
