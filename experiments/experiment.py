@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import inspect
 import io
+import os
 import pathlib
 import re
 import sys
@@ -650,7 +651,7 @@ def _described(blocks: tuple) -> bytes:
 
 def _own_prices(config: configs.Config) -> dict[str, str | None]:
     """Hashes the prices of a device class that lies in a file."""
-    if not pathlib.Path(config.device_class).is_file():
+    if not os.path.isfile(config.device_class):
         return {}
     return {"device_class_sha256": _sha256(config.device_class)}
 

@@ -9,13 +9,13 @@ import re
 import signal
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 from absl import app, flags, logging
 
 from experiments import define, environment, interrupts
-from fljax import alerts, private
+from fljax import alerts, private, reading
 
 
 def _home() -> str:
@@ -83,14 +83,46 @@ def _check_command(command: str) -> bool:
 def _parse(arguments: list[str], folders: bool = False) -> list[str]:
     """Parses flags; a wrong one is one line and exit code 2."""
     try:
+        _check_flagfiles(arguments)
         rest = flags.FLAGS(arguments)
         if len(rest) > 1 and not folders:
             raise flags.Error(
                 f"expected flags such as --rounds=10, got {' '.join(rest[1:])!r}"
             )
         return rest
-    except (flags.Error, OSError, UnicodeDecodeError) as error:
+    except (flags.Error, OSError, ValueError) as error:
         sys.exit(_complain(error))
+
+
+_DEEP = 20  # files of flags, each within another
+
+
+def _check_flagfiles(arguments: Sequence[str], within: tuple[str, ...] = ()) -> None:
+    """Checks the files of flags, whose reader waits for ever for what is no file.
+
+    Raises:
+      ValueError: one is none, is no text, or lies within too many others.
+    """
+    for path in _flagfiles(arguments):
+        # What a shell gives for <(...) can be read once only. absl passes over a file
+        # within itself.
+        if path.startswith("/dev/fd/") or path in within:
+            continue
+        if len(within) == _DEEP:
+            raise ValueError(f"--flagfile: expected at most {_DEEP} within each other")
+        reading.check("--flagfile", path)
+        with reading.one_line(f"--flagfile: {path}"):
+            lines = pathlib.Path(path).read_text().splitlines()
+        _check_flagfiles(lines, (*within, path))
+
+
+def _flagfiles(arguments: Sequence[str]) -> Iterator[str]:
+    """Gives the paths of --flagfile=PATH and --flagfile PATH."""
+    for argument, after in zip(arguments, (*arguments[1:], ""), strict=True):
+        name, equals, value = argument.strip().partition("=")
+        path = value if equals else after
+        if name in ("-flagfile", "--flagfile") and path.strip():
+            yield os.path.expanduser(path.strip())
 
 
 def _join() -> None:
@@ -238,15 +270,16 @@ def _keep_programs() -> None:
 
 
 def _complain(error: BaseException) -> int:
-    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    text = str(error) or reading.gist(error)
+    print(f"error: {' '.join(text.split())}", file=sys.stderr)
     return 2
 
 
 def run(main: Callable[..., None], folders: bool = False) -> None:
     """Runs a command line's main; with `folders` it gets what is no flag as a list.
 
-    Bad input (ValueError, or OSError of a path) is one line and exit code 2, a
-    diverged run likewise with 1, Ctrl-C with 130, another host that is gone 3.
+    Bad input (ValueError, OSError of a path, MemoryError) is one line and exit code 2,
+    a diverged run likewise with 1, Ctrl-C with 130, another host that is gone 3.
     """
 
     def guarded(arguments: list[str]) -> int:
@@ -264,7 +297,7 @@ def run(main: Callable[..., None], folders: bool = False) -> None:
             if not _COORDINATOR.value or str(error).startswith(_OUR_OWN):
                 raise
             _lost(error)
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, MemoryError) as error:
             if os.environ.get("FLJAX_TRACEBACK"):
                 raise
             return _complain(error)

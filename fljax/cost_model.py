@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import optimize
 
-from fljax import costs, files, generic_costs, plans, types, writers
+from fljax import costs, generic_costs, plans, reading, types, writers
 
 # The terms of a step's time. A trained block makes three passes over its work (forward,
 # gradients of the weights and of the input), a block after the window two, one before
@@ -70,7 +70,7 @@ class DeviceClass:
         for field, terms in (("time", TIME), ("memory", MEMORY)):
             prices = getattr(self, field)
             good = len(prices) == len(terms) and all(
-                0 <= price <= files.AMOUNTS[1] for price in prices
+                0 <= price <= reading.AMOUNTS[1] for price in prices
             )
             if not good or not any(prices):
                 raise ValueError(
@@ -109,7 +109,7 @@ def load_class(name_or_path: str | pathlib.Path) -> DeviceClass:
             f"expected {GENERIC}, a class ({', '.join(shipped)}) or a JSON file, "
             f"got {name!r}"
         )
-    return _read_class(name, files.read_json(path))
+    return _read_class(name, reading.read_json(path))
 
 
 def _read_class(name: str, content: Any) -> DeviceClass:
@@ -117,11 +117,13 @@ def _read_class(name: str, content: Any) -> DeviceClass:
     prices = {}
     for field, terms in (("time", TIME), ("memory", MEMORY)):
         given: Any = content.get(field) if isinstance(content, dict) else None
-        numbers = isinstance(given, dict) and all(map(files.is_number, given.values()))
+        numbers = isinstance(given, dict) and all(
+            map(reading.is_number, given.values())
+        )
         if not numbers or given.keys() != set(terms):
             raise ValueError(
                 f"{name}: expected prices of {field} by term ({', '.join(terms)}), "
-                f"got {files.short(given)}"
+                f"got {reading.short(given)}"
             )
         prices[field] = tuple(float(given[term]) for term in terms)
     return DeviceClass(name=name, note=str(content.get("note", "")), **prices)

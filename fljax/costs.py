@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from fljax import files, writers
+from fljax import reading, writers
 
 _MOST = 2**31  # whole numbers of a table are below
 
@@ -96,7 +96,7 @@ def _check_costs(table: CostTable) -> None:
     """Raise at the first cost that is not from 1e-9 to 1e9."""
     for name in ("time", "upload", "memory"):
         cost = getattr(table, name)
-        bad = ~((cost >= files.AMOUNTS[0]) & (cost <= files.AMOUNTS[1]))
+        bad = ~((cost >= reading.AMOUNTS[0]) & (cost <= reading.AMOUNTS[1]))
         if bad.any():
             row = int(np.argmax(bad))
             raise ValueError(
@@ -105,15 +105,15 @@ def _check_costs(table: CostTable) -> None:
             )
     for name in ("full_step_seconds", "full_step_memory_gb"):
         value = getattr(table, name)
-        if value is not None and not files.is_amount(value):
+        if value is not None and not reading.is_amount(value):
             raise ValueError(
                 f"{table.source}: expected {name} from 1e-9 to 1e9 or none, "
-                f"got {files.short(value)}"
+                f"got {reading.short(value)}"
             )
     if type(table.batch) is not int or not 1 <= table.batch < _MOST:
         raise ValueError(
             f"{table.source}: expected batch_size to be a positive integer, got "
-            f"{files.short(table.batch)}"
+            f"{reading.short(table.batch)}"
         )
 
 
@@ -138,7 +138,7 @@ def load(path: str | pathlib.Path) -> CostTable:
     Raises:
       ValueError: if the file is missing or not as described; names the file.
     """
-    content = files.read_json(path)
+    content = reading.read_json(path)
     if not isinstance(content, dict):
         raise ValueError(
             f"{path}: expected a JSON object, got a {type(content).__name__}"
@@ -147,12 +147,12 @@ def load(path: str | pathlib.Path) -> CostTable:
         if key not in content:
             raise ValueError(
                 f"{path}: expected the keys blocks and windows, got "
-                f"{files.short(sorted(content))}"
+                f"{reading.short(sorted(content))}"
             )
     if type(content["blocks"]) is not int or not 1 <= content["blocks"] < _MOST:
         raise ValueError(
             f"{path}: expected blocks to be a positive integer, got "
-            f"{files.short(content['blocks'])}"
+            f"{reading.short(content['blocks'])}"
         )
     rows = _checked_rows(path, content["windows"])
     return CostTable(
@@ -177,11 +177,11 @@ def _checked_rows(path: str | pathlib.Path, rows: Any) -> list[list[float]]:
             not isinstance(row, list)
             or len(row) != 5
             or not all(type(value) is int and abs(value) < _MOST for value in row[:2])
-            or not all(files.is_number(value) for value in row[2:])
+            or not all(reading.is_number(value) for value in row[2:])
         ):
             raise ValueError(
                 f"{path}: expected [first, last, time, upload, memory] with whole "
-                f"first and last, got {files.short(row)} in row {number} of windows"
+                f"first and last, got {reading.short(row)} in row {number} of windows"
             )
     return rows
 

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from fljax import files, host_random, types
+from fljax import host_random, reading, types
 
 Limit = float | tuple[float, float]  # a constant, or uniform in [low, high)
 
@@ -52,7 +52,7 @@ class Tier:
     def __post_init__(self):
         if not (self.name and self.name.isprintable()):
             raise ValueError(f"a tier needs a name in print, got {self.name!r:.60}")
-        small, large = files.AMOUNTS
+        small, large = reading.AMOUNTS
         for name, least, most in (
             ("availability", 0, 1),
             ("failure", 0, 1),
@@ -254,8 +254,8 @@ def load_tiers(path: str | pathlib.Path) -> tuple[Tier, ...]:
     Raises:
       ValueError: if the file is missing or not as described; names the file.
     """
-    with files.one_line(str(path)):
-        content = files.read_json(path)
+    with reading.one_line(str(path)):
+        content = reading.read_json(path)
         tiers = tuple(_tier_of_json(entry) for entry in _entries(content))
         check_tiers(tiers)
     return tiers
@@ -277,14 +277,16 @@ def _tier_of_json(entry: Any) -> Tier:
     ):
         raise ValueError(
             f"expected a tier with the keys {list(keys)}, and any of {list(others)}, "
-            f"got {files.short(entry)}"
+            f"got {reading.short(entry)}"
         )
     more = {name: entry[name] for name in others if name in entry}
-    if not all(map(files.is_number, more.values())):
-        raise ValueError(f"expected numbers for {list(more)}, got {files.short(entry)}")
-    if not isinstance(entry["name"], str) or not files.is_number(entry["share"]):
+    if not all(map(reading.is_number, more.values())):
         raise ValueError(
-            f"expected a text as name, a number as share, got {files.short(entry)}"
+            f"expected numbers for {list(more)}, got {reading.short(entry)}"
+        )
+    if not isinstance(entry["name"], str) or not reading.is_number(entry["share"]):
+        raise ValueError(
+            f"expected a text as name, a number as share, got {reading.short(entry)}"
         )
     time, upload, memory = (_limit_of_json(entry[kind]) for kind in _KINDS)
     return Tier(
@@ -299,10 +301,14 @@ def _tier_of_json(entry: Any) -> Tier:
 
 def _limit_of_json(value: Any) -> Limit:
     """Read a number or [low, high]."""
-    if files.is_number(value):
+    if reading.is_number(value):
         return float(value)
-    if isinstance(value, list) and len(value) == 2 and all(map(files.is_number, value)):
+    if (
+        isinstance(value, list)
+        and len(value) == 2
+        and all(map(reading.is_number, value))
+    ):
         return (float(value[0]), float(value[1]))
     raise ValueError(
-        f"expected a limit as number or [low, high], got {files.short(value)}"
+        f"expected a limit as number or [low, high], got {reading.short(value)}"
     )

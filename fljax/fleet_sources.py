@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from fljax import files, fleet
+from fljax import fleet, reading
 
 THIRDS = ("fast", "middle", "slow")
 
@@ -127,7 +127,7 @@ def load(path: str | pathlib.Path, num_clients: int) -> fleet.Fleet:
       ValueError: the file is missing or not as described; names file, row and column.
     """
     path = pathlib.Path(path)
-    with files.one_line(str(path)):
+    with reading.one_line(str(path)):
         return _fleet(path, _rows(path), num_clients)
 
 
@@ -165,7 +165,7 @@ def _fleet(
         labels = [row["tier"] for row in rows]
         if bad := [label for label in labels if not _is_name(label)]:
             raise ValueError(
-                f"{path}: expected names as tier, got {files.short(bad[0])}"
+                f"{path}: expected names as tier, got {reading.short(bad[0])}"
             )
         names = tuple(dict.fromkeys(labels))
         tiers = np.array([names.index(label) for label in labels])
@@ -183,7 +183,7 @@ def _is_name(label: Any) -> bool:
 
 def _rows(path: pathlib.Path) -> list[dict[str, Any]]:
     """Reads rows of equal, known columns."""
-    rows = files.read_json(path) if path.suffix.lower() == ".json" else _csv(path)
+    rows = reading.read_json(path) if path.suffix.lower() == ".json" else _csv(path)
     if not isinstance(rows, list) or not rows or not isinstance(rows[0], dict):
         raise ValueError(
             f"{path}: expected a list of devices, one row each, got "
@@ -193,30 +193,30 @@ def _rows(path: pathlib.Path) -> list[dict[str, Any]]:
         if not isinstance(row, dict) or row.keys() != rows[0].keys():
             got = list(row) if isinstance(row, dict) else row
             raise ValueError(
-                f"{path}: expected the columns {files.short(list(rows[0]))} of device "
-                f"1 for device {number}, got {files.short(got)}"
+                f"{path}: expected the columns {reading.short(list(rows[0]))} of "
+                f"device 1 for device {number}, got {reading.short(got)}"
             )
     if unknown := [name for name in rows[0] if name not in COLUMNS]:
         raise ValueError(
             f"{path}: expected columns among {', '.join(COLUMNS)}, got "
-            f"{files.short(unknown[0])}"
+            f"{reading.short(unknown[0])}"
         )
     return rows
 
 
 def _csv(path: pathlib.Path) -> list[dict[str, Any]]:
-    files.check(str(path), path)
+    reading.check(str(path), path)
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:  # spreadsheets mark
             reader = csv.DictReader(file, skipinitialspace=True)
             names = list(reader.fieldnames or ())
             counts = collections.Counter(names).most_common(1)
             if counts and counts[0][1] > 1:
-                raise ValueError(f"the column {files.short(counts[0][0])} twice")
+                raise ValueError(f"the column {reading.short(counts[0][0])} twice")
             return list(reader)
     except (ValueError, csv.Error) as error:  # also what is not UTF-8 raises
         raise ValueError(
-            f"{path}: expected CSV or JSON, got: {files.gist(error)}"
+            f"{path}: expected CSV or JSON, got: {reading.gist(error)}"
         ) from error
 
 
@@ -233,10 +233,10 @@ def _column(
         values[number] = value = _number(row[name])
         if name == "watts" and row[name] in ("", None):
             continue  # NaN: not known
-        if not (0 <= value <= 1 if share else files.is_amount(value)):
+        if not (0 <= value <= 1 if share else reading.is_amount(value)):
             raise ValueError(
                 f"{path}: expected {name} from {wanted} for device {number + 1}, got "
-                f"{files.short(row[name])}"
+                f"{reading.short(row[name])}"
             )
     return values
 
@@ -246,7 +246,7 @@ def _number(value: Any) -> float:
     try:
         return (
             float(value)
-            if isinstance(value, str) or files.is_number(value)
+            if isinstance(value, str) or reading.is_number(value)
             else math.nan
         )
     except ValueError:

@@ -15,9 +15,9 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 FLOORS = (
     ("types", "bounds"),
     (
-        "files",
         "backends",
         "memory",
+        "reading",
         "trees",
         "winograd",
         "unsigned",

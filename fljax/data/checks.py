@@ -75,6 +75,13 @@ def dataset(name: str, arrays: Mapping[str, np.ndarray]) -> types.Dataset:
     )
 
 
+def rows(name: str, arrays: Mapping[str, np.ndarray]) -> None:
+    """Raises ValueError unless x and y have the same examples, in both parts."""
+    for part in ("train", "test"):
+        x, y = (np.atleast_1d(arrays[f"{key}_{part}"]) for key in "xy")
+        _check_lengths(name, **{f"x_{part}": x, f"y_{part}": y})
+
+
 def made_by_hand(data: types.Dataset) -> types.Dataset:
     """Checks a data set that no loader has made, as `dataset` does.
 
@@ -245,9 +252,15 @@ def _features(name: str, key: str, x: np.ndarray) -> np.ndarray:
 def _labels(name: str, key: str, y: np.ndarray) -> np.ndarray:
     y = np.asarray(y)
     if y.dtype.kind not in "iu":
+        rows = y.ndim == 2 and y.shape[1] > 1
+        fix = (
+            "turn one-hot rows into them with .argmax(1)"
+            if rows
+            else ("cast it with .astype(np.int32)")
+        )
         raise ValueError(
             f"{name}: {key} must be integer class numbers from 0, got {_describe(y)}; "
-            "cast it with .astype(np.int32)"
+            f"{fix}"
         )
     if y.ndim == 2 and y.shape[1] == 1:
         y = y[:, 0]

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fljax import files
+from fljax import reading
 from fljax.data import images, progress
 
 TEST = ("test", "valid", "val")
@@ -229,9 +229,9 @@ def _decode(name, pil, file, size: int, mode: str) -> np.ndarray:
 def _no_image(name: str, file: pathlib.Path, error: Exception) -> ValueError:
     return ValueError(
         f"{name}: expected an image that Pillow can read, got {file} "
-        f"({files.gist(error)})"
+        f"({reading.gist(error)})"
     )
 
 
-def _by(shape: tuple[int, ...]) -> str:
+def _by(shape: tuple[int, int]) -> str:
     return f"{shape[0]} x {shape[1]}"

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from fljax import files
+from fljax import reading
 from fljax.data import progress
 
 EXPECTED = '{"text": "...", "label": 0, "split": "train" or "test"}'
@@ -36,7 +36,7 @@ def read(
     Raises:
       ValueError: there is no file, or a line is not as above; names the line.
     """
-    files.check(name, path)
+    reading.check(name, path)
     lines: list[dict[str, Any]] = []
     size, done = path.stat().st_size, 0
     with open(path, "rb") as file:
@@ -64,7 +64,7 @@ def read(
 def _line(name: str, number: int, line: bytes, before: list) -> dict[str, Any]:
     """Parses a line and checks it, also against the first one."""
     try:
-        value = files.parse_json(line)
+        value = reading.parse_json(line)
     except ValueError as error:
         raise _refuse(name, number, f"{_short(line)} ({error})") from None
     wanted = set(before[0]) if before else {"text", "label"}
@@ -76,14 +76,16 @@ def _line(name: str, number: int, line: bytes, before: list) -> dict[str, Any]:
     for key, field in fields.items():
         too_long = key == "label" and isinstance(field, int) and abs(field) >= 2**31
         if type(field) not in FIELDS[key] or too_long:
-            raise _refuse(name, number, f"{key} {files.short(field)}")
+            raise _refuse(name, number, f"{key} {reading.short(field)}")
     if fields.get("split", "train") not in ("train", "test"):
-        raise _refuse(name, number, f"split {files.short(fields['split'])}")
+        raise _refuse(name, number, f"split {reading.short(fields['split'])}")
     if before and type(before[0]["label"]) is not type(fields["label"]):
-        other = files.short(fields["label"])
+        other = reading.short(fields["label"])
         raise _refuse(name, number, f"label {other} of another type")
     if not _is_unicode(fields["text"]):
-        raise _refuse(name, number, f"half a character in {files.short(value['text'])}")
+        raise _refuse(
+            name, number, f"half a character in {reading.short(value['text'])}"
+        )
     return fields
 
 

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fljax import files
+from fljax import reading
 from fljax.data import progress, text
 
 LAYOUT = "DIR/train/*.json and DIR/test/*.json, DIR/*.json or a file"
@@ -57,7 +57,7 @@ def find(name: str, root: pathlib.Path) -> Files:
       ValueError: there are none.
     """
     if not os.path.isdir(root):
-        files.check(name, root)
+        reading.check(name, root)
         return Files((root,), ())
     there = Files(_json(root / "train"), _json(root / "test"))
     if there.train and there.test:
@@ -130,7 +130,7 @@ def read(
 
 def _add(name: str, path: pathlib.Path, users: Users) -> None:
     """Adds the users of a file; one that is known gets its examples appended."""
-    content = files.read_json(path, name)
+    content = reading.read_json(path, name)
     data = content.get("user_data") if isinstance(content, dict) else None
     if not isinstance(data, dict) or not data:
         raise ValueError(
@@ -150,12 +150,12 @@ def _add(name: str, path: pathlib.Path, users: Users) -> None:
 def _examples(
     name: str, path: pathlib.Path, user: str, examples: Any
 ) -> tuple[np.ndarray, np.ndarray]:
-    where = f"user {files.short(user)} of {path}"
+    where = f"user {reading.short(user)} of {path}"
     columns = [examples.get(key) for key in "xy"] if isinstance(examples, dict) else []
     if not columns or not all(isinstance(column, list) for column in columns):
         raise ValueError(
-            f'{name}: expected {{"x": [...], "y": [...]}}, got {files.short(examples)} '
-            f"for {where}"
+            f'{name}: expected {{"x": [...], "y": [...]}}, got '
+            f"{reading.short(examples)} for {where}"
         )
     if len(columns[0]) != len(columns[1]):
         raise ValueError(
@@ -169,7 +169,7 @@ def _examples(
     except (ValueError, OverflowError) as error:
         raise ValueError(
             f"{name}: expected x of rows of one length and y, got others for {where} "
-            f"({files.gist(error)})"
+            f"({reading.gist(error)})"
         ) from None
     numbers = (
         x.ndim == 2 and x.dtype.kind in "iuf" and set(map(type, columns[1])) == {int}

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fljax import files, types
+from fljax import reading, types
 from fljax.data import (
     cache,
     checks,
@@ -113,7 +113,7 @@ def load(
             f"the data set must be 'digits', {' or '.join(named.rsplit(', ', 1))}, got "
             f"{name!r}; did you mean {_nearest(name)!r}?"
         )
-    with files.one_line(name):
+    with reading.one_line(name):
         return checks.dataset(name, _arrays(name, kind, rest, options, watch))
 
 
@@ -241,7 +241,7 @@ def _from_texts(
 
 def _content(name, root, paths, watch) -> str:
     for path in paths:
-        files.check(name, path)
+        reading.check(name, path)
     return cache.content(name, root, paths, watch)
 
 

@@ -7,7 +7,7 @@ import zipfile
 
 import numpy as np
 
-from fljax import files, memory
+from fljax import memory, reading
 from fljax.data import checks
 
 DIGITS = pathlib.Path(__file__).with_name("digits.npz")
@@ -29,13 +29,13 @@ def read(name: str, path: pathlib.Path) -> dict[str, np.ndarray]:
 
     Returns:
       x_train, y_train, x_test, y_test, which may be stored under MedMNIST's names, and,
-      where they are there, users and users_test; num_classes where labels are stored as
-      one-hot rows.
+      where they are there, users and users_test; num_classes where labels are stored
+      as one-hot rows.
 
     Raises:
       ValueError: there is no file, or it is damaged, or lacks an array.
     """
-    files.check(name, path)
+    reading.check(name, path)
     if not zipfile.is_zipfile(path):
         raise ValueError(
             f"{name} is no npz file, or is cut short; write it with {SAVE}"
@@ -47,18 +47,20 @@ def read(name: str, path: pathlib.Path) -> dict[str, np.ndarray]:
             raise
         raise ValueError(
             f"{name} is damaged or holds more than plain arrays "
-            f"({files.gist(error)}); write it with {SAVE}"
+            f"({reading.gist(error)}); write it with {SAVE}"
         ) from error
     return _with_class_numbers(arrays)
 
 
 def _arrays(name: str, path: pathlib.Path) -> dict[str, np.ndarray]:
-    with np.load(path, allow_pickle=False) as stored:
+    with open(path, "rb") as file, np.load(file, allow_pickle=False) as stored:
         places = _places(name, stored.files)
-        infos = [stored.zip.getinfo(f"{place}.npy") for place in places.values()]
-        needed = sum(info.file_size for info in infos)  # zipfile gives no byte more
-        what = f"{len(places)} arrays"
-        memory.require(name, what, needed, memory.of_host())
+        needed = sum(
+            info.file_size  # zipfile gives no byte more
+            for info in stored.zip.infolist()
+            if info.filename.removesuffix(".npy") in places.values()
+        )
+        memory.require(name, f"{len(places)} arrays", needed, memory.of_host())
         return {key: stored[place] for key, place in places.items()}
 
 

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from fljax.data import checks
+
 
 def split(
     name: str, arrays: Mapping[str, np.ndarray], share: float, seed: int
@@ -41,6 +43,7 @@ def split(
             f"{name}: --test_share expects a set whose users are known for the test "
             f"examples too, or none, got users of the training examples only"
         )
+    checks.rows(name, arrays)
     size = len(arrays["y_train"]) + len(arrays["y_test"])
     held = round(share * size)
     if not 0 < held < size:

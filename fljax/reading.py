@@ -65,8 +65,8 @@ def gist(error: BaseException) -> str:
 def one_line(name: str, install: str = "") -> Iterator[None]:
     """Turns every error into a ValueError that opens with a name.
 
-    Readers of images, archives and tables raise whatever their authors chose, and what
-    they choose changes: all that comes out of them is about the file.
+    Readers of images, archives, tables and prepared sets raise whatever their authors
+    chose, some with pages of text: all that comes out of them is about the file.
 
     Args:
       name: of the source or file. A ValueError that opens with it stays as it is.
