@@ -77,7 +77,8 @@ def estimate(
     config, algorithm = ready.settings, experiment.algorithm(ready)
     fed = experiment.seen_by(ready)
     looked_at = min(config.rounds, _LOOKED_AT)
-    tell(f"drawing {fed.net.name} and playing {looked_at} rounds without training")
+    rounds = f"{looked_at} round{'s' * (looked_at > 1)}"
+    tell(f"drawing {fed.net.name} and playing {rounds} without training")
     seen = rehearsal.rehearse(algorithm, fed, looked_at)
     mixed = [p.plan for p in seen.programs if isinstance(p.plan, plans.Mixed)]
     plan = mixed[0] if mixed else plans.full(fed.net.num_blocks)
