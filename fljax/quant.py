@@ -203,8 +203,8 @@ def _over(largest: types.Array, levels: float, spec: Spec) -> types.Array:
     if not spec.stepwise:
         return jnp.maximum(largest, TINY) / levels
     # XLA would multiply by the reciprocal of a constant, and be off in the last bit.
-    levels = backends.opaque(jnp.float32(levels), largest + TINY)
-    return jnp.maximum(largest, TINY) / levels
+    divisor = backends.opaque(jnp.float32(levels), largest + TINY)
+    return jnp.maximum(largest, TINY) / divisor
 
 
 def _inverse(scale: types.Array) -> types.Array:
