@@ -203,8 +203,8 @@ def _over(largest: types.Array, levels: float, spec: Spec) -> types.Array:
     if not spec.stepwise:
         return jnp.maximum(largest, TINY) / levels
     # XLA would multiply by the reciprocal of a constant, and be off in the last bit.
-    divisor = backends.opaque(jnp.float32(levels), largest + TINY)
-    return jnp.maximum(largest, TINY) / divisor
+    over = backends.opaque(jnp.float32(levels), largest + TINY)
+    return jnp.maximum(largest, TINY) / over
 
 
 def _inverse(scale: types.Array) -> types.Array:
@@ -234,6 +234,9 @@ def _to_codes(
     return (bits + zero).astype(jnp.int8)
 
 
+_QUARTER = 64  # the zero point of quint8 in the reference
+
+
 def _halves(x: types.Array) -> tuple[types.Array, types.Array]:
     """Splits float32 x into two of 12 bits whose sum it is; see `_fused_to_codes`."""
     bits = lax.bitcast_convert_type(x, jnp.int32)
@@ -242,9 +245,9 @@ def _halves(x: types.Array) -> tuple[types.Array, types.Array]:
 
 
 def _fused_to_codes(
-    x: types.Array, inverse: types.Array, zero: int, spec: Spec
+    x: types.Array, scale: types.Array, zero: int, spec: Spec
 ) -> types.Array:
-    """Rounds x * inverse + 64 as the reference does, by a fused multiply-add.
+    """Rounds x / scale + 64 as the reference does, by a fused multiply-add.
 
     The sum is rounded to float32 and then to the next integer, half to even. So a sum
     that is off n + 1/2 by no more than half a unit in its last place counts as a half,
@@ -252,19 +255,19 @@ def _fused_to_codes(
     exactly, with products of 12 by 12 bits, which float32 holds: it makes no difference
     whether a compiler fuses any of them with a sum.
     """
-    x = x.astype(jnp.float32)
-    middle = -spec.lowest // 2  # the reference's zero point, 64 of quint8
-    ends = spec.lowest - zero, spec.highest - zero - 1
-    below = jnp.floor(jnp.clip(x * inverse, *ends))  # n; being off by one is no harm
-    odd = ((below.astype(jnp.int32) + middle) & 1) == 1
-    bits = lax.bitcast_convert_type(below + 0.5 + middle, jnp.int32)
+    inverse = _inverse(scale)
+    ends = (spec.lowest - zero) * scale, (spec.highest - zero) * scale
+    x = jnp.clip(x.astype(jnp.float32), *ends)
+    below = jnp.floor(x * inverse)  # n; if it is one off, the border is far away
+    n = below.astype(jnp.int32)
+    bits = lax.bitcast_convert_type(below + (_QUARTER + 0.5), jnp.int32)
     half_unit = lax.bitcast_convert_type(bits & 0x7F800000, jnp.float32) * 2.0**-24
     (x_high, x_low), (high, low) = _halves(x), _halves(inverse)
     past = x_high * high - (below + 0.5)
-    past = past - jnp.where(odd, -half_unit, half_unit)
+    past = past - jnp.where(n & 1, -half_unit, half_unit)
     past = past + x_high * low + x_low * high + x_low * low
-    above = (past > 0) | ((past == 0) & odd)
-    return (below.astype(jnp.int32) + above + zero).astype(jnp.int8)
+    above = (past > 0) | ((past == 0) & (n & 1 == 1))
+    return (n + above + zero).astype(jnp.int8)
 
 
 def quantise(
@@ -288,7 +291,7 @@ def quantise(
     """
     zero = spec.zero_point_of(nonnegative)
     if spec.stepwise and key is None:
-        return QArray(_fused_to_codes(x, _inverse(scale), zero, spec), scale, zero)
+        return QArray(_fused_to_codes(x, scale, zero, spec), scale, zero)
     codes = _to_codes(x * (1 / scale), zero, spec.lowest, spec.highest, key)
     return QArray(codes, scale, zero)
 
