@@ -418,12 +418,14 @@ def test_small_clients_beside_a_large_one_have_a_program_of_their_own():
     data = conftest.make_data(examples=620)
     parts = partition.Split(np.arange(620), np.array([1] * 10 + [600] + [1] * 10))
     tiers = (devices.Tier(name="all", share=1, time=1, upload=1, memory=1),)
+    everything = dict.fromkeys(("time", "upload", "memory"), np.ones(1))
+    whole = costs.CostTable(num_blocks=1, windows=np.zeros((1, 2), int), **everything)
     fed = federation.Federation(
         net=net,
         data=data,
         shards=partition.index_table(parts),
         fleet=fleet.of_tiers(21, tiers),
-        table=costs.CostTable(1, np.array([[0, 0]]), *np.ones((3, 1))),
+        table=whole,
         counts=network.counts(net),
         training=client.Training(batch_size=16),
         learning_rate=lambda index: 0.1,
