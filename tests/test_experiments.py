@@ -56,7 +56,8 @@ def test_a_run_folder_holds_config_metrics_events_and_checkpoints(call, tmp_path
     assert done.code == 0
     assert re.fullmatch(
         r"after 3 rounds: test accuracy 0\.\d{4}, test loss \d\.\d{4}, "
-        r"tiers strong 0\.\d{4}, medium 0\.\d{4}, weak 0\.\d{4}\n",
+        r"tiers by class mix strong 0\.\d{4}, medium 0\.\d{4}, weak 0\.\d{4}, on their "
+        r"own test examples strong 0\.\d{4}, medium 0\.\d{4}, weak 0\.\d{4}\n",
         done.out,
     )
     (events,) = folder.glob("events.out.tfevents.*")
@@ -72,6 +73,7 @@ def test_a_run_folder_holds_config_metrics_events_and_checkpoints(call, tmp_path
     every |= {"round_seconds", "clock_seconds"}
     evaluation = {"test_accuracy", "test_loss", "class_accuracy", "tier_accuracy"}
     evaluation |= {"worst_tier_accuracy", "tier_spread", "macro_f1"}
+    evaluation |= {"tier_test_accuracy", "worst_tier_test_accuracy"}
     assert [record["round"] for record in records] == [0, 1, 2]
     assert [set(r) == every for r in records] == [True, False, False]
     assert [set(r) == every | evaluation for r in records] == [False, True, True]
@@ -86,7 +88,13 @@ def test_a_run_folder_holds_config_metrics_events_and_checkpoints(call, tmp_path
     assert list(tiers) == ["strong", "medium", "weak"]
     assert last["worst_tier_accuracy"] == min(tiers.values())
     assert last["tier_spread"] == max(tiers.values()) - min(tiers.values())
+    own = last["tier_test_accuracy"]
+    assert list(own) == ["strong", "medium", "weak"]
+    assert last["worst_tier_test_accuracy"] == min(own.values())
+    # The tiers share the test set, so that none is above it without another below.
+    assert min(own.values()) <= last["test_accuracy"] <= max(own.values())
     assert f"after 3 rounds: test accuracy {last['test_accuracy']:.4f}" in done.out
+    assert f"own test examples strong {own['strong']:.4f}" in done.out
 
 
 def test_config_json_is_resolved_and_names_versions_and_device(call, tmp_path):
@@ -131,21 +139,24 @@ def test_config_json_is_resolved_and_names_versions_and_device(call, tmp_path):
 
 
 def test_without_a_terminal_a_round_is_a_line_and_compiling_is_announced(call):
-    done = call(train, *FEDAVG, "--rounds=4", "--eval_every=2", "--workdir=")
-    lines = done.err.splitlines()
+    ended = call(train, *FEDAVG, "--rounds=4", "--eval_every=2", "--workdir=")
+    lines = ended.err.splitlines()
     kind = jax.devices()[0].device_kind
     assert lines.pop(0) == (
         "[fedavg] logistic of 650 parameters; 1,437 examples of 12 clients; "
         f"on 1 x {kind}, 1 client at a time on each"
     )
     assert lines[0] == "[fedavg] round 0: compiling for plan 0-0"
-    line = r"\[fedavg\] round {}/4 loss \d\.\d{{3}}{} \d+\.\d s eta \d+:\d\d"
+    line = (
+        r"\[fedavg\] round {} \({}/4 done\) loss \d\.\d{{3}}{} \d+\.\d s eta "
+        r"\d+:\d\d"
+    )
     accuracy = r" accuracy 0\.\d{3}"
-    for index, shown in enumerate(lines[1:], start=1):
-        wanted = line.format(index, "" if index % 2 else accuracy)
+    for done, shown in enumerate(lines[1:], start=1):
+        wanted = line.format(done - 1, done, "" if done % 2 else accuracy)
         assert re.fullmatch(wanted, shown), shown
     assert len(lines) == 5
-    assert "\r" not in done.err
+    assert "\r" not in ended.err
 
 
 def test_a_finished_run_prints_its_result_again_and_goes_on_with_more_rounds(
