@@ -103,7 +103,9 @@ class Config:
     lr: float = bounds.field(
         0.1, "Learning rate of the clients.", least=1e-12, most=1e6
     )
-    lr_schedule: str = bounds.field("", "Rounds at which it is divided by 10: 600,800.")
+    lr_schedule: str = bounds.field(
+        "", "Rounds, counted from 0, from which on it is divided by 10: 600,800."
+    )
     lr_warmup: int = bounds.field(
         0,
         "Rounds in which it rises to --lr, in equal steps; Transformers want some.",
