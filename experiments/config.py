@@ -101,7 +101,7 @@ class Config:
     )
     batch_size: int = bounds.field(32, "Examples of a local step.", least=1)
     lr: float = bounds.field(
-        0.1, "Learning rate of the clients.", least=1e-12, most=1e6
+        0.1, "Learning rate of the clients.", least=1e-30, most=1e38
     )
     lr_schedule: str = bounds.field(
         "", "Rounds, counted from 0, from which on it is divided by 10: 600,800."
@@ -117,7 +117,7 @@ class Config:
     )
     client_optimizer: str = bounds.field("sgd", "Clients train by sgd or adamw.")
     server_lr: float = bounds.field(
-        1.0, "Learning rate of the server.", least=1e-12, most=1e6
+        1.0, "Learning rate of the server.", least=1e-30, most=1e38
     )
     weighting: str = bounds.field("uniform", "Clients count uniform or by examples.")
     tiers: str = bounds.field(
