@@ -566,6 +566,12 @@ def compiled_programs() -> list[tuple[Program, jax.stages.Compiled]]:
     return [(key[0], program) for key, program in _programs.items()]
 
 
+def forget() -> None:
+    """Forgets all programs: what somebody has replaced in a module is traced anew."""
+    _programs.clear()
+    jax.clear_caches()
+
+
 def num_programs() -> int:
     """Counts the programs of groups that this process has compiled or loaded so far.
 

@@ -9,7 +9,8 @@ import pytest
 from jax import lax
 from jax.experimental.compilation_cache import compilation_cache
 
-from fljax import programs
+from experiments import config, experiment
+from fljax import client, cohort, programs
 
 
 def loss(x):
@@ -77,6 +78,33 @@ def test_a_function_that_somebody_replaced_is_another_program(folder, monkeypatc
 
     monkeypatch.setitem(globals(), "loss", mine)
     assert run(request()) == [0, -3]
+
+
+@pytest.mark.long
+def test_a_loss_that_somebody_replaced_is_what_trains(folder, monkeypatch):
+    settings = config.Config(
+        network="logistic",
+        algorithm="fedavg",
+        num_clients=40,
+        clients_per_round=1,
+        rounds=1,
+    )
+    ready = experiment.build(settings)
+    # All of JAX's would take long to be made anew.
+    monkeypatch.setattr(jax, "clear_caches", cohort.run_group.clear_cache)
+
+    def train_loss():
+        cohort.forget()
+        (record,) = experiment.run(settings, ready, None)
+        return record["train_loss"]
+
+    old = client.cross_entropy
+    first = train_loss()
+    assert train_loss() == first > 1  # from disk
+    mine = functools.wraps(old)(lambda *operands: old(*operands) / 1000)
+    monkeypatch.setattr(client, "cross_entropy", mine)
+    assert 0 < train_loss() < first / 100
+    cohort.forget()
 
 
 def test_a_damaged_file_is_made_anew(folder):
