@@ -23,6 +23,8 @@ _IS_COMMAND = sys.argv[:1] == ["-m"]
 if _IS_COMMAND and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
     signal.signal(signal.SIGINT, _end)
 
+if _IS_COMMAND:  # figures go to files: no window system is asked, nor a wrong one
+    os.environ.pop("MPLBACKEND", None)
 try:
     import jax  # noqa: F401
 except ValueError as error:

@@ -57,6 +57,9 @@ def check() -> None:
     try:
         jax.devices()
     except RuntimeError as error:
+        lost = isinstance(error, jax.errors.JaxRuntimeError)
+        if lost and jax.distributed.is_initialized():
+            raise  # another process is gone
         names = ("JAX_PLATFORMS", "JAX_PLATFORM_NAME")
         asked = {name: os.environ[name] for name in names if os.environ.get(name)}
         said = ", ".join(f"{name}={value}" for name, value in asked.items())

@@ -86,7 +86,7 @@ def python(*arguments, **variables):
 
 
 def test_a_value_that_jax_refuses_is_one_line():
-    done = python("-m", "experiments.train", JAX_ENABLE_X64="maybe")
+    done = python("-m", "experiments.plot", MPLBACKEND="no", JAX_ENABLE_X64="maybe")
     assert done.returncode == 2
     assert done.stderr.startswith(
         "error: a JAX_* variable: invalid truth value 'maybe'"
