@@ -18,7 +18,7 @@ import pytest
 from absl import flags
 from jax.experimental.compilation_cache import compilation_cache
 
-from experiments import interrupts, main
+from experiments import environment, interrupts, main
 from fljax import client, devices, mesh, plans, quant, types
 from fljax.algorithms import averaging
 from fljax.data import partition
@@ -202,6 +202,7 @@ def call(capsys, monkeypatch):
         command = [f"python -m {module.__name__}", *map(str, arguments)]
         monkeypatch.setattr(sys, "argv", command)
         monkeypatch.setattr(interrupts, "leave", lambda: None)
+        monkeypatch.setattr(environment, "notes", list)  # of XLA_FLAGS, see above
         with pytest.raises(SystemExit) as stop:
             main.run(module._main, **options)
         return Outcome(stop.value.code, *capsys.readouterr())
