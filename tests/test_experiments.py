@@ -670,7 +670,7 @@ def test_good_data_from_a_file_trains(call, tmp_path):
     ("table", "words"),
     [
         ({"blocks": 1, "windows": [[0, 1, 1, 1, 1]]}, ("last < 1", "0-1 in row 0")),
-        ({"blocks": 1, "windows": [[0, 0, 1, -1, 1]]}, ("positive", "upload", "-1")),
+        ({"blocks": 1, "windows": [[0, 0, 1, -1, 1]]}, ("from 1e-9", "upload", "-1")),
         ({"blocks": 1, "windows": [[0, 0, 1, 1]]}, ("[first, last, time", "row 0")),
         ({"blocks": 1}, ("blocks and windows", "['blocks']")),
         (
