@@ -269,7 +269,7 @@ def summary(scores: Scores, mixes: np.ndarray, names: tuple[str, ...]) -> dict:
 def _on_own(scores: Scores, names: tuple[str, ...]) -> dict:
     """Gives the tiers' accuracies on their own test examples."""
     sums = zip(names, scores.tier_correct, scores.tier_total, strict=False)
-    own = {name: float(right / total) for name, right, total in sums if total > 0}
+    own = {n: float(right) / float(total) for n, right, total in sums if total > 0}
     if not own:
         return {}
     return {"tier_test_accuracy": own, "worst_tier_test_accuracy": min(own.values())}
