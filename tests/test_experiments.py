@@ -937,7 +937,7 @@ def test_compare_adds_up_the_energy_of_devices_whose_power_is_known(call, tmp_pa
         "--rounds=2",
     )
     assert done.code == 0, done.err
-    header, fedavg, centralized, _ = done.out.splitlines()
+    header, fedavg, centralized, *_ = done.out.splitlines()
     records = records_of(tmp_path / "run" / "fedavg" / "seed_1")
     joules = sum(record["joules"] for record in records)
     assert joules > 0
