@@ -469,20 +469,25 @@ def _prefix_lines(case: Case, plan: plans.Plan) -> Iterator[Line]:
             y = _nchw(signals.to_float(y))
             yield _float_line(name, f"block {i}", y, data[f"block{i}/value"], 1e-5)
         if f"block{i}/codes" in data.files:
-            yield from _coded_lines(case, f"block{i}", f"block {i}", y)
+            yield from _coded_lines(name, f"block{i}", y, data)
     if plan.first and "entry/codes" in data.files:
-        x = signals.Ranged(jnp.asarray(_nhwc(data["block0/value"])), None)
-        y = jax.jit(lambda x: signals.to_codes(x, SPEC, None))(x)
-        yield from _coded_lines(case, "entry", "entry", y)
+        yield from entry_lines(name, data)
 
 
-def _coded_lines(case: Case, at: str, what: str, y: quant.QArray) -> Iterator[Line]:
-    data = case.data
+def entry_lines(case: str, data) -> Iterator[Line]:
+    """Compares the codes that the first frozen block makes of what the stem gives."""
+    x = signals.Ranged(jnp.asarray(_nhwc(data["block0/value"])), None)
+    y = jax.jit(lambda x: signals.to_codes(x, SPEC, None))(x)
+    yield from _coded_lines(case, "entry", y, data)
+
+
+def _coded_lines(case: str, at: str, y: quant.QArray, data) -> Iterator[Line]:
+    what = at.replace("block", "block ")
     ours = _unsigned(y, data[f"{at}/zero"])
-    yield _codes_line(case.name, f"{what}: codes", ours, data[f"{at}/codes"])
+    yield _codes_line(case, f"{what}: codes", ours, data[f"{at}/codes"])
     scale, theirs = float(y.scale), float(data[f"{at}/scale"])
     figures = f"ours {scale:.9g}, theirs {theirs:.9g}"
-    yield Line(case.name, f"{what}: scale", figures, scale == theirs)
+    yield Line(case, f"{what}: scale", figures, scale == theirs)
 
 
 def _trained_lines(case: Case, plan: plans.Plan) -> Iterator[Line]:

@@ -8,7 +8,7 @@ import pytest
 
 from fljax import models
 from fljax.models import network
-from tests import conformance, reference_names
+from tests import conformance, conftest, reference_names
 
 
 def check(lines):
@@ -19,22 +19,17 @@ def check(lines):
     return len(lines)
 
 
-BLOCKS = (
-    "mobilenet_s1_identity",
-    "mobilenet_s1_shortcut",
-    "mobilenet_s2",
-    "mobilenet_gn_s1",
-    "resnet_basic_s1",
-    "resnet_basic_s2",
-    "densenet_bottleneck",
-    "densenet_transition",
-    "encoder_d128",
-)
+CASES = sorted((conftest.SHARED / "conformance").glob("*.npz"))
 
 
-@pytest.mark.parametrize("block", BLOCKS)
-def test_block(shared, block):
-    path = shared / f"conformance/block_{block}.npz"
+def cases(kind):
+    """Lists the recorded cases of a kind, or one that skips where there are none."""
+    paths = [path for path in CASES if path.stem.startswith(f"{kind}_")]
+    return pytest.mark.parametrize("path", paths, ids=lambda path: path.stem)
+
+
+@cases("block")
+def test_block(path):
     assert check(conformance.replay_block(path.stem, np.load(path))) == 8
 
 
@@ -53,22 +48,52 @@ def test_windows(shared):
     assert check(lines) == stored > 0
 
 
+@cases("trace")
+def test_entry_of_a_trace(path):
+    # What follows it takes a compilation a block: see `test_trace`.
+    data = np.load(path)
+    if "entry/codes" in data.files:
+        assert check(conformance.entry_lines(path.stem, data)) == 2
+
+
 @pytest.mark.long
-def test_network(shared):
-    # The calibration loss and the window that trains everything: floats throughout.
-    # The other windows cannot be held to the limits: with weights drawn at random
-    # twenty blocks of codes are chaotic. An input that moves by one part in 10^6 moves
-    # some value across the border of two codes, and every later block doubles the
-    # difference, so that only the same bits in every operation as fbgemm's would do;
-    # `conformance.replay_network` prints how far our own result moves.
-    path = shared / "conformance/net_mobilenetv2.npz"
-    lines = list(conformance.replay_network(path.stem, np.load(path)))
-    held = [
-        line
-        for line in lines
-        if line.what == "calibration: loss" or line.what.startswith("w0-19:")
-    ]
-    assert check(held) == 3
+@cases("trace")
+def test_trace(path):
+    assert check(conformance.replay_trace(path.stem, np.load(path)))
+
+
+@pytest.mark.long
+@cases("net")
+def test_network(path):
+    assert check(conformance.replay_network(path.stem, np.load(path)))
+
+
+def test_seed_and_range_of_a_file(tmp_path):
+    np.savez(tmp_path / "a.npz", seed=21)
+    np.savez(tmp_path / "b.npz", x=0)
+    seeds = [conformance._seed(np.load(tmp_path / f"{name}.npz")) for name in "ab"]
+    assert seeds == [21, 7]
+    drawn = [conformance._draw(seed, "net", "conv.weight", (2, 3)) for seed in seeds]
+    assert not np.array_equal(*drawn)
+    largest = np.random.default_rng(0).random(1000).astype(np.float32)
+    scales = 2 * largest / np.float32(127)
+    given = np.array([conformance._range(scale) for scale in scales])
+    np.testing.assert_array_equal(given / np.float32(63.5), scales)
+
+
+def test_noise_is_drawn_per_value():
+    x = np.ones((4, 5), np.float32)
+    moved = conformance._noisy(x, 1e-6, seed=0)
+    assert len(np.unique(moved)) > 5
+    np.testing.assert_allclose(moved, x, rtol=1e-5)
+    np.testing.assert_array_equal(moved, conformance._noisy(x, 1e-6, seed=0))
+
+
+def test_files_without_a_replay_are_named(tmp_path, capsys):
+    np.savez(tmp_path / "width_resnet20_mean.npz", seed=7)
+    np.savez(tmp_path / "trace_other_w0-1.npz", network="other")
+    assert conformance.main([str(tmp_path)]) == 2
+    assert capsys.readouterr().out.count("skipped: no replay for it") == 2
 
 
 def test_a_difference_falls_short(shared):
@@ -76,8 +101,8 @@ def test_a_difference_falls_short(shared):
     codes = np.zeros((10, 10), np.uint8)
     off = codes.copy()
     off[0, 0] = 3
-    assert conformance._codes_line("case", codes, codes).passed
-    assert not conformance._codes_line("case", off, codes).passed
+    assert conformance._codes_line("case", "codes", codes, codes).passed
+    assert not conformance._codes_line("case", "codes", off, codes).passed
     path = shared / "reference/expected/maximal_windows.json"
     expected = json.loads(path.read_text())
     name, by_budget = next(iter(expected.items()))

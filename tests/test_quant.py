@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import strategies
 
-from fljax import convs, quant
+from fljax import convs, norms, quant
 
 BASES = {"default": quant.DEFAULT, "reference": quant.REFERENCE}
 FAN_IN = 12544  # the largest of the networks: 7 x 7 x 256
@@ -24,7 +24,7 @@ def array(codes, scale=1.0, zero_point=0):
 def specs(draw):
     base = BASES[draw(strategies.sampled_from(sorted(BASES)))]
     bits = draw(strategies.integers(2, 8))
-    arithmetic = draw(strategies.sampled_from(["integers", "floats"]))
+    arithmetic = draw(strategies.sampled_from(["integers", "floats", "reference"]))
     return dataclasses.replace(
         base, bits=bits, per_channel=draw(booleans), arithmetic=arithmetic
     )
@@ -266,6 +266,78 @@ def test_reference_headroom_by_hand():
     scale = quant.scale_of(quant.REFERENCE, jnp.float32(63.5))
     values = quant.quantise(jnp.float32([-1e3, 100, 1e3]), scale, quant.REFERENCE)
     np.testing.assert_allclose(values.dequantise(), [-64, 100, 191], rtol=1e-6)
+
+
+def reference_codes(x, scale):
+    """Quantises as PyTorch, by a fused multiply-add; exact in float64 for |x| > scale."""
+    inverse = np.float64(np.float32(1) / scale)
+    total = (x.astype(np.float64) * inverse + 64).astype(np.float32)
+    return np.clip(np.rint(total), 0, 255).astype(int)
+
+
+def eager_and_jitted(function, *arguments):
+    """Gives what a function computes operation by operation, and as a program."""
+    arguments = [jnp.asarray(x) for x in arguments]
+    return [np.asarray(run(*arguments)) for run in (function, jax.jit(function))]
+
+
+def test_reference_rounds_ties_as_a_fused_multiply_add():
+    generator = np.random.default_rng(0)
+    scale = np.float32(0.0173)
+    borders = ((generator.integers(-64, 192, 20000) + 0.5) * scale).astype(np.float32)
+    bits = borders.view(np.int32) + generator.integers(-6, 7, borders.size, np.int32)
+    x = np.concatenate([bits.view(np.float32), 40 * scale * borders])
+    x = x[np.abs(x) > 2 * scale]
+    for codes in eager_and_jitted(
+        lambda x, s: quant.quantise(x, s, quant.REFERENCE).codes, x, scale
+    ):
+        np.testing.assert_array_equal(
+            codes.astype(int) + 128, reference_codes(x, scale)
+        )
+    separate = np.rint(x * (1 / scale)) + 64  # what the zero point after rounding gives
+    assert np.sum(np.clip(separate, 0, 255) != reference_codes(x, scale)) > 100
+
+
+def test_reference_scales_and_codes_of_extremes():
+    # The largest value lies on a tie by construction: every last bit before it counts.
+    x = np.random.default_rng(0).standard_normal((3000, 4)).astype(np.float32)
+    scale = 2 * np.abs(x).max(1) / np.float32(127)
+
+    def chain(x):
+        scale = quant.scale_of(quant.REFERENCE, quant.amax(x))
+        return scale, quant.quantise(x, scale, quant.REFERENCE).codes
+
+    ours, codes = jax.jit(jax.vmap(chain))(x)
+    np.testing.assert_array_equal(ours, scale)
+    far = np.abs(x) > 2 * scale[:, None]
+    expected = reference_codes(x, scale[:, None])
+    np.testing.assert_array_equal((np.asarray(codes, int) + 128)[far], expected[far])
+
+
+def test_reference_folds_and_quantises_weights_step_by_step():
+    generator = np.random.default_rng(0)
+    draws = generator.standard_normal((4, 5000)).astype(np.float32)
+    mean, variance, gain, bias = draws[0], np.square(draws[1]), draws[2], draws[3]
+    kernel = generator.standard_normal((2, 5000)).astype(np.float32)
+    inverse = 1 / np.sqrt(variance + np.float32(1e-5))
+    folded = kernel * (gain * inverse)
+    scale = 2 * np.abs(folded).max() / np.float32(127)
+    expected = (
+        (0 - mean) * inverse * gain + bias,
+        scale,
+        np.rint(folded * (1 / scale)),
+    )
+
+    def freeze(mean, variance, gain, bias, kernel):
+        factor, offset = norms.folded(mean, variance, gain, bias, stepwise=True)
+        weights = quant.quantise_weights(kernel * factor, quant.REFERENCE)
+        return offset, weights.scale, weights.codes
+
+    given = [jnp.asarray(x) for x in (mean, variance, gain, bias, kernel)]
+    constants = jax.jit(lambda: freeze(*given))
+    for ours in (freeze(*given), jax.jit(freeze)(*given), constants()):
+        for a, b in zip(ours, expected, strict=True):
+            np.testing.assert_array_equal(a, b)
 
 
 def test_default_codes_by_hand():
