@@ -25,7 +25,6 @@ from fljax import (
     augment,
     client,
     clock,
-    cohort,
     cost_model,
     costs,
     devices,
@@ -42,9 +41,10 @@ from fljax import (
     simulation,
     types,
     typical,
+    width,
     writers,
 )
-from fljax.algorithms import averaging, centralized, cocofl
+from fljax.algorithms import base, centralized, cocofl
 from fljax.data import checks, load, partition
 from fljax.models import network
 
@@ -335,36 +335,36 @@ def build(
     most = arrivals.most_arrivals(rules, config.clients_per_round)
     share = -(-config.clients_per_round // over.size)
     real = client.fitting(training, shards.indices.shape[1])
-    fitting = cohort.default_width(counts, real, share)
-    width = min(config.client_width or fitting, -(-most // over.size))
+    fit = width.default_width(counts, real, share)
+    beside = min(config.client_width or fit, -(-most // over.size))
     fed = federation.Federation(
-        net=net,
-        data=train_data,
-        shards=shards,
-        fleet=made,
-        table=_table(config, net, counts),
-        counts=counts,
-        training=training,
-        learning_rate=_learning_rate(config),
-        server_learning_rate=config.server_lr,
-        clients_per_round=config.clients_per_round,
-        weighting=config.weighting,
-        width=width,
-        mixed=config.programs == "one",
-        seed=config.seed,
-        devices=over,
-        clock=rules,
-        failures=configs.settings("failures", config.failures, failures.Rates),
-        norm_bound=config.norm_bound,
-        table_error=config.table_error,
+        federation.Population(
+            train_data,
+            shards,
+            made,
+            configs.settings("failures", config.failures, failures.Rates),
+            config.table_error,
+        ),
+        federation.Model(net, counts, _table(config, net, counts)),
+        training,
+        federation.Rules(
+            config.clients_per_round,
+            _learning_rate(config),
+            config.server_lr,
+            config.weighting,
+            rules,
+            config.norm_bound,
+        ),
+        federation.Layout(over, beside, config.programs == "one"),
+        config.seed,
     )
     if config.max_windows:
         known = cocofl.setting(fed)
         with configs.naming("max_windows"):
             few = typical.restrict(
-                fed.table, known.typical, known.lowest, config.max_windows
+                fed.model.table, known.typical, known.lowest, config.max_windows
             )
-        fed = fed._replace(table=few)
+        fed = fed.having(table=few)
     counts_by_class = partition.class_counts(data.y_train, parts, data.num_classes)
     mixes = evaluate.tier_mixes(counts_by_class, made.tier, len(made.names))
     tested = np.unique(test_data.y)
@@ -379,20 +379,19 @@ def build(
 
 
 def _evaluator(config, fed, test_data, mixes, running) -> simulation.Evaluator:
-    size, over = len(test_data.y), fed.devices
+    size, over = len(test_data.y), fed.layout.devices
     batch_size = min(config.eval_batch_size, size)
     order = evaluate.batches(size, batch_size, config.seed, over.size)
-    indices, mask = mesh.distribute(over, order)
-    names = fed.fleet.names
+    batches = mesh.distribute(over, order)
+    names = fed.population.fleet.names
 
-    def scores(state: averaging.State) -> evaluate.Scores:
+    def scores(state: base.State) -> evaluate.Scores:
         blocks = mesh.replicate(over, state.server.blocks)
         return evaluate.evaluate(
             blocks,
             test_data,
-            indices,
-            mask,
-            net=fed.net,
+            batches,
+            net=fed.model.net,
             running=running,
             devices=over,
         )
@@ -405,17 +404,18 @@ def _evaluator(config, fed, test_data, mixes, running) -> simulation.Evaluator:
     )
 
 
-def algorithm(config: configs.Config, ready: Experiment) -> averaging.Algorithm:
+def algorithm(config: configs.Config, ready: Experiment) -> base.Algorithm:
     """Makes the configured algorithm.
 
     Raises:
       ValueError: its devices cannot run it.
     """
     fed = ready.federation
-    if fed.clock.buffer > len(fed.shards.counts):
+    everyone = len(fed.population.shards.counts)
+    if fed.rules.clock.buffer > everyone:
         raise ValueError(
-            f"--clock: expected a buffer of at most {len(fed.shards.counts)}, the "
-            f"number of clients, got {fed.clock.buffer}"
+            f"--clock: expected a buffer of at most {everyone}, the number of clients, "
+            f"got {fed.rules.clock.buffer}"
         )
     with _naming_tiers(config):
         if config.algorithm == "cocofl":
@@ -435,8 +435,8 @@ def rollback(config: configs.Config, fed: federation.Federation) -> guard.Guard 
         lower=config.rollback_lowers,
         factor=config.rollback_factor,
         limit=config.rollback_limit,
-        tiers=fed.fleet.names,
-        tier_index=fed.fleet.tier,
+        tiers=fed.population.fleet.names,
+        tier_index=fed.population.fleet.tier,
     )
 
 
@@ -446,18 +446,20 @@ def resolved(config: configs.Config, ready: Experiment) -> dict[str, Any]:
     return (
         dataclasses.asdict(config)
         | {
-            "num_clients": len(fed.shards.counts),
-            "mean": fed.data.mean,
-            "std": fed.data.std,
+            "num_clients": len(fed.population.shards.counts),
+            "mean": fed.population.data.mean,
+            "std": fed.population.data.std,
             "tiers": _described_tiers(config, fed),
-            "fleet_sha256": _digest(fed.fleet),
-            "clock": dataclasses.asdict(federation.rules(fed)),
+            "fleet_sha256": _digest(fed.population.fleet),
+            "clock": dataclasses.asdict(federation.clock(fed)),
             "dataset_sha256": ready.dataset_sha256,
-            "cost_table": fed.table.source,
+            "cost_table": fed.model.table.source,
             "cost_table_sha256": _sha256(config.cost_table),
-            "client_width": fed.width,
+            "client_width": fed.layout.width,
             # A network may be one's own, whose name says nothing.
-            "blocks_sha256": hashlib.sha256(_described(fed.net.blocks)).hexdigest(),
+            "blocks_sha256": hashlib.sha256(
+                _described(fed.model.net.blocks)
+            ).hexdigest(),
         }
         | _own_prices(config)
     )
@@ -481,7 +483,7 @@ def _sha256(path: str) -> str | None:
 
 def _described_tiers(config: configs.Config, fed) -> list:
     if config.fleet != "tiers":
-        return list(fed.fleet.names)
+        return list(fed.population.fleet.names)
     return [dataclasses.asdict(tier) for tier in _tiers(config)]
 
 
@@ -501,12 +503,12 @@ def seen_by(config: configs.Config, ready: Experiment) -> federation.Federation:
 
 def describe(fed: federation.Federation) -> str:
     """Says in a line what a run trains, on whose data, and on which devices."""
-    params = sum(count.params for count in fed.counts)
-    there, counts = fed.devices.devices, fed.shards.counts
+    params = sum(count.params for count in fed.model.counts)
+    there, counts = fed.layout.devices.devices, fed.population.shards.counts
     clients = f"{len(counts):,} client{'s' * (len(counts) > 1)}"
-    beside = f"{fed.width} client{'s' * (fed.width > 1)}"
+    beside = f"{fed.layout.width} client{'s' * (fed.layout.width > 1)}"
     return (
-        f"{fed.net.name} of {params:,} parameters; {counts.sum():,} examples of "
+        f"{fed.model.net.name} of {params:,} parameters; {counts.sum():,} examples of "
         f"{clients}; on {there.size} x {there.flat[0].device_kind}, {beside} at a "
         f"time on each"
     )
@@ -551,7 +553,9 @@ def run(
 
         hooks = hooks._replace(start=start)
         if config.algorithm == "cocofl":
-            small = policies.too_small(ready.federation.table, ready.federation.fleet)
+            small = policies.too_small(
+                ready.federation.model.table, ready.federation.population.fleet
+            )
             if small.any():
                 bar.message(
                     f"{small.sum()} of {len(small)} devices have less memory than any "

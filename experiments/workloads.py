@@ -124,5 +124,5 @@ def build_population(load: Workload, settings: configs.Config, examples: int):
         generator.integers(0, examples, size, np.int32),
         np.full(population, load.examples, np.int32),
     )
-    devices = fed.fleet._replace(row=np.zeros(population, np.int32))
-    return fed._replace(shards=shards, fleet=devices)
+    devices = fed.population.fleet._replace(row=np.zeros(population, np.int32))
+    return fed.having(shards=shards, fleet=devices)

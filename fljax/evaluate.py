@@ -36,9 +36,19 @@ class Scores(NamedTuple):
     predicted: types.Array
 
 
-def batches(
-    size: int, batch_size: int, seed: int, devices: int = 1
-) -> tuple[np.ndarray, np.ndarray]:
+class Batches(NamedTuple):
+    """A test set in an order.
+
+    Attributes:
+      indices: [batches, B] int32, padding repeats a batch's first.
+      mask: [batches, B] 1 for examples, 0 for padding.
+    """
+
+    indices: types.ArrayLike
+    mask: types.ArrayLike
+
+
+def batches(size: int, batch_size: int, seed: int, devices: int = 1) -> Batches:
     """Fixes the order of a test set.
 
     Args:
@@ -48,7 +58,7 @@ def batches(
       devices: D; empty batches make the number of batches a multiple of it.
 
     Returns:
-      Indices [batches, B] int32, padding repeats a batch's first; mask [batches, B].
+      The batches, on the host.
     """
     order = np.random.default_rng([seed, 2]).permutation(size).astype(np.int32)
     number = -(-size // batch_size)
@@ -56,15 +66,14 @@ def batches(
     slots = np.arange(number * batch_size).reshape(number, batch_size)
     valid = slots < size
     repeated = np.where(valid, slots, np.minimum(slots[:, :1], size - 1))
-    return order[repeated], valid.astype(np.float32)
+    return Batches(order[repeated], valid.astype(np.float32))
 
 
 @functools.partial(jax.jit, static_argnames=("net", "running", "devices"))
 def evaluate(
     blocks: tuple[dict, ...],
     data: client.Data,
-    indices: types.Array,
-    mask: types.Array,
+    batches: Batches,
     *,
     net: network.Network,
     running: bool = False,
@@ -75,8 +84,7 @@ def evaluate(
     Args:
       blocks: state of the network.
       data: the test data on the device.
-      indices: [batches, B] of `batches`.
-      mask: [batches, B] likewise.
+      batches: of the function `batches`.
       net: static.
       running: use running statistics, static.
       devices: the mesh that the batches are spread over, a multiple of its size;
@@ -105,22 +113,21 @@ def evaluate(
         )
         return jax.tree.map(jnp.add, total, scores), None
 
-    def on_device(blocks, data, indices, mask):
+    def on_device(blocks, data, batches):
         zeros = jnp.zeros(net.num_classes)
         start = Scores(zeros, zeros, jnp.zeros(()), zeros)
-        return lax.scan(functools.partial(batch, blocks, data), start, (indices, mask))[
-            0
-        ]
+        step = functools.partial(batch, blocks, data)
+        return lax.scan(step, start, batches)[0]
 
     if devices is None:
-        return on_device(blocks, data, indices, mask)
+        return on_device(blocks, data, batches)
     return jax.shard_map(
         lambda *arguments: lax.psum(on_device(*arguments), mesh.CLIENTS),
         mesh=devices,
-        in_specs=(mesh.SHARED, mesh.SHARED, mesh.PER_DEVICE, mesh.PER_DEVICE),
+        in_specs=(mesh.SHARED, mesh.SHARED, mesh.PER_DEVICE),
         out_specs=mesh.SHARED,
         check_vma=False,
-    )(blocks, data, indices, mask)
+    )(blocks, data, batches)
 
 
 def per_class(scores: Scores) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 CoCoFL (Pfeiffer et al., TMLR 2023, arXiv 2203.05468): a client trains one
 contiguous window [a, b] of blocks in float32, everything else is frozen and runs in
-fixed point. A plan is static and hashable: one compiled program per plan.
+fixed point. A plan is static and hashable.
 """
 
 from __future__ import annotations
@@ -46,26 +46,6 @@ class Plan:
     def __str__(self) -> str:
         width = "" if self.bits == DEFAULT_BITS else f"@{self.bits}"
         return f"{self.first}-{self.last}{width}"
-
-
-@dataclasses.dataclass(frozen=True, slots=True, order=True)
-class Mixed:
-    """All windows in one program, in which each client's is data (see `fljax.mixed`).
-
-    It stands where a plan says what a program is made for; nobody is assigned it.
-    """
-
-    bits: int = DEFAULT_BITS  # width of the codes in the frozen blocks
-
-    def __str__(self) -> str:
-        return "mixed" if self.bits == DEFAULT_BITS else f"mixed@{self.bits}"
-
-
-def span(plan: Plan | Mixed, num_blocks: int) -> slice:
-    """Returns the blocks that a program of the plan trains."""
-    if isinstance(plan, Mixed):
-        return slice(0, num_blocks)
-    return slice(plan.first, plan.last + 1)
 
 
 def full(num_blocks: int) -> Plan:

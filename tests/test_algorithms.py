@@ -10,17 +10,17 @@ import pytest
 
 from fljax import (
     algorithms,
-    cohort,
     costs,
     devices,
     federation,
     fleet,
+    group,
     policies,
     programs,
     schedule,
     types,
 )
-from fljax.algorithms import averaging, centralized, cocofl, fedavg, fedavg_drop
+from fljax.algorithms import averaging, base, centralized, cocofl, fedavg, fedavg_drop
 from fljax.models import network
 from tests import conftest
 
@@ -39,23 +39,11 @@ TABLE = costs.CostTable(
 
 
 def make(problem, **changes):
-    fed = federation.Federation(
-        net=problem.net,
-        data=problem.data,
-        shards=problem.shards,
-        fleet=fleet.of_tiers(6, TIERS),  # 0, 0, 1, 1, 1, 1
-        table=TABLE,
-        counts=network.counts(problem.net),
-        training=problem.training,
-        learning_rate=lambda index: 0.1 if index == 0 else 0.05,
-        server_learning_rate=1.0,
-        clients_per_round=4,
-        weighting="uniform",
-        width=1,
-        seed=3,
-        devices=conftest.MESH,
+    fed = conftest.federated(problem.net, problem, TABLE, TIERS)  # 0, 0, 1, 1, 1, 1
+    fed = fed.having(
+        learning_rate=lambda index: 0.1 if index == 0 else 0.05, clients_per_round=4
     )
-    return fed._replace(**changes)
+    return fed.having(**changes)
 
 
 @pytest.fixture(scope="module")
@@ -87,12 +75,12 @@ def by_hand(fed, state, assignment, rate):
     for number, plan in zip(assignment.ids.tolist(), assignment.plans, strict=True):
         result = conftest.train_one(
             blocks,
-            fed.data,
-            fed.shards.indices[number],
-            fed.shards.counts[number],
+            fed.population.data,
+            fed.population.shards.indices[number],
+            fed.population.shards.counts[number],
             keys[number],
             jnp.float32(rate),
-            net=fed.net,
+            net=fed.model.net,
             plan=plan,
             training=fed.training,
         )
@@ -117,10 +105,11 @@ def test_a_round_is_the_rule_of_the_paper_over_its_clients(fed, start):
     state, report = algorithm.round(start, assignment)
     expected = by_hand(fed, start, assignment, 0.05)
     conftest.assert_close(state.server.blocks, expected, 1e-5)
-    sizes = [block.upload_bytes for block in fed.counts]
-    assert report.upload_bytes == sum(sizes) + sizes[2] + 2 * (sizes[3] + sizes[4])
-    assert report.download_bytes == 4 * sum(sizes)
-    assert report.compute_share == pytest.approx((0.3 + 1 + 0.4 + 0.3) / 4)
+    sizes = [block.upload_bytes for block in fed.model.counts]
+    books = report.books
+    assert books.upload_bytes == sum(sizes) + sizes[2] + 2 * (sizes[3] + sizes[4])
+    assert books.download_bytes == 4 * sum(sizes)
+    assert books.compute_share == pytest.approx((0.3 + 1 + 0.4 + 0.3) / 4)
     assert report.losses.shape == report.failed.shape == (4,)
     assert np.all(report.losses > 0)
     assert not np.any(report.failed)
@@ -169,8 +158,9 @@ def test_a_rerun_and_a_resumed_run_are_the_same_to_the_bit(fed, start):
 
 def federation_again(fed):
     """Copies what can be copied, so that only values can make runs equal."""
-    return fed._replace(
-        data=jax.tree.map(jnp.array, fed.data), counts=network.counts(fed.net)
+    return fed.having(
+        data=jax.tree.map(jnp.array, fed.population.data),
+        counts=network.counts(fed.model.net),
     )
 
 
@@ -179,13 +169,13 @@ def test_later_rounds_compile_nothing(fed, start):
     everyone = [FULL, MIDDLE, LATE, MIDDLE]
     assignment = schedule.by_hand(0, np.arange(4), everyone)
     state, _ = algorithm.round(start, assignment)
-    before = cohort.num_programs(), averaging._server_step._cache_size()
+    before = group.num_programs(), averaging._server_step._cache_size()
     # Other group sizes, clients and, from round 1 on, another learning rate.
     state, reports = play(algorithm, state, 5, first=1)
     used = {tuple(map(str, sorted(r.assignment.plans))) for r in reports}
     assert len(used) > 1
     assert before == (
-        cohort.num_programs(),
+        group.num_programs(),
         averaging._server_step._cache_size(),
     )
 
@@ -203,19 +193,19 @@ def test_programs_that_make_room_leave_no_trace(fed, start, monkeypatch):
         return sum(e.hlo_modules()[0].name == "jit_run_group" for e in live)
 
     def crowded():
-        held.append(len(cohort.compiled_programs()))
+        held.append(len(group.compiled_programs()))
         alive.append(executables())
         return True
 
-    monkeypatch.setattr(cohort, "PLANS_AT_ONCE", 1)
+    monkeypatch.setattr(group, "AT_ONCE", 1)
     monkeypatch.setattr(programs, "crowded", crowded)
-    monkeypatch.setattr(cohort, "_programs", {})
-    cohort.run_group.clear_cache()  # of other tests
-    before = cohort.num_programs()
+    monkeypatch.setattr(group, "_programs", {})
+    group.run_group.clear_cache()  # of other tests
+    before = group.num_programs()
     again, _ = algorithm.round(start, assignment)
     conftest.assert_same_bits(again, state)
     assert held == [0, 1, 1]  # before each of the three is made
-    assert cohort.num_programs() == before + 3
+    assert group.num_programs() == before + 3
     # An executable that something still refers to would keep its memory maps.
     assert executables() == alive[0] + 1
 
@@ -227,7 +217,7 @@ def test_learning_rate_is_that_of_the_round(fed, start):
         rates.append(index)
         return 0.0
 
-    algorithm = cocofl.cocofl(fed._replace(learning_rate=learning_rate))
+    algorithm = cocofl.cocofl(fed.having(learning_rate=learning_rate))
     assignment = schedule.by_hand(6, np.array([2, 3, 4, 5]), [MIDDLE] * 4)
     new, _ = algorithm.round(start, assignment)
     assert rates == [6]
@@ -251,7 +241,7 @@ def test_weighting_by_examples(fed, start):
 
     of_1, of_4 = trained(fed, 1), trained(fed, 4)
     for weighting, share in (("uniform", 0.5), ("examples", 3 / 7)):
-        both = trained(fed._replace(weighting=weighting), 1, 4)
+        both = trained(fed.having(weighting=weighting), 1, 4)
         expected = jax.tree.map(lambda a, b, s=share: s * a + (1 - s) * b, of_1, of_4)
         conftest.assert_close(both, expected, 1e-5)
 
@@ -263,7 +253,7 @@ def test_cohorts_and_plans_depend_on_seed_and_round_only(fed, start):
     for a, b in zip(forward, backward, strict=True):
         assert a.ids.tolist() == b.ids.tolist()
         assert a.plans == b.plans
-    other = cocofl.cocofl(fed._replace(seed=4)).assign(start, 0)
+    other = cocofl.cocofl(fed.having(seed=4)).assign(start, 0)
     assert (other.ids.tolist(), other.plans) != (
         forward[0].ids.tolist(),
         forward[0].plans,
@@ -278,7 +268,7 @@ def test_plans_fit_their_tiers(fed, start):
         assignment = algorithm.assign(start, index)
         assert len(set(assignment.ids.tolist())) == 4
         for number, plan in zip(assignment.ids, assignment.plans, strict=True):
-            seen[int(fed.fleet.tier[number])].add(plan)
+            seen[int(fed.population.fleet.tier[number])].add(plan)
     assert seen == {0: {FULL}, 1: {MIDDLE, LATE}}
 
 
@@ -306,7 +296,7 @@ def test_the_width_of_the_codes_is_the_algorithms(fed, start):
 def test_cocofl_refuses_what_fits_no_window(fed):
     tiny = devices.Tier(name="tiny", share=0.66, time=0.1, upload=1.0, memory=1.0)
     with pytest.raises(ValueError, match="'tiny'"):
-        cocofl.cocofl(fed._replace(fleet=fleet.of_tiers(6, (TIERS[0], tiny))))
+        cocofl.cocofl(fed.having(fleet=fleet.of_tiers(6, (TIERS[0], tiny))))
 
 
 def test_fedavg_trains_everything_everywhere(fed, start):
@@ -316,9 +306,9 @@ def test_fedavg_trains_everything_everywhere(fed, start):
     # The same cohort as CoCoFL's: comparisons are paired.
     assert assignment.ids.tolist() == cocofl.cocofl(fed).assign(start, 0).ids.tolist()
     new, report = algorithm.round(start, assignment)
-    full = sum(block.upload_bytes for block in fed.counts)
-    assert (report.upload_bytes, report.download_bytes) == (4 * full, 4 * full)
-    assert report.compute_share == 1
+    full = sum(block.upload_bytes for block in fed.model.counts)
+    assert report.books[:2] == (4 * full, 4 * full)
+    assert report.books.compute_share == 1
     expected = by_hand(fed, start, assignment, 0.1)  # r = 1: the plain mean
     conftest.assert_close(new.server.blocks, expected, 1e-5)
 
@@ -329,7 +319,7 @@ def test_fedavg_drop_takes_unconstrained_clients_only(fed, start):
         assignment = algorithm.assign(start, index)
         assert sorted(assignment.ids.tolist()) == [0, 1]
         assert assignment.plans == [FULL] * 2
-    one = fedavg_drop.fedavg_drop(fed._replace(clients_per_round=1))
+    one = fedavg_drop.fedavg_drop(fed.having(clients_per_round=1))
     drawn = {int(one.assign(start, index).ids[0]) for index in range(12)}
     assert drawn == {0, 1}
 
@@ -337,7 +327,7 @@ def test_fedavg_drop_takes_unconstrained_clients_only(fed, start):
 def test_fedavg_drop_refuses_a_federation_of_the_weak(fed):
     weak = fleet.of_tiers(6, (dataclasses.replace(TIERS[1], share=1.0),))
     with pytest.raises(ValueError, match=r"budgets of 1 .* none among weak"):
-        fedavg_drop.fedavg_drop(fed._replace(fleet=weak))
+        fedavg_drop.fedavg_drop(fed.having(fleet=weak))
 
 
 def test_centralized_sees_every_example_once_an_epoch(fed, start):
@@ -345,14 +335,14 @@ def test_centralized_sees_every_example_once_an_epoch(fed, start):
     assert one.shards.counts.tolist() == [40]
     assert sorted(one.shards.indices[0].tolist()) == list(range(40))
     assert (one.clients_per_round, one.width, one.fleet.row.tolist()) == (1, 1, [0])
-    known = fed.fleet._replace(reference=fleet.Reference(step_seconds=0.125))
-    counted = centralized.pooled(fed._replace(fleet=known))
-    assert federation.rules(counted).step_seconds == 0.125  # of the devices' file
+    known = fed.population.fleet._replace(reference=fleet.Reference(step_seconds=0.125))
+    counted = centralized.pooled(fed.having(fleet=known))
+    assert federation.clock(counted).step_seconds == 0.125  # of the devices' file
     algorithm = centralized.centralized(fed)
     assignment = algorithm.assign(start, 3)
     assert (assignment.ids.tolist(), assignment.plans) == ([0], [FULL])
     state, report = algorithm.round(start, assignment)
-    assert (report.upload_bytes, report.download_bytes) == (0, 0)
+    assert report.books[:2] == (0, 0)
     assert int(state.server.round) == 1
 
 
@@ -360,12 +350,12 @@ def test_too_large_a_cohort_is_refused(fed):
     with pytest.raises(
         ValueError, match=r"clients_per_round: expected at most 6, .* 7"
     ):
-        fedavg.fedavg(fed._replace(clients_per_round=7))
+        fedavg.fedavg(fed.having(clients_per_round=7))
 
 
 def test_the_start_is_that_of_the_seed(fed, start):
     conftest.assert_same_bits(fedavg.fedavg(fed).init(), start)
-    other = fedavg.fedavg(fed._replace(seed=4)).init()
+    other = fedavg.fedavg(fed.having(seed=4)).init()
     ours, theirs = (s.server.blocks[0]["params"]["conv"] for s in (start, other))
     assert np.all(ours["kernel"] != theirs["kernel"])
     assert start.server.round == 0
@@ -389,11 +379,11 @@ def test_time_shares_by_hand():
 def test_algorithms_by_name(fed):
     assert set(algorithms.BY_NAME) == {"cocofl", "fedavg", "fedavg_drop", "centralized"}
     for make in algorithms.BY_NAME.values():
-        assert isinstance(make(fed), averaging.Algorithm)
+        assert isinstance(make(fed), base.Algorithm)
 
 
 def test_a_diverging_client_is_reported(fed, start):
-    algorithm = cocofl.cocofl(fed._replace(learning_rate=lambda index: 1e30))
+    algorithm = cocofl.cocofl(fed.having(learning_rate=lambda index: 1e30))
     assignment = schedule.by_hand(0, np.array([3, 2, 4, 5]), [LATE, *[MIDDLE] * 3])
     new, report = algorithm.round(start, assignment)
     assert report.failed[0]

@@ -8,21 +8,21 @@ from __future__ import annotations
 import numpy as np
 
 from fljax import clock, failures, federation, fleet, policies
-from fljax.algorithms import averaging
+from fljax.algorithms import averaging, base
 from fljax.data import partition
 
 
 def pooled(fed: federation.Federation) -> federation.Federation:
     """Gives the examples of all clients to a single one."""
-    shards = fed.shards
+    shards = fed.population.shards
     real = np.arange(shards.indices.shape[1]) < np.asarray(shards.counts)[:, None]
     everything = np.sort(np.asarray(shards.indices)[real])
-    return fed._replace(
+    return fed.having(
         shards=partition.index_table([everything]),
         fleet=fleet.one_device(),
         failures=failures.Rates(),
         clock=clock.Clock(  # nothing is sent
-            step_seconds=federation.rules(fed).step_seconds,
+            step_seconds=federation.clock(fed).step_seconds,
             upload_rate=np.inf,
             download_rate=np.inf,
         ),
@@ -31,7 +31,7 @@ def pooled(fed: federation.Federation) -> federation.Federation:
     )
 
 
-def centralized(fed: federation.Federation) -> averaging.Algorithm:
+def centralized(fed: federation.Federation) -> base.Algorithm:
     """Makes centralised training on the union of the clients' data.
 
     Args:
@@ -40,11 +40,18 @@ def centralized(fed: federation.Federation) -> averaging.Algorithm:
     Returns:
       The algorithm; its reports count no bytes, since nothing is sent in a round.
     """
-    plan = policies.full(fed.net.num_blocks)
+    plan = policies.full(fed.model.net.num_blocks)
     one = averaging.averaging(pooled(fed), plan, constrained=False)
+
+    def unsent(books):
+        return books._replace(upload_bytes=0, download_bytes=0)
 
     def round(state, assignment):
         state, report = one.round(state, assignment)
-        return state, report._replace(upload_bytes=0, download_bytes=0)
+        return state, report._replace(books=unsent(report.books))
 
-    return one._replace(round=round)
+    def rehearse(state, assignment):
+        state, books = one.rehearse(state, assignment)
+        return state, unsent(books)
+
+    return one._replace(round=round, rehearse=rehearse)
