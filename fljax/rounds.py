@@ -8,9 +8,14 @@ Legend: N all clients, A who arrive, K these with the padding of the cohort, n b
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import NamedTuple
 
+import jax
 import numpy as np
+import optax
+from jax import lax
+from jax.sharding import NamedSharding
 
 from fljax import (
     arrivals,
@@ -24,6 +29,8 @@ from fljax import (
     norm_bound,
     program,
     schedule,
+    server,
+    trees,
     types,
 )
 from fljax import sums as totals
@@ -178,6 +185,38 @@ class Rounds:
             for ((age, program), _), rows in zip(by_key, groups, strict=True)
         ]
 
+    def step(
+        self,
+        state: server.ServerState,
+        sums: totals.Sums,
+        bounds: Bounds,
+        rate: types.ArrayLike,
+    ):
+        """Ends a round.
+
+        Args:
+          state: of the server, on the devices.
+          sums: of the round.
+          bounds: of the round.
+          rate: learning rate of the server.
+
+        Returns:
+          The server's new state; losses and verdicts [K]; whether the new network is
+          finite; usual lengths of updates [2, n].
+        """
+        new, losses, failed, finite, usual = server_step(
+            state,
+            sums,
+            bounds.norms,
+            self.everywhere(rate),
+            sizes=self.sizes if self.fed.rules.norm_bound else (),
+            devices=self.fed.layout.devices,
+        )
+        if bounds.waiting:
+            large = np.asarray(failed) == totals.TOO_LARGE
+            failed = np.where(large, totals.UNMEASURED, failed)
+        return new, losses, failed, finite, usual
+
     def bounds(
         self,
         networks: Networks,
@@ -211,6 +250,20 @@ class Rounds:
             return Bounds(nothing, norms, measured, True)
         known = norm_bound.limits(norms, bound=bound, sizes=self.sizes)
         return Bounds(self.everywhere(known), norms, measured, False)
+
+
+@functools.partial(jax.jit, static_argnames=("sizes", "devices"))
+def server_step(state, sums, norms, rate, *, sizes, devices):
+    """Adds up the devices' sums and ends the round; every device gets the result.
+
+    The usual lengths of updates are kept where `sizes` of the blocks are given.
+    """
+    added = totals.total(sums)
+    new = server.step(state, added.totals, optax.sgd(rate))
+    if sizes:
+        norms = norm_bound.usual(norms, added.norms, sizes)
+    result = new, added.losses, added.failed, trees.all_finite(new.blocks), norms
+    return lax.with_sharding_constraint(result, NamedSharding(devices, mesh.SHARED))
 
 
 def make(

@@ -20,7 +20,8 @@ from fljax import (
     schedule,
     types,
 )
-from fljax.algorithms import averaging, base, centralized, cocofl, fedavg, fedavg_drop
+from fljax import rounds as engine
+from fljax.algorithms import base, centralized, cocofl, fedavg, fedavg_drop
 from fljax.models import network
 from tests import conftest
 
@@ -169,14 +170,14 @@ def test_later_rounds_compile_nothing(fed, start):
     everyone = [FULL, MIDDLE, LATE, MIDDLE]
     assignment = schedule.by_hand(0, np.arange(4), everyone)
     state, _ = algorithm.round(start, assignment)
-    before = group.num_programs(), averaging._server_step._cache_size()
+    before = group.num_programs(), engine.server_step._cache_size()
     # Other group sizes, clients and, from round 1 on, another learning rate.
     state, reports = play(algorithm, state, 5, first=1)
     used = {tuple(map(str, sorted(r.assignment.plans))) for r in reports}
     assert len(used) > 1
     assert before == (
         group.num_programs(),
-        averaging._server_step._cache_size(),
+        engine.server_step._cache_size(),
     )
 
 

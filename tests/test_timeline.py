@@ -27,6 +27,7 @@ from fljax import (
     server,
     simulation,
 )
+from fljax import rounds as engine
 from fljax import sums as totals
 from fljax.algorithms import averaging, base, cocofl, fedavg
 from fljax.failures import Fault
@@ -592,6 +593,6 @@ def test_a_look_at_the_devices_does_not_count_against_the_deadline(fed):
 def test_one_program_a_plan_whatever_arrives(fed):
     algorithm = cocofl.cocofl(fed.having(failures=failures.Rates(drop=0.5)))
     states, _ = play(algorithm, 4)
-    before = group.num_programs(), averaging._server_step._cache_size()
+    before = group.num_programs(), engine.server_step._cache_size()
     play(algorithm, 8, states[-1], first=4)
-    assert (group.num_programs(), averaging._server_step._cache_size()) == before
+    assert (group.num_programs(), engine.server_step._cache_size()) == before

@@ -1,51 +1,85 @@
 """Federated averaging over plans: what all algorithms of this folder share.
 
 McMahan et al. (AISTATS 2017) is the case in which every plan is the full network;
-CoCoFL the one in which a policy picks windows. An algorithm is three functions:
-`init` makes the state, `assign` decides who trains what, `round` trains and
-aggregates. Each depends on its arguments alone, so (seed, round) is all that resuming
-needs.
+CoCoFL the one in which a policy picks windows.
 """
 
 from __future__ import annotations
 
-import functools
+import dataclasses
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax import lax
-from jax.sharding import NamedSharding
 
-from fljax import (
-    arrivals,
-    federation,
-    initial,
-    mesh,
-    norm_bound,
-    policies,
-    schedule,
-    server,
-    trees,
-)
+from fljax import arrivals, federation, initial, policies, schedule, server
 from fljax import rounds as engine
-from fljax import sums as totals
 from fljax.algorithms import base
 
 
-@functools.partial(jax.jit, static_argnames=("sizes", "devices"))
-def _server_step(state, sums, norms, rate, *, sizes, devices):
-    """Adds up the devices' sums and ends the round; every device gets the result.
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Averaging:
+    """The functions of the algorithm, with what they have in common."""
 
-    The usual lengths of updates are kept where `sizes` of the blocks are given.
-    """
-    added = totals.total(sums)
-    new = server.step(state, added.totals, optax.sgd(rate))
-    if sizes:
-        norms = norm_bound.usual(norms, added.norms, sizes)
-    result = new, added.losses, added.failed, trees.all_finite(new.blocks), norms
-    return lax.with_sharding_constraint(result, NamedSharding(devices, mesh.SHARED))
+    fed: federation.Federation
+    policy: policies.Policy
+    planned: schedule.Schedule
+    rounds: engine.Rounds
+
+    @property
+    def _kept(self) -> int:
+        """Counts the networks of rounds before that late updates may ask for."""
+        clock = self.fed.rules.clock
+        return clock.max_staleness if clock.carries else 0
+
+    def init(self) -> base.State:
+        rules, blocks = self.fed.rules, initial.blocks(self.fed)
+        tiers = len(self.fed.population.fleet.names)
+        return base.State(
+            server.init(blocks, optax.sgd(rules.server_learning_rate)),
+            self.policy.init(),
+            arrivals.init(rules.clock, rules.clients_per_round),
+            (blocks,) * self._kept,
+            jnp.zeros((2, self.fed.model.net.num_blocks)),
+            np.array(0, np.int32),
+            base.Caution(np.float32(1), np.ones(tiers, np.float32)),
+        )
+
+    def assign(self, state: base.State, index: int) -> schedule.Assignment:
+        before = schedule.Before(state.policy, state.timeline, state.caution.tiers)
+        return self.planned.assign(before, index)
+
+    def round(
+        self, state: base.State, assignment: schedule.Assignment
+    ) -> tuple[base.State, base.Report]:
+        rounds, measured = self.rounds, int(state.measured)
+        before = rounds.everywhere(state.server)
+        networks = (before.blocks, *rounds.everywhere(state.history))
+        bounds = rounds.bounds(networks, assignment, state.norms, measured)
+        sums = rounds.train(networks, assignment, bounds.limits)
+        rate = np.float32(self.fed.rules.server_learning_rate) * state.caution.server
+        new, losses, failed, finite, usual = rounds.step(before, sums, bounds, rate)
+        books = self.planned.books(state.timeline, assignment)
+        report = base.Report(assignment, losses, failed, books, finite)
+        heard = report.heard() if self.policy.needs_losses else None
+        return state._replace(
+            server=new,
+            policy=self.planned.observe(state.policy, assignment, heard),
+            timeline=assignment.outcome.timeline,
+            history=networks[: self._kept],
+            norms=bounds.norms if bounds.waiting else usual,
+            measured=np.array(bounds.measured, np.int32),
+        ), report
+
+    def rehearse(
+        self, state: base.State, assignment: schedule.Assignment
+    ) -> tuple[base.State, schedule.Books]:
+        books = self.planned.books(state.timeline, assignment)
+        state = state._replace(timeline=assignment.outcome.timeline)
+        if self.policy.needs_losses:
+            return state, books
+        new = self.planned.observe(state.policy, assignment, None)
+        return state._replace(policy=new), books
 
 
 def averaging(
@@ -77,70 +111,6 @@ def averaging(
     )
     planned = schedule.make(fed, policy, everyone, constrained)
     rounds = engine.make(fed, planned, len(everyone))
-    rules = fed.rules
-    kept = rules.clock.max_staleness if rules.clock.carries else 0
-
-    def init() -> base.State:
-        blocks = initial.blocks(fed)
-        tiers = np.ones(len(fed.population.fleet.names), np.float32)
-        return base.State(
-            server.init(blocks, optax.sgd(rules.server_learning_rate)),
-            policy.init(),
-            arrivals.init(rules.clock, rules.clients_per_round),
-            (blocks,) * kept,
-            jnp.zeros((2, fed.model.net.num_blocks)),
-            np.array(0, np.int32),
-            base.Caution(np.float32(1), tiers),
-        )
-
-    def assign(state: base.State, index: int) -> schedule.Assignment:
-        tiers = state.caution.tiers
-        return planned.assign(
-            schedule.Before(state.policy, state.timeline, tiers), index
-        )
-
-    def round(state: base.State, assignment: schedule.Assignment):
-        before = rounds.everywhere(state.server)
-        networks = (before.blocks, *rounds.everywhere(state.history))
-        bounds = rounds.bounds(networks, assignment, state.norms, int(state.measured))
-        sums = rounds.train(networks, assignment, bounds.limits)
-        rate = np.float32(rules.server_learning_rate) * state.caution.server
-        new, losses, failed, finite, usual = _server_step(
-            before,
-            sums,
-            bounds.norms,
-            rounds.everywhere(rate),
-            sizes=rounds.sizes if rules.norm_bound else (),
-            devices=fed.layout.devices,
-        )
-        if bounds.waiting:
-            large = np.asarray(failed) == totals.TOO_LARGE
-            failed = np.where(large, totals.UNMEASURED, failed)
-        books = planned.books(state.timeline, assignment)
-        report = base.Report(assignment, losses, failed, books, finite)
-        seen = _seen(report) if policy.needs_losses else None
-        return state._replace(
-            server=new,
-            policy=planned.observe(state.policy, assignment, seen),
-            timeline=assignment.outcome.timeline,
-            history=networks[:kept],
-            norms=bounds.norms if bounds.waiting else usual,
-            measured=np.array(bounds.measured, np.int32),
-        ), report
-
-    def rehearse(state: base.State, assignment: schedule.Assignment):
-        books = planned.books(state.timeline, assignment)
-        state = state._replace(timeline=assignment.outcome.timeline)
-        if not policy.needs_losses:
-            new = planned.observe(state.policy, assignment, None)
-            state = state._replace(policy=new)
-        return state, books
-
-    return base.Algorithm(init, assign, round, rounds.programs, rehearse)
-
-
-def _seen(report: base.Report) -> np.ndarray:
-    """Gives the losses [A] that a policy may see: NaN of refused updates."""
-    number = len(report.assignment.ids)
-    losses = np.asarray(report.losses, np.float64)[:number]
-    return np.where(np.asarray(report.failed)[:number] == 0, losses, np.nan)
+    made = _Averaging(fed, policy, planned, rounds)
+    functions = made.init, made.assign, made.round, rounds.programs, made.rehearse
+    return base.Algorithm(*functions)

@@ -65,6 +65,12 @@ class Report(NamedTuple):
     books: schedule.Books
     finite: types.ArrayLike = True
 
+    def heard(self) -> np.ndarray:
+        """Gives the losses [A] that a policy hears of: NaN of refused updates."""
+        number = len(self.assignment.ids)
+        losses = np.asarray(self.losses, np.float64)[:number]
+        return np.where(np.asarray(self.failed)[:number] == 0, losses, np.nan)
+
 
 def _own_programs(assignment: schedule.Assignment) -> list[program.Program]:
     return [single.Single(plan) for plan in assignment.plans]
@@ -76,6 +82,8 @@ def _no_rehearsal(state: State, assignment: schedule.Assignment):
 
 class Algorithm(NamedTuple):
     """An algorithm as pure functions.
+
+    Each depends on its arguments alone, so (seed, round) is all that resuming needs.
 
     Attributes:
       init: () -> state.
