@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fljax import client, federation, schedule
+from fljax import catalogue, client, federation
 from fljax.algorithms import base
 
 
@@ -56,7 +56,7 @@ def rehearse(
     Returns:
       What they do.
     """
-    state, times = algorithm.init(), schedule.columns(fed.model.table)[0]
+    state, listed = algorithm.init(), catalogue.make(fed.model.table, fed.model.counts)
     programs: set = set()
     events: collections.Counter[str] = collections.Counter()
     names, tier_of = fed.population.fleet.names, fed.population.fleet.tier
@@ -69,7 +69,7 @@ def rehearse(
         number = client.steps_of(
             np.asarray(fed.population.shards.counts)[assigned.ids], fed.training
         )
-        alone = np.array([times[plan.first, plan.last] for plan in assigned.plans])
+        alone = listed.time[listed.rows(assigned.plans)]
         steps += float(number @ federation.work(fed, assigned.plans, alone))
         for plan in assigned.plans:
             trained[plan.first : plan.last + 1] += 1

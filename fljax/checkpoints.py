@@ -41,7 +41,7 @@ from fljax import types, writers
 
 _CHECKPOINTS = "checkpoints"
 _MAGIC = b"fljaxckp"
-_FORMAT = 1
+_FORMAT = 2
 _FRONT = struct.Struct("<8sIQQ")  # magic, format version, round, payload bytes
 _DIGEST_BYTES = hashlib.sha256().digest_size
 

@@ -124,7 +124,7 @@ def maximal(
 ) -> np.ndarray:
     """Tell which windows are maximal for each client, [K, P]; raise as `feasible`."""
     fits = feasible(table, budgets, lambda k: f"client {ids[k]}")
-    return costs.maximal(table.windows, fits)
+    return costs.maximal(table.covers, fits)
 
 
 def pick(options: np.ndarray, draw: np.ndarray) -> np.ndarray:
@@ -139,11 +139,6 @@ def pick(options: np.ndarray, draw: np.ndarray) -> np.ndarray:
     """
     rank = np.floor(draw * options.sum(axis=1))  # which of the client's windows
     return np.argmax(np.cumsum(options, axis=1) > rank[:, None], axis=1)
-
-
-def every_plan(table: costs.CostTable, bits: int) -> list[plans.Plan]:
-    """List the plans of the table's windows, [P], at one width of codes."""
-    return [plans.Plan(first, last, bits) for first, last in table.windows.tolist()]
 
 
 def rows_of(
@@ -186,7 +181,7 @@ def from_rows(
     Returns:
       The policy; `assign` raises ValueError if nothing fits a client.
     """
-    all_plans = every_plan(table, bits)
+    all_plans = table.listed(bits)
 
     def assign(round_key, ids, budgets):
         rows = choose(round_key, ids, maximal(table, ids, budgets))

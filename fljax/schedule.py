@@ -8,14 +8,14 @@ round costs (bytes, seconds, joules) follows from that, and is counted here.
 from __future__ import annotations
 
 import dataclasses
-import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from fljax import (
     arrivals,
+    catalogue,
     client,
     clock,
     cohort,
@@ -37,12 +37,14 @@ class Assignment(NamedTuple):
       round: its index.
       ids: [A] client numbers.
       plans: A plans, in the order of ids.
+      finished: plans of all whose round is over, in the order of the outcome.
       outcome: of the clock: who began, who is done, what went wrong.
     """
 
     round: int
     ids: np.ndarray
     plans: list[plans.Plan]
+    finished: list[plans.Plan]
     outcome: arrivals.Outcome
 
 
@@ -57,15 +59,14 @@ def by_hand(index: int, ids: np.ndarray, assigned: Sequence[plans.Plan]) -> Assi
     Returns:
       The assignment; it takes no time.
     """
-    rows = [(plan.first, plan.last, plan.bits) for plan in assigned]
+    ids, assigned = np.asarray(ids, np.int32), list(assigned)
     work = arrivals.empty(len(ids))._replace(
-        ids=np.asarray(ids, np.int32),
-        plans=np.array(rows, np.int32).reshape(-1, 3),
+        ids=ids,
         versions=np.full(len(ids), index, np.int32),
     )
     timeline = arrivals.Timeline(np.zeros(()), arrivals.empty(0))
     outcome = arrivals.Outcome(work, work, work.seconds, len(ids), timeline, {})
-    return Assignment(index, np.asarray(ids), list(assigned), outcome)
+    return Assignment(index, ids, assigned, assigned, outcome)
 
 
 class Before(NamedTuple):
@@ -103,46 +104,6 @@ class Books(NamedTuple):
     joules: dict[int, float] | None = None
 
 
-Column = dict[tuple[int, int], float]  # a cost by first and last block
-
-
-def columns(table: costs.CostTable, error: float = 0.0, seed: int = 0):
-    """Maps windows to what they cost.
-
-    Args:
-      table: the costs; full training costs 1 where the table leaves it out.
-      error: standard deviation of the log of true costs against the table's.
-      seed: of these errors.
-
-    Returns:
-      Time and memory, each a dict by (first, last).
-    """
-    windows = [(first, last) for first, last in table.windows.tolist()]
-    generator = np.random.default_rng([seed, 6])
-    factors = np.exp(error * generator.standard_normal((2, len(windows))))
-    full = {(0, table.num_blocks - 1): 1.0}
-    return tuple(
-        full | dict(zip(windows, (_clip(cost) * factor).tolist(), strict=True))
-        for cost, factor in zip((table.time, table.memory), factors, strict=True)
-    )
-
-
-def _clip(cost: np.ndarray) -> np.ndarray:
-    """Takes what a table shows above 1 for noise, as `costs.feasible` does."""
-    return np.minimum(cost, 1.0)
-
-
-def _look_up(column: Column, assigned: Sequence[plans.Plan]) -> np.ndarray:
-    windows = [(plan.first, plan.last) for plan in assigned]
-    if unknown := [window for window in windows if window not in column]:
-        first, last = unknown[0]
-        raise ValueError(
-            f"expected windows of the table of costs, which has {len(column)}, got "
-            f"{first}-{last}"
-        )
-    return np.array([column[window] for window in windows])
-
-
 class _Drawn(NamedTuple):
     """The clients of a round before they have plans.
 
@@ -171,9 +132,7 @@ class Schedule:
       candidates: client numbers that may take part.
       constrained: whether a device fails that has less memory than its plan needs.
       clock: of the federation, nothing left open.
-      time: of the windows by the table.
-      true_time: what they really take; so `true_memory`.
-      bytes_of: (plan) -> what is sent under it.
+      catalogue: the plans that may be assigned, and what they cost.
       full_bytes: of the network.
       whole_round: seconds of the mean client on a device of 1.0.
     """
@@ -183,10 +142,7 @@ class Schedule:
     candidates: np.ndarray
     constrained: bool
     clock: clock.Clock
-    time: Column
-    true_time: Column
-    true_memory: Column
-    bytes_of: Callable[[plans.Plan], int]
+    catalogue: catalogue.Catalogue
     full_bytes: int
     whole_round: float
 
@@ -245,8 +201,10 @@ class Schedule:
         assigned = self.policy.assign(before.policy, key, ids, budgets)
         work = self._begin(_Drawn(index, ids, truth, allowed, factors), assigned)
         outcome = self._run_clock(before.timeline, work, index)
-        arrived = outcome.arrived
-        return Assignment(index, arrived.ids, arrivals.plans_of(arrived), outcome)
+        arrived, finished = (
+            self.catalogue.at(work.rows) for work in (outcome.arrived, outcome.finished)
+        )
+        return Assignment(index, outcome.arrived.ids, arrived, finished, outcome)
 
     def _begin(self, drawn: _Drawn, assigned: Sequence[plans.Plan]) -> arrivals.Work:
         """Puts clients to work; when they are ready is up to the clock.
@@ -261,8 +219,9 @@ class Schedule:
         row = devices.row[ids]
         key = host_random.fold_in(host_random.key(seed), index)
         faults, part = failures.draw(rates, profile.failure[row], key, ids)
-        time = _look_up(self.true_time, assigned) / truth.time
-        memory = np.minimum(_look_up(self.true_memory, assigned), 1) / truth.memory
+        rows = self.catalogue.rows(assigned)
+        time = self.catalogue.true_time[rows] / truth.time
+        memory = np.minimum(self.catalogue.true_memory[rows], 1) / truth.memory
         if self.constrained:
             faults = np.where(
                 memory > 1 + 1e-9, np.int8(failures.Fault.OUT_OF_MEMORY), faults
@@ -273,17 +232,16 @@ class Schedule:
             self.full_bytes,
             client.steps_of(counts[ids], fed.training),
             time,
-            np.array([self.bytes_of(plan) for plan in assigned]),
+            self.catalogue.sent[rows],
             truth.upload,
             profile.download[row] * fleet.bandwidth(devices, seed, index, ids),
         )
         allowed = np.maximum(time, seconds.sum(axis=1) / self.limit)
         seconds = clock.spoil(seconds, faults, part, rates.delay * self.whole_round)
         seconds[:, 0] += self._pause(index)
-        rows = [(plan.first, plan.last, plan.bits) for plan in assigned]
         return arrivals.Work(
             ids.astype(np.int32),
-            np.array(rows, np.int32).reshape(-1, 3),
+            rows,
             np.full(len(ids), index, np.int32),
             seconds,
             np.zeros(len(ids)),
@@ -343,12 +301,12 @@ class Schedule:
         )
         budgets = types.Budgets(*done.budgets.T)
         return self.policy.observe(
-            policy_state, done.ids, arrivals.plans_of(done), budgets, seen
+            policy_state, done.ids, assignment.finished, budgets, seen
         )
 
     def time_shares(self, assigned: Sequence[plans.Plan]) -> np.ndarray:
         """Gives the times [K] of plans by the table, as shares of full training."""
-        return _look_up(self.time, assigned)
+        return self.catalogue.time[self.catalogue.rows(assigned)]
 
     def books(self, before: arrivals.Timeline, assignment: Assignment) -> Books:
         """Counts what a round costs.
@@ -361,9 +319,8 @@ class Schedule:
           Bytes, seconds and joules.
         """
         outcome, done = assignment.outcome, assignment.outcome.finished
-        assigned = arrivals.plans_of(done)
-        sent = [self.bytes_of(plan) for plan in assigned]
-        shares = self.time_shares(assigned)
+        rows = self.catalogue.rows(assignment.finished)
+        sent, shares = self.catalogue.sent[rows], self.catalogue.time[rows]
         devices, joules = self.fed.population.fleet, None
         if np.isfinite(devices.profile.watts).any():
             watts = devices.profile.watts[devices.row[done.ids]]
@@ -409,10 +366,8 @@ def make(
             f"may take part, got {fed.rules.clock.buffer}"
         )
     model, people, rules = fed.model, fed.population, federation.clock(fed)
-    time, _ = columns(model.table)
-    true_time, true_memory = columns(model.table, people.table_error, fed.seed)
-    bytes_of = functools.cache(lambda plan: plans.upload_bytes(plan, model.counts))
-    full_bytes = bytes_of(plans.full(model.net.num_blocks))
+    listed = catalogue.make(model.table, model.counts, people.table_error, fed.seed)
+    full_bytes = plans.upload_bytes(plans.full(model.net.num_blocks), model.counts)
     steps = client.steps_of(np.asarray(people.shards.counts).mean(), fed.training)
     whole_round = (
         full_bytes / rules.download_rate
@@ -420,6 +375,5 @@ def make(
         + full_bytes / rules.upload_rate
     )
     return Schedule(
-        fed, policy, candidates, constrained, rules, time, true_time, true_memory,
-        bytes_of, full_bytes, whole_round,
-    )  # fmt: skip
+        fed, policy, candidates, constrained, rules, listed, full_bytes, whole_round
+    )

@@ -10,6 +10,7 @@ import pytest
 
 from fljax import (
     algorithms,
+    catalogue,
     costs,
     devices,
     federation,
@@ -371,10 +372,10 @@ def test_time_shares_by_hand():
         memory=np.array([0.4]),
     )
     # A table without the full window: training everything costs 1 all the same.
-    np.testing.assert_array_equal(
-        [schedule.columns(partial)[0][w] for w in ((2, 2), (0, 4))],
-        [0.4, 1],
-    )
+    listed = catalogue.make(partial, network.counts(conftest.NET))
+    rows = listed.rows([MIDDLE, FULL, MIDDLE.at(4)])
+    np.testing.assert_array_equal(listed.time[rows], [0.4, 1, 0.4])
+    assert listed.at(rows) == [MIDDLE, FULL, MIDDLE.at(4)]
 
 
 def test_algorithms_by_name(fed):

@@ -125,7 +125,7 @@ def _flip(data: bytes, at: int) -> bytes:
         (lambda data: _flip(data, len(data) - 3), "wrong sha256"),
         (lambda data: _flip(data, 12), "wrong sha256"),  # the round
         (lambda data: _flip(data, 0), "wrong magic"),
-        (lambda data: _flip(data, 8), "format version 0"),
+        (lambda data: _flip(data, 8), "format version 3"),
     ],
 )
 def test_a_damaged_checkpoint_is_passed_over(tmp_path, harm, reason):

@@ -59,6 +59,7 @@ FLOORS = (
         "models",
         "plans",
         "costs",
+        "catalogue",
         "typical",
         "generic_costs",
         "cost_model",

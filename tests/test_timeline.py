@@ -10,6 +10,7 @@ from flax import linen as nn
 
 from fljax import (
     arrivals,
+    catalogue,
     client,
     clock,
     costs,
@@ -425,12 +426,13 @@ def test_a_device_with_too_little_memory_drops_out(fed):
     # What the windows really need is far off, and weak devices have half of it all.
     wrong = fed.having(table_error=1.0, seed=5)
     states, reports = play(cocofl.cocofl(wrong), 12)
-    _, memory = schedule.columns(TABLE, 1.0, 5)
+    listed = catalogue.make(TABLE, fed.model.counts, 1.0, 5)
+    every, last = listed.true_memory[listed.rows([FULL, LAST])]
     out = [
         i for r in reports for i in r.assignment.outcome.events.get("out_of_memory", ())
     ]
-    weak = memory[1, 1] / 0.5 > 1
-    strong = min(memory[0, 1], 1) > 1
+    weak = last / 0.5 > 1
+    strong = min(every, 1) > 1
     assert not strong
     assert bool(out) == weak
     assert all(number >= 3 for number in out)
