@@ -98,8 +98,8 @@ def compile_shared(
     def places(blocks):
         return client.places(static, blocks, client.freeze(static, blocks, None))
 
-    def train(places, window, start, own):
-        result = _train(static, start, own, window, places)
+    def train(places, window, start, one):
+        result = _train(static, start, one, window, places)
         return result.places, result._replace(places=None)
 
     arguments = _arguments(fed, blocks, steps, fed.training)
@@ -124,23 +124,23 @@ def compile_shared(
 def _train(
     static: client.Static,
     start: client.Start,
-    own: client.Own,
+    one: client.Client,
     window=None,
     places=None,
 ) -> client.Result:
     frozen = client.freeze(static, start.state, None)
-    start, own = start._replace(frozen=frozen), own._replace(window=window)
-    return client.train(static, start, own, places)
+    start, one = start._replace(frozen=frozen), one._replace(window=window)
+    return client.train(static, start, one, places)
 
 
 def _arguments(
     fed, blocks, steps: int, training: client.Training
-) -> tuple[client.Start, client.Own]:
+) -> tuple[client.Start, client.Client]:
     count = steps * training.batch_size
     indices = jnp.arange(count, dtype=jnp.int32)
     return (
         client.Start(blocks, (), fed.population.data, jnp.float32(0.1)),
-        client.Own(indices, jnp.int32(count), jax.random.key(0)),
+        client.Client(indices, jnp.int32(count), jax.random.key(0)),
     )
 
 

@@ -42,13 +42,14 @@ class Catalogue(NamedTuple):
         Raises:
           ValueError: a plan is not of the table.
         """
-        if unknown := [plan for plan in assigned if plan not in self.row]:
+        try:
+            return np.array([self.row[plan] for plan in assigned], np.int32)
+        except KeyError as error:
             windows = len(self.row) // len(plans.WIDTHS)
             raise ValueError(
                 f"expected windows of the table of costs, which has {windows}, got "
-                f"{unknown[0]}"
-            )
-        return np.array([self.row[plan] for plan in assigned], np.int32)
+                f"{error.args[0]}"
+            ) from error
 
     def at(self, rows: np.ndarray) -> list[plans.Plan]:
         """Gives the plans of rows [K]."""

@@ -103,8 +103,8 @@ class Start(NamedTuple):
     learning_rate: types.Array
 
 
-class Own(NamedTuple):
-    """What is one client's alone.
+class Client(NamedTuple):
+    """One client of a round: what is its alone.
 
     Attributes:
       indices: [capacity] int32, its examples, padded.
@@ -253,14 +253,14 @@ def _batch(static: Static, start: Start, rows, mask, key) -> program.Batch:
 
 
 def train(
-    static: Static, start: Start, own: Own, places: tuple | None = None
+    static: Static, start: Start, one: Client, places: tuple | None = None
 ) -> Result:
     """Trains one client for a round.
 
     Args:
       static: the network, the program, and how clients train.
       start: what it begins with.
-      own: its examples and draws.
+      one: its examples and draws.
       places: of `places`, if no other client runs beside it; what is in them does not
         matter.
 
@@ -272,8 +272,8 @@ def train(
     begun = trees.keep(start.state, mask)
     params = tuple(None if block is None else block["params"] for block in begun)
     optimiser = partitioned(make_optimiser(training, start.learning_rate), mask, params)
-    shuffle_key, noise_key = jax.random.split(own.key)
-    batch_of = _batches(shuffle_key, own.indices, own.size, training)
+    shuffle_key, noise_key = jax.random.split(one.key)
+    batch_of = _batches(shuffle_key, one.indices, one.size, training)
     probed = spec.gradient_place != "nowhere"
 
     def step(i, carry):
@@ -281,7 +281,7 @@ def train(
         rows, valid = batch_of(i)
         batch = _batch(static, start, rows, valid, jax.random.fold_in(noise_key, i))
         batch = batch._replace(observe=i + 1 == steps)
-        mine = program.Own(own.window, places)
+        mine = program.Own(one.window, places)
         blocks = program.Blocks(start.frozen, trained)
         done = static.program.step(net, spec, blocks, batch, mine)
         # Weights are read before they are updated: else XLA updates copies of them.
@@ -293,11 +293,11 @@ def train(
         new = static.program.settle(new, trained, mine)
         return new, optimiser_state, total + done.loss * jnp.sum(valid), done.places
 
-    steps = steps_of(own.size, training)
+    steps = steps_of(one.size, training)
     carry = (begun, optimiser.init(params), jnp.zeros(()), places)
     # A loop of as many steps as the shard has: an uneven client costs what it trains.
     trained, _, total, places = lax.fori_loop(0, steps, step, carry)
-    examples = (own.size * training.local_epochs).astype(jnp.float32)
+    examples = (one.size * training.local_epochs).astype(jnp.float32)
     delta, loss = trees.subtract(trained, begun), total / jnp.maximum(examples, 1.0)
     return Result(delta, loss, examples, places)
 

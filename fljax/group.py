@@ -166,8 +166,8 @@ def _run_on_device(
 
     def train(number, indices, count, window, places):
         key = jax.random.fold_in(begun.key, number)
-        own = client.Own(indices, count, key, (window[0], window[1]))
-        return client.train(static, start, own, places)
+        one = client.Client(indices, count, key, (window[0], window[1]))
+        return client.train(static, start, one, places)
 
     def chunk_step(i, carry: _Carry) -> _Carry:
         positions = lax.dynamic_slice_in_dim(group.positions, i * width, width)

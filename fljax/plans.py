@@ -50,7 +50,7 @@ class Plan:
 
     def at(self, bits: int) -> Plan:
         """Gives the plan at another width of codes."""
-        return Plan(self.first, self.last, bits)
+        return dataclasses.replace(self, bits=bits)
 
     def covers(self, other: Plan) -> bool:
         """Tells whether all that another plan trains is trained, at any width of codes.

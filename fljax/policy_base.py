@@ -145,12 +145,14 @@ def rows_of(
     table: costs.CostTable,
 ) -> Callable[[Sequence[plans.Plan]], np.ndarray]:
     """Make a function that finds plans' rows in the table: K plans -> [K] int64."""
-    windows = map(tuple, table.windows.tolist())
-    places = {window: row for row, window in enumerate(windows)}
+    of_plan = {
+        plan: row
+        for bits in plans.WIDTHS
+        for row, plan in enumerate(table.listed(bits))
+    }
 
     def find(assigned: Sequence[plans.Plan]) -> np.ndarray:
-        rows = [places[plan.first, plan.last] for plan in assigned]
-        return np.array(rows, np.int64)
+        return np.array([of_plan[plan] for plan in assigned], np.int64)
 
     return find
 

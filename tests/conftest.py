@@ -157,7 +157,7 @@ def train_one(blocks, data, indices, count, key, rate, *, net, plan, training):
     roles = plans.roles(plan, net.num_blocks)
     frozen = network.freeze(net, blocks, roles, static.spec)
     start = client.Start(blocks, frozen, data, rate)
-    return client.train(static, start, client.Own(indices, count, key))
+    return client.train(static, start, client.Client(indices, count, key))
 
 
 def federated(net, problem, table, tiers, **changes):

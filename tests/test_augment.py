@@ -101,7 +101,7 @@ def test_padding_repeats_the_augmented_first_example(problem):
     shard = jnp.asarray(problem.shards.indices[0])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(single, "gradient_step", loss)
-        own = client.Own(shard, jnp.int32(6), jax.random.key(3))
+        own = client.Client(shard, jnp.int32(6), jax.random.key(3))
         client.train(static, start, own)
         jax.effects_barrier()
     (whole, _), (padded, mask) = sorted(seen, key=lambda s: -s[1].sum())

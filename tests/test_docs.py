@@ -109,7 +109,7 @@ def test_gradients_pass_a_frozen_flax_block():
     frozen = network.freeze(net, state, plans.roles(plan, 3), training.spec)
     static = client.Static(net, single.Single(plan), training)
     start = client.Start(state, frozen, data, jnp.float32(0.1))
-    own = client.Own(jnp.arange(8), jnp.int32(8), jax.random.key(2))
+    own = client.Client(jnp.arange(8), jnp.int32(8), jax.random.key(2))
     result = client.train(static, start, own)
     assert result.delta[1] is None
     assert float(jnp.abs(result.delta[0]["params"]["inner"]["kernel"]).max()) > 1e-4

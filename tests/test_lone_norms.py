@@ -152,7 +152,9 @@ def test_networks_train_in_every_role(name, spec):
         frozen = network.freeze(net, state, plans.roles(plan, 5), spec)
         static = client.Static(net, single.Single(plan), training)
         start = client.Start(state, frozen, data, 0.1)
-        return client.train(static, start, client.Own(jnp.arange(8), jnp.int32(7), key))
+        return client.train(
+            static, start, client.Client(jnp.arange(8), jnp.int32(7), key)
+        )
 
     with jax.debug_key_reuse(False):  # one key for all draws: nothing is compared
         result = run(jax.random.key(0))

@@ -86,7 +86,7 @@ def test_what_the_client_before_left_does_not_matter(problem):
         places = jax.tree.map(lambda x: jnp.where(filled, _worst(x), x), places)
         indices, count = (jnp.asarray(x[0]) for x in problem.shards)
         start = client.Start(blocks, frozen, data, jnp.float32(RATE))
-        own = client.Own(indices, count, jax.random.key(3), window)
+        own = client.Client(indices, count, jax.random.key(3), window)
         result = client.train(static, start, own, places)
         return result._replace(places=None)
 
@@ -191,7 +191,7 @@ def test_networks_of_all_kinds_share_a_program(kind, spec, count):
         places = client.places(static, state, frozen) if alone else None
         start = client.Start(state, frozen, data, jnp.float32(0.05))
         key = jax.random.key(3)
-        own = client.Own(jnp.arange(24), jnp.int32(count), key, window)
+        own = client.Client(jnp.arange(24), jnp.int32(count), key, window)
         result = client.train(static, start, own, places)
         return result.delta, result.loss
 
@@ -318,7 +318,7 @@ def test_sequences_of_floats_share_a_program_too(alone):
         frozen = client.freeze(static, state, None)
         places = client.places(static, state, frozen) if alone else None
         start = client.Start(state, frozen, data, jnp.float32(0.1))
-        own = client.Own(rows, jnp.int32(8), jax.random.key(1), window)
+        own = client.Client(rows, jnp.int32(8), jax.random.key(1), window)
         return client.train(static, start, own, places).loss
 
     one = jnp.int32(1)
