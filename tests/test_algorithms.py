@@ -334,9 +334,10 @@ def test_fedavg_drop_refuses_a_federation_of_the_weak(fed):
 
 def test_centralized_sees_every_example_once_an_epoch(fed, start):
     one = centralized.pooled(fed)
-    assert one.shards.counts.tolist() == [40]
-    assert sorted(one.shards.indices[0].tolist()) == list(range(40))
-    assert (one.clients_per_round, one.width, one.fleet.row.tolist()) == (1, 1, [0])
+    assert one.population.shards.counts.tolist() == [40]
+    assert sorted(one.population.shards.indices[0].tolist()) == list(range(40))
+    assert (one.rules.clients_per_round, one.layout.width) == (1, 1)
+    assert one.population.fleet.row.tolist() == [0]
     known = fed.population.fleet._replace(reference=fleet.Reference(step_seconds=0.125))
     counted = centralized.pooled(fed.having(fleet=known))
     assert federation.clock(counted).step_seconds == 0.125  # of the devices' file

@@ -157,9 +157,8 @@ def test_energy_is_watts_times_seconds_of_training_of_each_client(fed):
     fed = fed.having(fleet=fleet.of_tiers(6, powered))
     _, records = simulation.run(fedavg.fedavg(fed), 4)
     spent = {number: joules for r in records for number, joules in r["client_joules"]}
-    seconds = (
-        -(-fed.population.shards.counts // 4) / 0.5
-    )  # steps of a second at half the speed
+    # Steps of a second at half the speed.
+    seconds = -(-fed.population.shards.counts // 4) / 0.5
     assert spent == {number: 3 * seconds[number] for number in spent}
     assert spent
     assert set(spent) <= {3, 4, 5}  # of the others no power is known
@@ -170,7 +169,7 @@ def test_energy_is_watts_times_seconds_of_training_of_each_client(fed):
 def test_plans_that_fit_bring_slow_devices_in_on_time(fed):
     _, full = play(fedavg.fedavg(fed), 8)
     _, windows = play(cocofl.cocofl(fed), 8)
-    assert windows[-1].clock_seconds < full[-1].clock_seconds
+    assert windows[-1].books.clock_seconds < full[-1].books.clock_seconds
 
 
 def test_carried_updates_are_those_of_the_network_they_began_with(fed):
@@ -542,7 +541,7 @@ def test_a_buffer_fills_whatever_share_drops_out(fed):
         assignment = algorithm.assign(state, index)
         assert len(assignment.ids) == 2
         state = state._replace(timeline=assignment.outcome.timeline)
-    wide = many._replace(clock=clock.Clock(buffer=301))
+    wide = many.having(clock=clock.Clock(buffer=301))
     with pytest.raises(ValueError, match="buffer of at most 300"):
         fedavg.fedavg(wide)
 
