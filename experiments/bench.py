@@ -24,7 +24,7 @@ import numpy as np
 from absl import flags
 
 from experiments import config as configs
-from experiments import experiment, machine, main, traces, windows, workloads
+from experiments import define, experiment, machine, main, traces, windows, workloads
 from fljax import (
     client,
     federation,
@@ -41,7 +41,7 @@ from fljax import (
 from fljax.algorithms import base, fedavg
 
 _WORKLOAD = flags.DEFINE_list("workload", ["small_cnn", "logistic"], "Which to time.")
-_REPEATS = flags.DEFINE_integer("repeats", 10, "Rounds to time.", lower_bound=1)
+_REPEATS = define.number("repeats", 10, "Rounds to time.", least=1, most=1_000_000)
 _JSON = flags.DEFINE_string("json", "", "File that the figures go to as well.")
 _COST_TABLE = flags.DEFINE_string(
     "cost_table",
@@ -49,11 +49,11 @@ _COST_TABLE = flags.DEFINE_string(
     "Measured costs of MobileNetV2's windows for mobilenetv2_cocofl and tiers; empty: "
     "a model of them.",
 )
-_LONGEST = flags.DEFINE_float(
+_LONGEST = define.number(
     "longest",
     20.0,
     "Seconds a round beyond which cohort tries no larger one.",
-    lower_bound=0.0,
+    most=1e6,
 )
 _TRACE = flags.DEFINE_string(
     "trace",
@@ -232,7 +232,7 @@ def measure(load: workloads.Workload, repeats: int, roof: Figures, **fields: Any
     """
     settings = workloads.config(load, **fields)
     ready = workloads.build(load, settings)
-    algorithm = experiment.algorithm(settings, ready)
+    algorithm = experiment.algorithm(ready)
     made, found = group.num_programs(), programs.found_on_disk()
     evaluator = ready.evaluator if load.eval_every else None
     played = _play(algorithm, repeats, evaluator)
@@ -329,7 +329,7 @@ def measure_tiers(repeats: int, roof: Figures) -> Figures:
         load, client_width=1, cost_table=_COST_TABLE.value, max_windows=TIER_WINDOWS
     )
     ready = workloads.build(load, settings)
-    algorithm, fed = experiment.algorithm(settings, ready), ready.federation
+    algorithm, fed = experiment.algorithm(ready), ready.federation
     state, before = algorithm.init(), group.num_programs()
     counts, steps = np.asarray(fed.population.shards.counts), dict[plans.Plan, int]()
     for index in range(1, repeats + 1):

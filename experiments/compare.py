@@ -4,6 +4,8 @@
 
 Prints a table; WORKDIR gets summary.json, curves.png and a run folder for each
 algorithm and seed. Stop it anywhere, run the same command, and it goes on.
+
+Columns of the table:
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from typing import Any
 from absl import flags
 
 from experiments import config as configs
-from experiments import experiment, main, plots, summary
+from experiments import define, experiment, main, plots, summary
 from fljax import simulation, writers
 
 configs.define_flags(skip=("algorithm", "seed"))
@@ -30,12 +32,12 @@ _ALGORITHMS = flags.DEFINE_list(
     "cocofl:balanced.",
 )
 _SEEDS = flags.DEFINE_list("seeds", ["11"], "Seeds to repeat with, comma separated.")
-_CENTRALIZED_ROUNDS = flags.DEFINE_integer(
+_CENTRALIZED_ROUNDS = define.number(
     "centralized_rounds",
     0,
     "Rounds of centralized, each of which passes over the data of all clients; 0: as "
     "--rounds.",
-    lower_bound=0,
+    least=0,
 )
 flags.set_default(main.WORKDIR, "runs/compare")
 
@@ -44,13 +46,15 @@ Runs = dict[str, list[list[simulation.Record]]]  # algorithm -> seed -> records
 # Column title, format, key of the statistics.
 _COLUMNS = (
     ("accuracy", "{mean:.4f} ± {std:.4f}", "test_accuracy"),
-    ("worst tier", "{mean:.4f} ± {std:.4f}", "worst_tier_accuracy"),
-    ("tier spread", "{mean:.4f}", "tier_spread"),
+    ("worst tier (mix)", "{mean:.4f} ± {std:.4f}", "worst_tier_accuracy"),
+    ("worst tier (own)", "{mean:.4f} ± {std:.4f}", "worst_tier_test_accuracy"),
+    ("spread (mix)", "{mean:.4f}", "tier_spread"),
     ("upload MB", "{mean:.2f}", "upload_megabytes"),
     ("compute share", "{mean:.3f}", "compute_share"),
     ("clock s", "{mean:.4g}", "clock_seconds"),
     ("seconds", "{mean:.1f}", "wall_seconds"),
 )
+__doc__ = "\n".join([__doc__ or "", *summary.legend(_COLUMNS)])  # --help shows it
 
 
 def _names() -> list[str]:
@@ -98,16 +102,18 @@ def _main() -> None:
         ready = experiment.build(
             settings[names[0]],
             workdir=str(workdir / folder_of(names[0]) / f"seed_{seed}"),
-            cache=main.DATA_CACHE.value,
+            cache=main.data_cache(),
         )
+        each = {
+            name: dataclasses.replace(ready, settings=settings[name]) for name in names
+        }
         for name in names:  # what a device cannot do is known before any training
-            experiment.algorithm(settings[name], ready)
+            experiment.algorithm(each[name])
         for name in names:
             folder = workdir / folder_of(name) / f"seed_{seed}"
             label = f"{name} seed {seed}"
             records = experiment.run(
-                settings[name],
-                ready,
+                each[name],
                 str(folder),
                 label=label,
                 alert_command=main.ALERT_COMMAND.value,
@@ -124,6 +130,7 @@ def _main() -> None:
     )
     plots.curves(runs, workdir / "curves.png")
     print(table(figures_by_name))
+    print("\n".join(summary.legend(_COLUMNS, list(figures_by_name.values()))))
     print(f"wrote {workdir}{os.sep}summary.json and {workdir}{os.sep}curves.png")
 
 

@@ -9,18 +9,19 @@ from __future__ import annotations
 import functools
 import statistics
 import time
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import numpy as np
 
-from experiments import config as configs
-from experiments import experiment, rehearsal
+from experiments import compilations, experiment, rehearsal
 from fljax import (
     client,
     cohort,
     federation,
     group,
+    memory,
     mesh,
     plans,
     program,
@@ -67,12 +68,18 @@ class Estimate(NamedTuple):
     rehearsal: rehearsal.Rehearsal
 
 
-def estimate(config: configs.Config, ready: experiment.Experiment) -> Estimate:
+def _silent(_: str) -> None:
+    """Says nothing."""
+
+
+def estimate(
+    ready: experiment.Experiment, tell: Callable[[str], None] = _silent
+) -> Estimate:
     """Works out what a run will cost.
 
     Args:
-      config: of the run.
-      ready: built from it.
+      ready: of `experiment.build`.
+      tell: is given a line for each step that may take long.
 
     Returns:
       The estimate.
@@ -80,23 +87,29 @@ def estimate(config: configs.Config, ready: experiment.Experiment) -> Estimate:
     Raises:
       ValueError: the algorithm's devices cannot run it.
     """
-    algorithm = experiment.algorithm(config, ready)
-    fed = experiment.seen_by(config, ready)
+    config, algorithm = ready.settings, experiment.algorithm(ready)
+    fed = experiment.seen_by(ready)
     looked_at = min(config.rounds, _LOOKED_AT)
+    tell(
+        f"drawing {fed.model.net.name} and playing {looked_at} rounds without training"
+    )
     seen = rehearsal.rehearse(algorithm, fed, looked_at)
     everything = single.Single(plans.full(fed.model.net.num_blocks))
     shared = [one for one in sorted(seen.programs) if one.any_window]
-    made_for = (*shared, everything)[0]
-    compile_seconds, step_seconds, size = _measure(fed, seen.state, made_for)
+    made_for = _of_mean(fed, (*shared, everything)[0])
+    measured = "all windows" if shared else "the full network"
+    tell(f"compiling the program of {measured} anew, to time it")
+    with compilations.watched(fed, [made_for], tell):
+        compile_seconds, step_seconds, size = _measure(fed, seen.state, made_for)
     training = seen.steps * step_seconds / fed.layout.devices.size
-    real = client.fitting(fed.training, fed.population.shards.indices.shape[1])
+    real = client.fitting(fed.training, int(fed.population.shards.counts.max()))
     batches = ready.evaluator.examples / real.batch_size
     evaluation = _EVALUATION * batches * step_seconds / config.eval_every
     round_seconds = training + evaluation / fed.layout.devices.size
     return Estimate(
         rounds=config.rounds,
         programs=len(seen.programs),
-        measured="all windows" if shared else "the full network",
+        measured=measured,
         compile_seconds=compile_seconds,
         step_seconds=step_seconds,
         round_seconds=round_seconds,
@@ -108,6 +121,19 @@ def estimate(config: configs.Config, ready: experiment.Experiment) -> Estimate:
         clock_seconds=seen.clock_seconds * config.rounds / looked_at,
         rehearsal=seen,
     )
+
+
+def _mean_client(fed: federation.Federation) -> int:
+    """Finds a client whose examples are as many as the mean."""
+    counts = np.asarray(fed.population.shards.counts)
+    return int(np.argmin(np.abs(counts - counts.mean())))
+
+
+def _of_mean(fed: federation.Federation, kind: program.Program) -> program.Program:
+    """Gives the program with room for a client of the mean size."""
+    counts = np.asarray(fed.population.shards.counts)
+    rooms = client.capacities(counts, fed.training.batch_size)
+    return kind.holding(int(rooms[_mean_client(fed)]), short=False)
 
 
 def _measure(fed: federation.Federation, state: base.State, made_for: program.Program):
@@ -141,19 +167,14 @@ def _call(
     Returns:
       The arguments, and the steps of all of them.
     """
-    layout, shards, blocks_of = (
-        fed.layout,
-        fed.population.shards,
-        fed.model.net.num_blocks,
-    )
+    layout, shards = fed.layout, fed.population.shards
     everywhere = functools.partial(mesh.replicate, layout.devices)
-    counts = np.asarray(shards.counts)
-    number = int(np.argmin(np.abs(counts - counts.mean())))
+    number, num_blocks = _mean_client(fed), fed.model.net.num_blocks
     ids = np.full(fed.rules.clients_per_round, number)
-    windows = np.tile([0, blocks_of - 1], (len(ids), 1))
-    clients = cohort.gather(ids, shards, np.ones(len(counts)), windows=windows)
-    chunk = min(layout.width, len(ids))
-    work = np.ones(len(ids))
+    windows = np.tile([0, num_blocks - 1], (len(ids), 1))
+    weights = np.ones(len(shards.counts))
+    clients = cohort.gather(ids, shards, weights, windows=windows)
+    chunk, work = min(layout.width, len(ids)), np.ones(len(ids))
     (few,) = cohort.spread([np.arange(chunk)], work, layout.devices.size, layout.width)
     blocks = everywhere(blocks)
     begun = group.Round(
@@ -161,11 +182,11 @@ def _call(
         everywhere(fed.population.data),
         everywhere(jax.random.key(0)),
         everywhere(np.float32(fed.rules.learning_rate(0))),
-        everywhere(np.full((2, blocks_of), np.inf, np.float32)),
+        everywhere(np.full((2, num_blocks), np.inf, np.float32)),
     )
     sums = totals.zero_sums(blocks, size=len(ids), devices=layout.devices)
     few = mesh.distribute(layout.devices, few)
-    steps = chunk * client.steps_of(counts[number], fed.training)
+    steps = chunk * client.steps_of(shards.counts[number], fed.training)
     return (begun, sums, everywhere(clients), few), steps
 
 
@@ -197,16 +218,16 @@ def _size(
 def show(cost: Estimate) -> str:
     """Lays an estimate out as text."""
     known = cost.device_bytes is not None
-    memory = _bytes(cost.device_bytes or 0) if known else "an unknown amount"
+    size = memory.written(cost.device_bytes or 0) if known else "an unknown amount"
     return "\n".join(
         (
             f"{cost.programs} program{'s' * (cost.programs != 1)} to compile "
             f"where none is kept, {cost.compile_seconds:.1f} s each",
-            f"{memory} on each device",
+            f"{size} on each device",
             f"{_duration(cost.round_seconds)} a round ("
             f"{cost.step_seconds * 1e3:.3g} ms a step of {cost.measured})",
             f"{_duration(cost.total_seconds)} for {cost.rounds} rounds",
-            f"{_bytes(cost.upload_bytes)} sent by clients",
+            f"{memory.written(cost.upload_bytes)} sent by clients",
             f"{_duration(cost.clock_seconds)} on the clock of the devices",
             *_arriving(cost.rehearsal),
         )
@@ -223,14 +244,6 @@ def _arriving(seen: rehearsal.Rehearsal) -> list[str]:
         *([f"of a round's clients: {events}"] if events else []),
         f"blocks trained by, of those who arrive: {blocks}",
     ]
-
-
-def _bytes(size: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.3g} {unit}"
-        size /= 1000
-    return f"{size:.4g} TB"
 
 
 def _duration(seconds: float) -> str:

@@ -7,22 +7,25 @@ import dataclasses
 import hashlib
 import inspect
 import io
+import os
 import pathlib
 import re
 import sys
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from experiments import compilations, environment, progress
 from experiments import config as configs
-from experiments import progress
 from fljax import (
     alerts,
     algorithms,
     arrivals,
     augment,
+    bounds,
     client,
     clock,
     cost_model,
@@ -34,6 +37,7 @@ from fljax import (
     fleet,
     fleet_sources,
     guard,
+    memory,
     mesh,
     models,
     policies,
@@ -48,22 +52,51 @@ from fljax.algorithms import base, centralized, cocofl
 from fljax.data import checks, load, partition
 from fljax.models import network
 
+# Settings that nothing is built from: one experiment serves all their values.
+FREE = (
+    *("algorithm", "policy", "rounds"),
+    *("rollback_drop", "rollback_loss", "rollback_window"),
+    *("rollback_lowers", "rollback_factor", "rollback_limit"),
+)
 
-class Experiment(NamedTuple):
-    """What is ready to run.
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Experiment:
+    """What is ready to run, and the settings that it was built from.
 
     Attributes:
+      settings: of the run; may differ from `built_from` in what is `FREE` alone, as in
+        `dataclasses.replace(ready, settings=...)`.
+      built_from: the settings that the rest was built from.
       federation: the clients, shared by all algorithms of a comparison.
       evaluator: of the global network.
-      dataset_sha256: of the data, as training and evaluation see them.
+      facts: what the settings left open, for `config.json`.
+      notes: a line for each thing about the data that the user should know.
       tokenizer: that made tokens of the data, if they are of a trained one.
     """
 
+    settings: configs.Config
+    built_from: configs.Config
     federation: federation.Federation
     evaluator: simulation.Evaluator
-    dataset_sha256: str
+    facts: Mapping[str, Any]
+    notes: tuple[str, ...] = ()
     tokenizer: bytes | None = None
 
+    def __post_init__(self) -> None:
+        """Refuse settings that it was not built from."""
+        configs.check(self.settings)
+        was, now = (dataclasses.asdict(s) for s in (self.built_from, self.settings))
+        for name in sorted(was.keys() - set(FREE)):
+            if was[name] != now[name]:
+                raise ValueError(
+                    f"--{name}: expected {was[name]!r}, which the experiment was built "
+                    f"with, got {now[name]!r}; build it again"
+                )
+
+
+# What XLA takes for each of a client's examples in a pass: keys, draws, places.
+_BYTES_OF_SLOT = 44
 
 TOKENIZER = "vocabulary.json"  # in a run folder
 
@@ -305,9 +338,13 @@ def build(
         came.
     """
     configs.check(config)
+    environment.check()
+    own = _own(config, data, net)
     data = _load(config, workdir, cache) if data is None else checks.made_by_hand(data)
-    net = net or _network(config, data)
-    running = config.norm_statistics == "running"
+    if net is None:
+        net = _network(config, data)
+    else:
+        network.check(net, data)
     parts = split(config, data)
     shards = partition.index_table(parts)
     made = _fleet(config, len(parts))
@@ -332,15 +369,15 @@ def build(
     train_data, test_data = _data(config, data, over)
     counts = network.counts(net, config.reference_quirks)
     rules = configs.settings("clock", config.clock, clock.Clock)
-    most = arrivals.most_arrivals(rules, config.clients_per_round)
+    most = arrivals.most_arrivals(rules, config.clients_per_round, len(parts))
     share = -(-config.clients_per_round // over.size)
-    real = client.fitting(training, shards.indices.shape[1])
+    real = client.fitting(training, int(shards.counts.max()))
     fit = width.default_width(counts, real, share)
     beside = min(config.client_width or fit, -(-most // over.size))
     fed = federation.Federation(
         federation.Population(
             train_data,
-            shards,
+            shards._replace(indices=mesh.replicate(over, shards.indices)),
             made,
             configs.settings("failures", config.failures, failures.Rates),
             config.table_error,
@@ -374,16 +411,117 @@ def build(
             f"training set, got {tested.tolist()} there and "
             f"{np.unique(data.y_train).tolist()} here"
         )
-    evaluator = _evaluator(config, fed, test_data, mixes, running)
-    return Experiment(fed, evaluator, load.digest(data), data.tokenizer)
+    by_tier = evaluate.tier_counts(counts_by_class, made.tier, len(made.names))
+    tiers = _tiers_of_test(config, data, made, by_tier)
+    evaluator = _evaluator(config, fed, test_data, mixes, tiers)
+    return Experiment(
+        settings=config,
+        built_from=config,
+        federation=fed,
+        evaluator=evaluator,
+        facts=_facts(config, fed, data) | own,
+        notes=(
+            *checks.notes(data),
+            *_scale_notes(config, data),
+            *_small(config, fed, len(data.y_test)),
+        ),
+        tokenizer=data.tokenizer,
+    )
 
 
-def _evaluator(config, fed, test_data, mixes, running) -> simulation.Evaluator:
+def _scale_notes(config: configs.Config, data: types.Dataset) -> list[str]:
+    """Says where --mean and --std are of other units than the data."""
+    if not (config.mean or config.std) or data.vocabulary is not None:
+        return []
+    mean, std = load.normalisation(data)
+    given = (
+        _numbers("mean", config.mean, len(mean), mean),
+        _numbers("std", config.std, len(std), std),
+    )
+    means, deviations = (mean - given[0]) / given[1], std / given[1]
+    if np.abs(means).max() < 10 and 0.1 < deviations.min() <= deviations.max() < 10:
+        return []
+    unit = "255ths" if data.x_train.dtype == np.uint8 else "the units of the data"
+    return [
+        f"--mean and --std bring inputs to means of {_list(means)} and deviations of "
+        f"{_list(deviations)}; they count in {unit}"
+    ]
+
+
+def _list(numbers: np.ndarray) -> str:
+    return ", ".join(f"{number:.3g}" for number in numbers.tolist())
+
+
+FEWEST = 16  # examples whose statistics a norm can go by
+
+
+def _small(config: configs.Config, fed: federation.Federation, size: int) -> list[str]:
+    """Says where evaluation goes by the statistics of few of `size` test examples."""
+    batch = min(config.eval_batch_size, size)
+    least = size % batch or batch
+    if config.norm_statistics == "running" or least >= FEWEST:
+        return []
+    state = jax.eval_shape(lambda: network.init(fed.model.net, jax.random.key(0)))
+    if not any(jax.tree.leaves(block["norms"]) for block in state):
+        return []
+    few = f"{least} example{'s' * (least > 1)}"
+    which = "batches" if least == batch else "its last batch"
+    return [
+        f"evaluation goes by the statistics of {which} of {few}, which say little "
+        f"below {FEWEST}: --norm_statistics=running takes those of training, "
+        f"--eval_batch_size other batches"
+    ]
+
+
+OWN = "given in Python"  # what config.json says of data and networks that have no name
+
+
+def _own(
+    config: configs.Config, data: types.Dataset | None, net: network.Network | None
+) -> dict[str, str]:
+    """Says what config.json does of data and a network of one's own.
+
+    Raises:
+      ValueError: settings ask for what only a loader does.
+    """
+    own = {"network": f"{net.name} ({OWN})"} if net is not None else {}
+    if data is None:
+        return own
+    plain = configs.Config()
+    for name in ("test_share", "image_size", "image_mode", "max_tokens",
+                 "vocabulary_size"):  # fmt: skip
+        if (given := getattr(config, name)) != getattr(plain, name):
+            raise ValueError(
+                f"--{name}: expected {getattr(plain, name)!r} for data that are "
+                f"{OWN}, which are taken as they are, got {given!r}"
+            )
+    return own | {"dataset": OWN}
+
+
+def _tiers_of_test(config, data, devices: fleet.Fleet, by_tier) -> np.ndarray | None:
+    """Tells whose the test examples are, [examples, tiers]; None: nobody knows."""
+    if config.partition != "natural":
+        return evaluate.tiers_of_test(data.y_test, by_tier, config.seed)
+    if data.users_test is None:
+        return None
+    known = data.users_test >= 0
+    tier = np.where(known, devices.tier[data.users_test], -1)
+    return evaluate.one_hot(tier, len(devices.names))
+
+
+def _evaluator(config, fed, test_data, mixes, tiers) -> simulation.Evaluator:
+    running = config.norm_statistics == "running"
     size, over = len(test_data.y), fed.layout.devices
     batch_size = min(config.eval_batch_size, size)
-    order = evaluate.batches(size, batch_size, config.seed, over.size)
-    batches = mesh.distribute(over, order)
-    names = fed.population.fleet.names
+    largest = max(count.outputs for count in fed.model.counts)
+    memory.require(
+        "--eval_batch_size",
+        f"batches of {batch_size:,} examples",
+        4 * batch_size * largest,
+        memory.of_device(),
+    )
+    order = evaluate.batches(size, batch_size, config.seed, over.size, tiers)
+    batches, names = mesh.distribute(over, order), fed.population.fleet.names
 
     def scores(state: base.State) -> evaluate.Scores:
         blocks = mesh.replicate(over, state.server.blocks)
@@ -404,13 +542,20 @@ def _evaluator(config, fed, test_data, mixes, running) -> simulation.Evaluator:
     )
 
 
-def algorithm(config: configs.Config, ready: Experiment) -> base.Algorithm:
+def algorithm(ready: Experiment) -> base.Algorithm:
     """Makes the configured algorithm.
 
     Raises:
       ValueError: its devices cannot run it.
     """
-    fed = ready.federation
+    config, fed = ready.settings, ready.federation
+    _check_memory(seen_by(ready))
+    if config.algorithm == "cocofl" and fed.model.net.num_blocks == 1:
+        raise ValueError(
+            f"--network: expected one of two blocks or more for --algorithm=cocofl, "
+            f"which freezes some of them, got {fed.model.net.name!r}, whose only block "
+            f"is always trained; take --algorithm=fedavg"
+        )
     everyone = len(fed.population.shards.counts)
     if fed.rules.clock.buffer > everyone:
         raise ValueError(
@@ -420,12 +565,44 @@ def algorithm(config: configs.Config, ready: Experiment) -> base.Algorithm:
     with _naming_tiers(config):
         if config.algorithm == "cocofl":
             policy = policies.BY_NAME[config.policy]
-            return cocofl.cocofl(ready.federation, config.bits, policy)
-        return algorithms.BY_NAME[config.algorithm](ready.federation)
+            return cocofl.cocofl(fed, config.bits, policy)
+        return algorithms.BY_NAME[config.algorithm](fed)
 
 
-def rollback(config: configs.Config, fed: federation.Federation) -> guard.Guard | None:
+def _check_memory(fed: federation.Federation) -> None:
+    """Refuses rounds that cannot fit into a device, before anything is allocated.
+
+    Raises:
+      ValueError: one line that names the flag and says what it would take.
+    """
+    capacity = int(fed.population.shards.counts.max())
+    training = client.fitting(fed.training, capacity)
+    beside = f"{fed.layout.width:,} client{'s' * (fed.layout.width > 1)} at a time"
+    step = fed.layout.width * width.bytes_of_client(fed.model.counts, training)
+    orders = fed.layout.width * training.local_epochs * capacity * _BYTES_OF_SLOT
+    kept = fed.rules.clock.max_staleness if fed.rules.clock.carries else 0
+    networks = kept * sum(count.upload_bytes for count in fed.model.counts)
+    most = memory.of_device()
+    for flag, what, size in (
+        ("batch_size", f"steps of {training.batch_size:,} examples, {beside}", step),
+        (
+            "local_epochs",
+            f"the order of {training.local_epochs:,} passes over {capacity:,} examples",
+            orders,
+        ),
+        ("clock", f"max_staleness={kept}, so many old networks", networks),
+    ):
+        memory.require(f"--{flag}", what, size, most)
+    if client.steps_of(capacity, training) > bounds.MOST:
+        raise ValueError(
+            f"--local_epochs: expected at most {bounds.MOST:,} steps of a client in a "
+            f"round, got {client.steps_of(capacity, training):,}"
+        )
+
+
+def rollback(ready: Experiment) -> guard.Guard | None:
     """Makes the configured guard; None: there is none."""
+    config, devices = ready.settings, ready.federation.population.fleet
     if not (config.rollback_drop or config.rollback_loss):
         return None
     return guard.Guard(
@@ -435,34 +612,34 @@ def rollback(config: configs.Config, fed: federation.Federation) -> guard.Guard 
         lower=config.rollback_lowers,
         factor=config.rollback_factor,
         limit=config.rollback_limit,
-        tiers=fed.population.fleet.names,
-        tier_index=fed.population.fleet.tier,
+        tiers=devices.names,
+        tier_index=devices.tier,
     )
 
 
-def resolved(config: configs.Config, ready: Experiment) -> dict[str, Any]:
-    """Gives the configuration as plain data, with what its flags left open."""
-    fed = ready.federation
-    return (
-        dataclasses.asdict(config)
-        | {
-            "num_clients": len(fed.population.shards.counts),
-            "mean": fed.population.data.mean,
-            "std": fed.population.data.std,
-            "tiers": _described_tiers(config, fed),
-            "fleet_sha256": _digest(fed.population.fleet),
-            "clock": dataclasses.asdict(federation.clock(fed)),
-            "dataset_sha256": ready.dataset_sha256,
-            "cost_table": fed.model.table.source,
-            "cost_table_sha256": _sha256(config.cost_table),
-            "client_width": fed.layout.width,
-            # A network may be one's own, whose name says nothing.
-            "blocks_sha256": hashlib.sha256(
-                _described(fed.model.net.blocks)
-            ).hexdigest(),
-        }
-        | _own_prices(config)
-    )
+def resolved(ready: Experiment) -> dict[str, Any]:
+    """Gives the settings as plain data, with what they left open."""
+    return {**dataclasses.asdict(ready.settings), **ready.facts}
+
+
+def _facts(
+    config: configs.Config, fed: federation.Federation, data: types.Dataset
+) -> dict[str, Any]:
+    """Tells what was built where settings are empty or name a file."""
+    return {
+        "num_clients": len(fed.population.shards.counts),
+        "mean": fed.population.data.mean,
+        "std": fed.population.data.std,
+        "tiers": _described_tiers(config, fed),
+        "fleet_sha256": _digest(fed.population.fleet),
+        "clock": dataclasses.asdict(federation.clock(fed)),
+        "dataset_sha256": load.digest(data),
+        "cost_table": fed.model.table.source,
+        "cost_table_sha256": _sha256(config.cost_table),
+        "client_width": fed.layout.width,
+        # A network may be one's own, whose name says nothing.
+        "blocks_sha256": hashlib.sha256(_described(fed.model.net.blocks)).hexdigest(),
+    } | _own_prices(config)
 
 
 def _described(blocks: tuple) -> bytes:
@@ -472,7 +649,7 @@ def _described(blocks: tuple) -> bytes:
 
 def _own_prices(config: configs.Config) -> dict[str, str | None]:
     """Hashes the prices of a device class that lies in a file."""
-    if not pathlib.Path(config.device_class).is_file():
+    if not os.path.isfile(config.device_class):
         return {}
     return {"device_class_sha256": _sha256(config.device_class)}
 
@@ -495,9 +672,9 @@ def _digest(devices: fleet.Fleet) -> str:
     return digest.hexdigest()
 
 
-def seen_by(config: configs.Config, ready: Experiment) -> federation.Federation:
+def seen_by(ready: Experiment) -> federation.Federation:
     """Gives the federation as the algorithm has it: centralized pools the clients."""
-    pooled = config.algorithm == "centralized"
+    pooled = ready.settings.algorithm == "centralized"
     return centralized.pooled(ready.federation) if pooled else ready.federation
 
 
@@ -521,7 +698,6 @@ def _keep_tokenizer(workdir: str, tokenizer: bytes | None) -> None:
 
 
 def run(
-    config: configs.Config,
     ready: Experiment,
     workdir: str | None,
     tensorboard: bool = True,
@@ -529,10 +705,26 @@ def run(
     label: str | None = None,
     alert_command: str = "",
 ) -> list[simulation.Record]:
-    """Runs one configuration with a progress bar; returns its records."""
-    made = algorithm(config, ready)
+    """Runs an experiment with a progress bar; returns its records.
+
+    Args:
+      ready: of `build`.
+      workdir: the run folder, from which an earlier run goes on; None: nothing is kept.
+      tensorboard: write TensorBoard events, too.
+      checkpoint_every: rounds between checkpoints.
+      label: of the bar; None: the algorithm's name.
+      alert_command: is given each alert; empty: none.
+
+    Returns:
+      The records of all rounds.
+
+    Raises:
+      ValueError: the algorithm or the folder does not fit.
+      DivergedError: training diverged.
+    """
+    config, made = ready.settings, algorithm(ready)
     label = label or config.algorithm
-    watch = rollback(config, ready.federation)
+    watch = rollback(ready)
     first_host = jax.process_index() == 0
     shown = sys.stderr if first_host else io.StringIO()
     with contextlib.ExitStack() as stack:
@@ -540,6 +732,7 @@ def run(
             progress.Progress(config.rounds, label=label, stream=shown)
         )
         hooks = simulation.Hooks(record=bar.update, message=bar.message)
+        made = compilations.told(made, ready.federation, bar.message)
         if alert_command and first_host:
             command = alerts.Command(alert_command, bar.message)
             hooks = hooks._replace(alert=stack.enter_context(command))
@@ -548,7 +741,11 @@ def run(
             if workdir is not None:
                 _keep_tokenizer(workdir, ready.tokenizer)
             if first < config.rounds:
-                bar.message(describe(seen_by(config, ready)))
+                bar.message(describe(seen_by(ready)))
+                for line in environment.notes():
+                    bar.message(line)
+                for note in ready.notes:
+                    bar.message(f"note: {note}")
             bar.start(first)
 
         hooks = hooks._replace(start=start)
@@ -568,9 +765,9 @@ def run(
             config.rounds,
             ready.evaluator,
             workdir,
-            resolved(config, ready),
-            # Nothing but the order of sums; a stopped run goes on with more rollbacks.
-            may_change=("client_width", "programs", "devices", "rollback_limit"),
+            resolved(ready),
+            may_change=("rollback_limit",),  # a stopped run goes on with more of them
+            rounding=("client_width", "programs", "devices"),
             tensorboard=tensorboard,
             checkpoint_every=checkpoint_every,
             hooks=hooks,

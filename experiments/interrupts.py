@@ -2,7 +2,8 @@
 
 Python hears it between two of its own steps, and one of them may compile for minutes.
 So a thread of its own says that it was heard, and a second Ctrl-C ends the process from
-there: what a run keeps is whole at any moment.
+there: what a run keeps is whole at any moment. Before that, while a command line
+imports, there is nothing to keep, and the first one ends it (`experiments/__init__`).
 """
 
 from __future__ import annotations
@@ -17,12 +18,17 @@ import threading
 import types
 from collections.abc import Iterator
 
-CODE = 130  # of a process that Ctrl-C ended
+import experiments
+
+CODE = experiments.STOPPED
 
 # What is raised in these is printed and forgotten.
 _DEAF = ("_xla_gc_callback", "__del__")
 _LATER = 0.05  # seconds until it is tried again
 _tried_again: list[bool] = []  # what the listener is about to hear of our own
+
+
+_raised: list[bool] = []  # in this call of `heard`
 
 
 @contextlib.contextmanager
@@ -34,6 +40,7 @@ def heard() -> Iterator[None]:
         return
     ours, theirs = socket.socketpair()
     theirs.setblocking(False)
+    _raised.clear()
     old_fd = signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
     old = signal.signal(signal.SIGINT, _interrupt)
     threading.Thread(target=_listen, args=(ours,), daemon=True).start()
@@ -54,12 +61,19 @@ def leave() -> None:
 
 
 def _interrupt(number: int, frame: types.FrameType | None) -> None:
-    """Raises KeyboardInterrupt where it is not forgotten."""
+    """Raises KeyboardInterrupt, once, and where it is not forgotten.
+
+    At the second Ctrl-C the listener ends the process, while this thread may be in the
+    middle of what the first one made it do.
+    """
+    if _raised:
+        return
     while frame is not None:
         if frame.f_code.co_name in _DEAF:
             threading.Timer(_LATER, _try_again).start()
             return
         frame = frame.f_back
+    _raised.append(True)
     raise KeyboardInterrupt
 
 

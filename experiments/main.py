@@ -5,23 +5,31 @@ from __future__ import annotations
 import ctypes
 import os
 import pathlib
+import re
 import signal
+import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 from absl import app, flags, logging
 
-from experiments import interrupts
-from fljax import alerts
+from experiments import define, environment, interrupts
+from fljax import alerts, private, reading
 
+
+def _home() -> str:
+    """Gives the folder of caches; empty: this user has no home."""
+    root = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return os.path.join(root, "fljax") if os.path.isabs(root) else ""
+
+
+_VARIABLE = "JAX_COMPILATION_CACHE_DIR"
 _CACHE = flags.DEFINE_string(
     "compilation_cache",
-    str(
-        pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-        / "fljax"
-    ),
-    "Folder that keeps compiled programs from run to run; empty: none.",
+    os.environ.get(_VARIABLE, _home()),
+    f"Folder that keeps compiled programs from run to run, of this user alone; empty: "
+    f"none. Default: {_VARIABLE}, else below ~/.cache.",
 )
 
 _COORDINATOR = flags.DEFINE_string(
@@ -30,8 +38,12 @@ _COORDINATOR = flags.DEFINE_string(
     "HOST:PORT of process 0, for a run on several hosts, or auto where SLURM, MPI, "
     "Kubernetes or a TPU tells; empty: one process.",
 )
-_PROCESS_ID = flags.DEFINE_integer("process_id", -1, "Which process this is, from 0.")
-_NUM_PROCESSES = flags.DEFINE_integer("num_processes", 0, "How many there are.")
+_PROCESS_ID = define.number(
+    "process_id", -1, "Which process this is, from 0.", least=-1
+)
+_NUM_PROCESSES = define.number(
+    "num_processes", 0, "How many there are.", least=0, most=2**16
+)
 
 _START_SECONDS = 120  # that processes wait for each other at the start
 _HEARTBEAT_SECONDS = 30  # without a sign of life after which a process is lost
@@ -41,8 +53,8 @@ _OUR_OWN = ("RESOURCE_EXHAUSTED", "INVALID_ARGUMENT", "UNIMPLEMENTED")
 
 DATA_CACHE = flags.DEFINE_string(
     "data_cache",
-    os.path.join(_CACHE.default, "data"),
-    "Folder that keeps decoded data from run to run; empty: none.",
+    os.path.join(_home(), "data") if _home() else "",
+    "Folder that keeps decoded data from run to run, of this user alone; empty: none.",
 )
 
 WORKDIR = flags.DEFINE_string(
@@ -71,14 +83,46 @@ def _check_command(command: str) -> bool:
 def _parse(arguments: list[str], folders: bool = False) -> list[str]:
     """Parses flags; a wrong one is one line and exit code 2."""
     try:
+        _check_flagfiles(arguments)
         rest = flags.FLAGS(arguments)
         if len(rest) > 1 and not folders:
             raise flags.Error(
                 f"expected flags such as --rounds=10, got {' '.join(rest[1:])!r}"
             )
         return rest
-    except (flags.Error, OSError, UnicodeDecodeError) as error:
+    except (flags.Error, OSError, ValueError) as error:
         sys.exit(_complain(error))
+
+
+_DEEP = 20  # files of flags, each within another
+
+
+def _check_flagfiles(arguments: Sequence[str], within: tuple[str, ...] = ()) -> None:
+    """Checks the files of flags, whose reader waits for ever for what is no file.
+
+    Raises:
+      ValueError: one is none, is no text, or lies within too many others.
+    """
+    for path in _flagfiles(arguments):
+        # What a shell gives for <(...) can be read once only. absl passes over a file
+        # within itself.
+        if path.startswith("/dev/fd/") or path in within:
+            continue
+        if len(within) == _DEEP:
+            raise ValueError(f"--flagfile: expected at most {_DEEP} within each other")
+        reading.check("--flagfile", path)
+        with reading.one_line(f"--flagfile: {path}"):
+            lines = pathlib.Path(path).read_text().splitlines()
+        _check_flagfiles(lines, (*within, path))
+
+
+def _flagfiles(arguments: Sequence[str]) -> Iterator[str]:
+    """Gives the paths of --flagfile=PATH and --flagfile PATH."""
+    for argument, after in zip(arguments, (*arguments[1:], ""), strict=True):
+        name, equals, value = argument.strip().partition("=")
+        path = value if equals else after
+        if name in ("-flagfile", "--flagfile") and path.strip():
+            yield os.path.expanduser(path.strip())
 
 
 def _join() -> None:
@@ -109,11 +153,7 @@ def _join() -> None:
                 f"--process_id: expected 0 to --num_processes - 1, got {number} of "
                 f"{count}"
             )
-        host, colon, port = where.rpartition(":")
-        if not (host and colon and port.isdecimal()):
-            raise ValueError(
-                f"--coordinator: expected HOST:PORT or auto, got {where!r}"
-            )
+        _check_address(where, number)
         try:
             jax.distributed.initialize(
                 where,
@@ -128,6 +168,26 @@ def _join() -> None:
                 f"--coordinator: expected {count} processes at {where} within "
                 f"{_START_SECONDS} s, got: {error}"
             ) from error
+
+
+def _check_address(where: str, number: int) -> None:
+    """Checks HOST:PORT: JAX would wait for two minutes and abort.
+
+    Raises:
+      ValueError: it is none, or process 0 cannot listen there.
+    """
+    host, _, port = where.rpartition(":")
+    wrong = f"--coordinator: expected HOST:PORT or auto, got {where!r}"
+    if not re.fullmatch(r"[^\s/:]+|\[[^\s/]+\]", host):
+        raise ValueError(wrong)
+    if not re.fullmatch("[0-9]{1,5}", port) or not 0 < int(port) < 2**16:
+        raise ValueError(f"{wrong}, whose port is not from 1 to {2**16 - 1}")
+    try:
+        socket.getaddrinfo(host.strip("[]"), port, type=socket.SOCK_STREAM)
+        if number == 0:
+            socket.create_server(("", int(port))).close()
+    except (OSError, UnicodeError) as error:
+        raise ValueError(f"{wrong} ({error})") from error
 
 
 def _expect_abort() -> None:
@@ -162,30 +222,74 @@ def _lost(error: BaseException | str) -> None:
     os._exit(3)  # the orderly way out would wait for who is gone
 
 
+def _own(flag: flags.FlagHolder[str], read: str) -> str:
+    """Gives the folder of a cache, made; empty, with a note, where others may write.
+
+    Args:
+      flag: that names it.
+      read: pattern of what will be read from it.
+    """
+    if not flag.value or "://" in flag.value:  # JAX reads from some stores by address
+        return flag.value
+    try:
+        folder = pathlib.Path(flag.value).expanduser()
+        private.make(folder)
+        why = private.objection(folder, folder.glob(read))
+    except (OSError, RuntimeError) as error:  # of expanduser
+        if flags.FLAGS[flag.name].present:
+            raise ValueError(
+                f"--{flag.name}: expected a folder of this user's, got {flag.value!r} "
+                f"({error})"
+            ) from error
+        why = str(error)
+    if why:
+        print(f"note: --{flag.name} is not used: {why}", file=sys.stderr)
+        return ""
+    return str(folder)
+
+
+def data_cache() -> str:
+    """Gives the folder of --data_cache; empty: none."""
+    return _own(DATA_CACHE, "*/*")
+
+
+def _keep_programs() -> None:
+    """Has JAX keep compiled programs in --compilation_cache."""
+    from fljax import programs
+
+    folder = _own(_CACHE, "*-cache")
+    if not (_home() or folder or flags.FLAGS[_CACHE.name].present):
+        print("note: this user has no home: no program is kept", file=sys.stderr)
+    jax.config.update("jax_compilation_cache_dir", folder or None)
+    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    if folder and _CACHE.value != os.environ.get(_VARIABLE):
+        # JAX's own bound takes a package more, and fails over what was written before
+        # it was set. A folder of the variable's may be of other programs too.
+        programs.trim(pathlib.Path(folder).glob("*-cache"))
+
+
 def _complain(error: BaseException) -> int:
-    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    text = str(error) or reading.gist(error)
+    print(f"error: {' '.join(text.split())}", file=sys.stderr)
     return 2
 
 
 def run(main: Callable[..., None], folders: bool = False) -> None:
     """Runs a command line's main; with `folders` it gets what is no flag as a list.
 
-    Bad input (ValueError, or OSError of a path) is one line and exit code 2, a
-    diverged run likewise with 1, Ctrl-C with 130, another host that is gone 3.
+    Bad input (ValueError, OSError of a path, MemoryError) is one line and exit code 2,
+    a diverged run likewise with 1, Ctrl-C with 130, another host that is gone 3.
     """
 
     def guarded(arguments: list[str]) -> int:
-        from fljax import programs, simulation
+        from fljax import simulation
 
         logging.set_verbosity(logging.WARNING)  # jax tells of backends it has not
-        if _CACHE.value:
-            jax.config.update("jax_compilation_cache_dir", _CACHE.value)
-            jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-            # JAX's own bound takes a package more, and fails over what was written
-            # before it was set.
-            programs.trim(pathlib.Path(_CACHE.value).glob("*-cache"))
         try:
+            _keep_programs()
             _join()
+            environment.check()
             if _COORDINATOR.value:
                 _expect_abort()
             main(arguments[1:]) if folders else main()
@@ -193,24 +297,21 @@ def run(main: Callable[..., None], folders: bool = False) -> None:
             if not _COORDINATOR.value or str(error).startswith(_OUR_OWN):
                 raise
             _lost(error)
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, MemoryError) as error:
             if os.environ.get("FLJAX_TRACEBACK"):
                 raise
             return _complain(error)
         except simulation.DivergedError as error:
             _complain(error)
             return 1
-        except KeyboardInterrupt:
-            kept = "the same command goes on from here"
-            lost = "without --workdir nothing is kept"
-            print(f"stopped; {kept if WORKDIR.value else lost}", file=sys.stderr)
-            return interrupts.CODE
         return 0
 
     try:
         with interrupts.heard():
             app.run(guarded, flags_parser=lambda given: _parse(given, folders))
-    except SystemExit as end:
-        if end.code == interrupts.CODE:
-            interrupts.leave()
-        raise
+    except KeyboardInterrupt:
+        kept = "the same command goes on from here"
+        lost = "without --workdir nothing is kept"
+        workdir = flags.FLAGS.is_parsed() and WORKDIR.value
+        print(f"stopped; {kept if workdir else lost}", file=sys.stderr)
+        interrupts.leave()

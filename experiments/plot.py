@@ -13,13 +13,13 @@ from collections.abc import Sequence
 from absl import flags
 
 from experiments import config as configs
-from experiments import main, plots
+from experiments import define, main, plots
 from fljax import writers
 
 _OUT = flags.DEFINE_string(
     "out", "curves.png", "The file to write: .png, .pdf or .svg."
 )
-_APART = flags.DEFINE_bool(
+_APART = define.boolean(
     "apart", False, "Give every run panels of its own, for runs on different data."
 )
 _MAJORITY = flags.DEFINE_list(

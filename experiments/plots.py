@@ -66,7 +66,7 @@ def curves(
     """
     panels: tuple[tuple[str, str, Callable[[Sequence[Record]], Curve]], ...] = (
         ("round", "test accuracy (%)", _test_by_round),
-        ("round", "worst-tier accuracy (%)", _worst_tier_by_round),
+        ("round", "worst tier by class mix (%)", _worst_tier_by_round),
         ("total upload (MB)", "test accuracy (%)", _test_by_upload),
         ("virtual time (s)", "test accuracy (%)", _test_by_clock),
     )
@@ -78,7 +78,8 @@ def curves(
     ):
         for name, style in styles.items():
             seeds = [made for made in map(curve, runs[name]) if made]
-            count = f"{len(seeds)} seeds" if len(seeds) > 1 else "1 seed"
+            many = len(seeds) > 1
+            count = f"mean and range of {len(seeds)} seeds" if many else "1 seed"
             _draw(panel, seeds, style, f"{name} ({count})")
         _dress(panel, x_label, y_label)
     _add_legend(page)

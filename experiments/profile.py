@@ -20,24 +20,22 @@ import numpy as np
 from absl import flags
 
 from experiments import config as configs
-from experiments import experiment, main, windows
+from experiments import define, experiment, main, windows
 from fljax import cost_model, costs, federation, initial, models, plans, types
 
 _NETWORK = flags.DEFINE_string(
     "network", "small_convnet", "As in experiments.train.", allow_override=True
 )
-_BATCH = flags.DEFINE_integer(
-    "batch_size", 32, "Examples of a step.", lower_bound=1, allow_override=True
-)
+_BATCH = define.number("batch_size", 32, "Examples of a step.", least=1)
 _SHAPE = flags.DEFINE_string(
     "input_shape", "", "Of an example, as 32,32,3; empty: the network's own."
 )
-_CLASSES = flags.DEFINE_integer("num_classes", 10, "Of the network.", lower_bound=2)
+_CLASSES = define.number("num_classes", 10, "Of the network.", least=2, most=1_000_000)
 _WINDOWS = flags.DEFINE_string(
     "windows", "12", "How many are measured, or all; the others are modelled."
 )
-_TIMINGS = flags.DEFINE_integer("timings", 5, "Timings of each.", lower_bound=1)
-_STEPS = flags.DEFINE_integer("steps", 2, "Local steps of a timing.", lower_bound=1)
+_TIMINGS = define.number("timings", 5, "Timings of each.", least=1, most=1_000_000)
+_STEPS = define.number("steps", 2, "Local steps of a timing.", least=1, most=1_000_000)
 _OUT = flags.DEFINE_string("costs_out", "", "The JSON file that the table goes to.")
 _CLASS_OUT = flags.DEFINE_string("class_out", "", "A JSON file for the device class.")
 

@@ -1,10 +1,14 @@
-"""Progress of a load and of a run: a bar on a terminal, lines elsewhere."""
+"""Progress of a load and of a run: a bar on a terminal, lines elsewhere.
+
+Rounds are numbered from 0, as in records and messages; counts are of rounds done.
+"""
 
 from __future__ import annotations
 
 import collections
 import os
 import sys
+import threading
 import time
 from collections.abc import Mapping
 from typing import Any, Self, TextIO
@@ -13,6 +17,73 @@ _LOSS = ("train_loss", "test_loss")  # the first that a record has is shown
 _ACCURACY = ("test_accuracy",)
 _EVERY = 10  # seconds between the lines of a load
 _RECENT = 20  # rounds that the estimate looks back
+
+
+class _Ticker:
+    """Draws a bar anew every second, so that time moves while nothing else does."""
+
+    def __init__(self, bar: Any) -> None:
+        """Start."""
+        self._bar, self._stopped = bar, threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        while not self._stopped.wait(1):
+            self._bar.refresh()
+
+    def close(self) -> None:
+        """Stop, and close the bar."""
+        self._stopped.set()
+        self._thread.join()
+        self._bar.close()
+
+
+def _width(stream: TextIO) -> dict[str, Any]:
+    """Gives tqdm's options for the width of a terminal.
+
+    One that does not know it says 0, and tqdm then shows nothing.
+    """
+    known = os.get_terminal_size(stream.fileno()).columns > 0
+    return {"ncols": None if known else 80, "dynamic_ncols": known}
+
+
+class Steps:
+    """Says what is being done: a line each, on a terminal with its seconds.
+
+    A context manager, called with each step.
+    """
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        """Begin; writes to stderr if there is no stream."""
+        self._stream = sys.stderr if stream is None else stream
+        self._ticker: _Ticker | None = None
+
+    def __call__(self, what: str) -> None:
+        """Begin a step, which ends the one before."""
+        self.close()
+        if not self._stream.isatty():
+            print(what, file=self._stream, flush=True)
+            return
+        import tqdm
+
+        form = "{desc} [{elapsed}]"
+        bar = tqdm.tqdm(
+            desc=what, file=self._stream, bar_format=form, **_width(self._stream)
+        )
+        self._ticker = _Ticker(bar)
+
+    def close(self) -> None:
+        """End the last step."""
+        if self._ticker is not None:
+            self._ticker.close()
+            self._ticker = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 class Loading:
@@ -35,8 +106,12 @@ class Loading:
         Args:
           what: is being done.
           done: how much of it.
-          total: of how much.
+          total: of how much; 0: `what` is a note, which gets a line of its own.
         """
+        if not total:
+            self.close()
+            print(f"note: {what}", file=self._stream)
+            return
         if what != self._what:
             self.close()
             self._what, self._next = what, time.monotonic() + _EVERY
@@ -98,21 +173,19 @@ class Progress:
         )
         self._begin(first_round)
         self._bar = self._open_bar(first_round) if self._stream.isatty() else None
+        self._ticker = _Ticker(self._bar) if self._bar is not None else None
 
     def _open_bar(self, first_round: int) -> Any:
         import tqdm
 
-        # A terminal that does not know its width says 0, and tqdm then shows nothing.
-        known = os.get_terminal_size(self._stream.fileno()).columns > 0
         return tqdm.tqdm(
             total=self._total,
             initial=first_round,
             desc=self._label or None,
             unit="round",
             file=self._stream,
-            ncols=None if known else 80,
-            dynamic_ncols=known,
             bar_format="{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]",
+            **_width(self._stream),
         )
 
     def start(self, first_round: int) -> None:
@@ -141,7 +214,8 @@ class Progress:
         if self._bar is None:
             words = [f"{name} {value}" for name, value in values.items()]
             words.append(f"{times['round']} eta {times['eta']}")
-            self.message(f"round {done}/{self._total} {' '.join(words)}")
+            count = f"{done}/{self._total} done"
+            self.message(f"round {done - 1} ({count}) {' '.join(words)}")
             return
         self._bar.set_postfix(self._shown | times, refresh=False)
         self._bar.update(done - self._bar.n)
@@ -175,8 +249,8 @@ class Progress:
 
     def close(self) -> None:
         """Leave the bar as it stands and end its line."""
-        if self._bar is not None:
-            self._bar.close()
+        if self._ticker is not None:
+            self._ticker.close()
 
     def __enter__(self) -> Self:
         return self

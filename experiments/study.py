@@ -109,10 +109,11 @@ _SEEDS = flags.DEFINE_list(
 
 _COLUMNS = (
     ("accuracy", "{mean:.3f} ± {std:.3f}", "test_accuracy"),
-    ("worst tier", "{mean:.3f}", "worst_tier_accuracy"),
-    ("spread", "{mean:.3f}", "tier_spread"),
+    ("worst tier (mix)", "{mean:.3f}", "worst_tier_accuracy"),
+    ("worst tier (own)", "{mean:.3f}", "worst_tier_test_accuracy"),
+    ("spread (mix)", "{mean:.3f}", "tier_spread"),
     ("late", "{mean:.3f}", "late_accuracy"),
-    ("late worst", "{mean:.3f}", "late_worst_tier"),
+    ("late worst (mix)", "{mean:.3f}", "late_worst_tier"),
     ("upload MB", "{mean:.1f}", "upload_megabytes"),
     ("clock s", "{mean:.4g}", "clock_seconds"),
     ("arrived", "{mean:.2f}", "arrived"),
@@ -162,7 +163,6 @@ def run(
                 label = f"{setting}: {name}"
                 runs[name].append(
                     experiment.run(
-                        config,
                         ready,
                         str(where),
                         tensorboard=False,
@@ -199,6 +199,7 @@ def table(figures_by_setting: Mapping[str, Mapping[str, Any]]) -> str:
     lines = ["| " + " | ".join(titles) + " |", "|---" * len(titles) + "|"]
     for name, row in zip(names, cells, strict=True):
         lines.append("| " + " | ".join((*name, *row)) + " |")
+    lines += ["", *(f"- {line}" for line in summary.legend(_COLUMNS, figures))]
     return "\n".join(lines) + "\n"
 
 
@@ -213,7 +214,7 @@ def _main() -> None:
         base,
         seeds,
         workdir,
-        main.DATA_CACHE.value,
+        main.data_cache(),
         main.ALERT_COMMAND.value,
     )
     if not main.is_first():

@@ -6,19 +6,45 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from absl import flags
+from scipy import special
 
+from experiments import define
 from fljax import simulation
 
-TARGET = flags.DEFINE_float(
+TARGET = define.number(
     "target_accuracy",
     0.0,
     "Also say after how many rounds and seconds on the clock it was reached; 0: not.",
-    lower_bound=0.0,
-    upper_bound=1.0,
+    least=0,
+    most=1,
 )
 
 Column = tuple[str, str, str]  # of tables: title, form, figure
+
+MEANINGS = {  # of the figures that tables show
+    "test_accuracy": "share of the test examples that the global network gets right "
+    "at the end",
+    "worst_tier_accuracy": "lowest of the tiers' accuracies by class mix: accuracies "
+    "of the classes in the whole test set, weighted by the classes of the tier's "
+    "training data",
+    "worst_tier_test_accuracy": "lowest of the tiers' accuracies on their own test "
+    "examples: those of the tier's users, or where clients are no users of each class "
+    "as large a share as the tier has in the training data",
+    "tier_spread": "highest minus lowest of the tiers' accuracies by class mix",
+    "late_accuracy": "mean accuracy over the evaluations in the last third of the "
+    "rounds",
+    "late_worst_tier": "mean of worst tier (mix) over the same",
+    "upload_megabytes": "sent by all clients in all rounds, 1e6 bytes",
+    "compute_share": "what a client of a round computes, in the mean, if training "
+    "everything is 1",
+    "clock_seconds": "time until the last round ends on the virtual clock of the "
+    "devices",
+    "wall_seconds": "that this machine took for the rounds, compilation included",
+    "arrived": "updates that entered the state, of those that were wanted",
+    "joules": "that the devices spent on training in all rounds",
+    "rounds_to_target": "rounds done when --target_accuracy was first reached",
+    "seconds_to_target": "clock s when it was",
+}
 
 # Where the power of devices is known or a target accuracy is given.
 _OPTIONAL: tuple[Column, ...] = (
@@ -40,15 +66,38 @@ def rows(
     Returns:
       A row of titles and one for each variant; a figure that it has not is empty.
     """
-    shown = [
-        *columns,
-        *(c for c in _OPTIONAL if any(c[2] in figures for figures in variants)),
-    ]
+    shown = _shown(columns, variants)
     return [
         [title for title, _, _ in shown],
         *(
             [_cell(form, of[key]) if key in of else "" for _, form, key in shown]
             for of in variants
+        ),
+    ]
+
+
+def legend(
+    columns: Sequence[Column], variants: Sequence[Mapping[str, Any]] | None = None
+) -> list[str]:
+    """Says what the columns of a table mean, a line each.
+
+    Args:
+      columns: as of `rows`.
+      variants: as of `rows`; None: the optional columns are there.
+    """
+    return [
+        *(f"{title}: {MEANINGS[key]}" for title, _, key in _shown(columns, variants)),
+        "±: sample standard deviation over the seeds",
+    ]
+
+
+def _shown(columns, variants) -> list[Column]:
+    return [
+        *columns,
+        *(
+            column
+            for column in _OPTIONAL
+            if variants is None or any(column[2] in figures for figures in variants)
         ),
     ]
 
@@ -111,6 +160,7 @@ def _of_run(
         "macro_f1": last["macro_f1"],
         "worst_tier_accuracy": last["worst_tier_accuracy"],
         "tier_spread": last["tier_spread"],
+        **{key: last[key] for key in ("worst_tier_test_accuracy",) if key in last},
         "late_accuracy": float(np.mean([r["test_accuracy"] for r in late])),
         "late_worst_tier": float(np.mean([r["worst_tier_accuracy"] for r in late])),
         "upload_bytes": upload,
@@ -128,23 +178,29 @@ def _of_run(
     return figures
 
 
-def _over_seeds(values: Sequence[float]) -> dict[str, float]:
-    mean = {"mean": float(np.mean(values))}
-    return mean | {"std": float(np.std(values))} if len(values) > 1 else mean
+def _over_seeds(values: Sequence[float]) -> dict[str, Any]:
+    """Gives mean, sample standard deviation and 95 % interval of the mean."""
+    mean, seeds = float(np.mean(values)), len(values)
+    if seeds == 1:
+        return {"mean": mean}
+    std = float(np.std(values, ddof=1))
+    half = float(special.stdtrit(seeds - 1, 0.975)) * std / seeds**0.5  # Student's t
+    return {"mean": mean, "std": std, "interval_95": [mean - half, mean + half]}
 
 
 def summarise(
     runs: Mapping[str, Sequence[Sequence[simulation.Record]]], target: float = 0.0
 ) -> dict:
-    """Computes mean and spread over seeds of every figure of every algorithm.
+    """Computes mean and deviation over seeds of every figure of every algorithm.
 
     Args:
       runs: algorithm -> seeds -> records.
       target: accuracy whose rounds and hours are wanted, too; 0: none.
 
     Returns:
-      {algorithm: {figure: {"mean": m, "std": s}}}, without "std" where there is one
-      seed; the total upload_bytes a plain mean, and tier_accuracy by tier.
+      {algorithm: {figure: {"mean": m, "std": s, "interval_95": [low, high]}}}, s being
+      the sample's, m alone where there is one seed; the total upload_bytes a plain
+      mean, and tier_accuracy and tier_test_accuracy by tier.
     """
     summary: dict[str, dict[str, Any]] = {}
     for name, seeds in runs.items():
@@ -155,10 +211,14 @@ def summarise(
             if all(key in f for f in figures)
         }
         summary[name]["upload_bytes"] = summary[name]["upload_bytes"]["mean"]
-        last = [
-            simulation.final_evaluation(records)["tier_accuracy"] for records in seeds
-        ]
-        summary[name]["tier_accuracy"] = {
-            tier: float(np.mean([tiers[tier] for tiers in last])) for tier in last[0]
-        }
+        last = [simulation.final_evaluation(records) for records in seeds]
+        for key in ("tier_accuracy", "tier_test_accuracy"):
+            if all(key in record for record in last):
+                summary[name][key] = _by_tier([record[key] for record in last])
     return summary
+
+
+def _by_tier(seeds: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Averages over the seeds that have the tier."""
+    names = dict.fromkeys(name for tiers in seeds for name in tiers)
+    return {n: float(np.mean([t[n] for t in seeds if n in t])) for n in names}

@@ -7,21 +7,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from absl import flags
 
 from experiments import config as configs
-from experiments import dry_run, experiment, main
+from experiments import define, dry_run, experiment, main, progress
 from fljax import simulation
 
 configs.define_flags()
 for _module in (configs, main):
     flags.adopt_module_key_flags(_module)  # `--help` lists them
-_TENSORBOARD = flags.DEFINE_bool("tensorboard", True, "Write TensorBoard events.")
-_CHECKPOINT_EVERY = flags.DEFINE_integer(
-    "checkpoint_every", 1, "Rounds between checkpoints.", lower_bound=1
+_TENSORBOARD = define.boolean("tensorboard", True, "Write TensorBoard events.")
+_CHECKPOINT_EVERY = define.number(
+    "checkpoint_every", 1, "Rounds between checkpoints.", least=1
 )
 
-_DRY_RUN = flags.DEFINE_bool(
+_DRY_RUN = define.boolean(
     "dry_run",
     False,
     "Only say what the run will cost: programs, memory, time, upload; and who will "
@@ -32,14 +34,14 @@ _DRY_RUN = flags.DEFINE_bool(
 def _main() -> None:
     config = configs.from_flags(flags.FLAGS)
     workdir = main.WORKDIR.value or None
-    ready = experiment.build(config, workdir=workdir, cache=main.DATA_CACHE.value)
+    ready = experiment.build(config, workdir=workdir, cache=main.data_cache())
     if _DRY_RUN.value:
-        cost = dry_run.estimate(config, ready)
+        with progress.Steps() as tell:
+            cost = dry_run.estimate(ready, tell)
         if main.is_first():
-            print(dry_run.show(cost))
+            print("\n".join((*(f"note: {n}" for n in ready.notes), dry_run.show(cost))))
         return
     records = experiment.run(
-        config,
         ready,
         workdir,
         _TENSORBOARD.value,
@@ -49,11 +51,17 @@ def _main() -> None:
     if not main.is_first():
         return
     last = simulation.final_evaluation(records)
-    tiers = ", ".join(f"{k} {v:.4f}" for k, v in last["tier_accuracy"].items())
+    own = last.get("tier_test_accuracy")
     print(
         f"after {last['round'] + 1} rounds: test accuracy {last['test_accuracy']:.4f}, "
-        f"test loss {last['test_loss']:.4f}, tiers {tiers}"
+        f"test loss {last['test_loss']:.4f}, tiers by class mix "
+        f"{_listed(last['tier_accuracy'])}"
+        + (f", on their own test examples {_listed(own)}" if own else "")
     )
+
+
+def _listed(tiers: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {accuracy:.4f}" for name, accuracy in tiers.items())
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import numpy as np
 
 from experiments import config as configs
 from experiments import experiment
-from fljax import types
+from fljax import mesh, types
 from fljax.data import partition
 
 
@@ -119,10 +119,9 @@ def build_population(load: Workload, settings: configs.Config, examples: int):
     few = dataclasses.replace(settings, num_clients=settings.clients_per_round)
     fed = experiment.build(few, random_data(load, examples)).federation
     generator = np.random.default_rng(1)
-    size = (population, load.examples)
-    shards = partition.Shards(
-        generator.integers(0, examples, size, np.int32),
-        np.full(population, load.examples, np.int32),
-    )
+    sizes = np.full(population, load.examples)
+    order = generator.integers(0, examples, sizes.sum(), np.int32)
+    shards = partition.index_table(partition.Split(order, sizes))
+    shards = shards._replace(indices=mesh.replicate(fed.layout.devices, shards.indices))
     devices = fed.population.fleet._replace(row=np.zeros(population, np.int32))
     return fed.having(shards=shards, fleet=devices)

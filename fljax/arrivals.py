@@ -74,7 +74,8 @@ class Outcome(NamedTuple):
         those for who was sent home.
       started: how many began.
       timeline: after the round.
-      events: what went wrong -> client numbers.
+      events: what went wrong -> client numbers: faults of those in `finished`, `stale`
+        ones among these, and who was `late` for this round, to be carried or not.
     """
 
     arrived: Work
@@ -99,12 +100,12 @@ def empty(slots: int) -> Work:
     )
 
 
-def slots(rules: clock.Clock, clients_per_round: int) -> int:
-    """Counts the clients that may be at work when a round ends."""
+def slots(rules: clock.Clock, clients_per_round: int, clients: int) -> int:
+    """Counts the clients, of so many, that may be at work when a round ends."""
     if rules.buffer:
         return clients_per_round
-    most = chosen(rules, clients_per_round)
-    return most * max(rules.max_staleness, 1) if rules.late == "carry" else 0
+    most = chosen(rules, clients_per_round) * max(rules.max_staleness, 1)
+    return min(most, clients) if rules.late == "carry" else 0
 
 
 def chosen(rules: clock.Clock, clients_per_round: int) -> int:
@@ -112,16 +113,20 @@ def chosen(rules: clock.Clock, clients_per_round: int) -> int:
     return int(np.ceil(clients_per_round * rules.over_selection - 1e-9))
 
 
-def most_arrivals(rules: clock.Clock, clients_per_round: int) -> int:
-    """Bounds the updates of one round: the size of its compiled cohort."""
+def most_arrivals(rules: clock.Clock, clients_per_round: int, clients: int) -> int:
+    """Bounds the updates of one round: the size of its compiled cohort.
+
+    A client that is at work is not drawn again, so each arrives once at most.
+    """
     if rules.buffer:
         return rules.buffer
-    return chosen(rules, clients_per_round) + slots(rules, clients_per_round)
+    late = slots(rules, clients_per_round, clients)
+    return min(chosen(rules, clients_per_round) + late, clients)
 
 
-def init(rules: clock.Clock, clients_per_round: int) -> Timeline:
+def init(rules: clock.Clock, clients_per_round: int, clients: int) -> Timeline:
     """Starts the clock with nobody at work."""
-    return Timeline(np.zeros(()), empty(slots(rules, clients_per_round)))
+    return Timeline(np.zeros(()), empty(slots(rules, clients_per_round, clients)))
 
 
 def take(work: Work, rows: np.ndarray) -> Work:
@@ -180,16 +185,16 @@ def synchronous(
     landed = flight.finish <= end
     stale = ~landed & (round_index + 1 - flight.versions > rules.max_staleness)
     staying = take(flight, ~landed & ~stale)
-    events = failures.events(work.ids, work.faults)
-    if late.any():
-        events["late"] = sorted(work.ids[late].tolist())
-    if stale.any():
-        events["stale"] = sorted(flight.ids[stale].tolist())
     carried = late & (rules.late == "carry")
     staying = join(staying, take(work, carried))
     free = empty(len(timeline.flight.ids) - len(staying.ids))
     arrived = join(take(work, in_time), take(flight, landed))
     finished = join(take(work, ~carried), take(flight, landed | stale))
+    events = failures.events(finished.ids, finished.faults)
+    if late.any():
+        events["late"] = sorted(work.ids[late].tolist())
+    if stale.any():
+        events["stale"] = sorted(flight.ids[stale].tolist())
     return Outcome(
         arrived, finished, _spent(finished, end), len(work.ids),
         Timeline(np.array(end), join(staying, free)), events,

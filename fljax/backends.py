@@ -1,4 +1,4 @@
-"""What kind of backend programs are made for: some forms are fast on one kind alone."""
+"""What programs are made for: some forms are fast, or exact, on one backend alone."""
 
 from __future__ import annotations
 
@@ -6,6 +6,10 @@ import functools
 import pathlib
 
 import jax
+import jax.numpy as jnp
+from jax import lax
+
+from fljax import types
 
 _CACHE = pathlib.Path("/sys/devices/system/cpu/cpu0/cache")
 
@@ -17,6 +21,23 @@ def accelerated() -> bool:
     images; on CPU such a pass is not vectorised, and loops keep tensors in the cache.
     """
     return jax.default_backend() != "cpu"
+
+
+def opaque(x: types.Array, positive: types.Array) -> types.Array:
+    """Returns float32 x, of which no compiler can tell where it comes from.
+
+    So a product is not fused with the sum that follows (LLVM looks past barriers), nor
+    a division by a constant turned into a product with its reciprocal.
+
+    Args:
+      x: any shape.
+      positive: above 0, which is known here alone: x takes on its sign bit.
+
+    Returns:
+      x, of the shape that both broadcast to.
+    """
+    bits, sign = (lax.bitcast_convert_type(a, jnp.int32) for a in (x, positive))
+    return lax.bitcast_convert_type(bits | (sign & jnp.int32(-(2**31))), jnp.float32)
 
 
 @functools.cache

@@ -29,6 +29,7 @@ from __future__ import annotations
 
 import hashlib
 import pathlib
+import re
 import struct
 from concurrent import futures
 from typing import Any, NamedTuple, Self
@@ -37,13 +38,23 @@ import jax
 import numpy as np
 from flax import serialization
 
-from fljax import types, writers
+from fljax import durable, types, writers
 
 _CHECKPOINTS = "checkpoints"
 _MAGIC = b"fljaxckp"
-_FORMAT = 2
+_FORMAT = 3  # 2 had plans in three numbers
 _FRONT = struct.Struct("<8sIQQ")  # magic, format version, round, payload bytes
 _DIGEST_BYTES = hashlib.sha256().digest_size
+_UNKNOWN = bytes(_DIGEST_BYTES)
+_MOST_ROUNDS = 2**31 - 1
+_NAME = re.compile(r"round_(\d+)\.ckpt")
+
+
+class Origin(NamedTuple):
+    """Where a checkpoint comes from; zeros: unknown."""
+
+    run: bytes = _UNKNOWN  # digest of the run's name
+    records: bytes = _UNKNOWN  # of all records before it, as of `writers.History`
 
 
 class Restored(NamedTuple):
@@ -55,9 +66,13 @@ class Restored(NamedTuple):
 
 
 def save(
-    folder: writers.Folder, round: int, state: types.Tree, keep: int = 2
+    folder: writers.Folder,
+    round: int,
+    state: types.Tree,
+    keep: int = 2,
+    records: bytes = _UNKNOWN,
 ) -> pathlib.Path:
-    """Write a checkpoint and remove old ones.
+    """Write a checkpoint and remove old ones; records before it are durable then.
 
     Args:
       folder: path of a run folder that this process holds.
@@ -65,6 +80,7 @@ def save(
       state: pytree of arrays and python numbers; no typed PRNG keys.
       keep: how many checkpoints stay, this one included. Those of later rounds go:
         they were passed over when this run resumed.
+      records: digest of the records of all rounds before, `MetricsWriter.digest`.
 
     Returns:
       The path of the checkpoint.
@@ -76,22 +92,32 @@ def save(
         raise ValueError(f"keep must be at least 1, got {keep}")
     path = pathlib.Path(folder) / _CHECKPOINTS / f"round_{round:08d}.ckpt"
     path.parent.mkdir(exist_ok=True)
-    writers.replace_file(path, _encode(round, state))
+    writers.sync_records(folder)
+    origin = Origin(_run(writers.run_name(folder)), records)
+    durable.replace(path, _encode(round, origin, state))
     checkpoints = _checkpoints(folder)
-    kept = [other for other in checkpoints if other <= path][-keep:]
+    lowest = min(round, 1)  # the start is no end to fall back to
+    kept = [other for number, other in checkpoints if lowest <= number <= round][-keep:]
     leftovers = path.parent.glob("*.tmp")  # of a kill in the middle of a write
-    for stale in {*checkpoints, *leftovers} - {*kept}:
-        stale.unlink()
+    for stale in {*(other for _, other in checkpoints), *leftovers} - {*kept}:
+        if stale.is_file():
+            stale.unlink()
     return path
 
 
-def restore(folder: writers.Folder, template: types.Tree) -> Restored | None:
-    """Read the newest checkpoint that is whole and fits the template.
+def restore(
+    folder: writers.Folder,
+    template: types.Tree,
+    history: writers.History | None = None,
+) -> Restored | None:
+    """Read the newest checkpoint that is whole, this run's and fits the template.
 
     Args:
       folder: path of a run folder.
       template: a state, or `jax.eval_shape` of one; its values are not used. Leaves
         come back as jax arrays, placed alike, where it has jax arrays or shapes.
+      history: what the folder has recorded, which has to be whole up to the
+        checkpoint; None: that does not matter.
 
     Returns:
       Round, state and notes, or None if there is no checkpoint.
@@ -100,9 +126,14 @@ def restore(folder: writers.Folder, template: types.Tree) -> Restored | None:
       ValueError: if there are checkpoints and none of them can be used.
     """
     failures: list[str] = []
-    for path in reversed(_checkpoints(folder)):
+    run = _run(history.run if history else writers.run_name(folder))
+    for number, path in reversed(_checkpoints(folder)):
         try:
-            round, state = _decode(path.read_bytes(), template)
+            round, origin, payload = _decode(durable.read(path))
+            if round != number:
+                raise ValueError(f"says that it is of round {round}")
+            _check_origin(round, origin, run, history)
+            state = _fit(_unpacked(payload), template)
         except (OSError, ValueError) as error:
             failures.append(f"{path.name}: {error}")
             continue
@@ -116,21 +147,44 @@ def restore(folder: writers.Folder, template: types.Tree) -> Restored | None:
     return None
 
 
-def _checkpoints(folder: writers.Folder) -> list[pathlib.Path]:
-    """List the checkpoints of a run folder, oldest round first."""
-    return sorted((pathlib.Path(folder) / _CHECKPOINTS).glob("round_*.ckpt"))
+def _checkpoints(folder: writers.Folder) -> list[tuple[int, pathlib.Path]]:
+    """List the checkpoints of a run folder with their rounds, oldest first."""
+    paths = (pathlib.Path(folder) / _CHECKPOINTS).glob("round_*.ckpt")
+    return sorted(
+        (int(name[1]), path) for path in paths if (name := _NAME.fullmatch(path.name))
+    )
 
 
-def _encode(round: int, state: types.Tree) -> bytes:
-    """Lay out a checkpoint: front, sha256 of all else, msgpack of path -> leaf."""
+def _run(name: str) -> bytes:
+    return hashlib.sha256(name.encode()).digest() if name else _UNKNOWN
+
+
+def _check_origin(
+    round: int, origin: Origin, run: bytes, history: writers.History | None
+) -> None:
+    """Raise a ValueError if a checkpoint is another run's or records are missing."""
+    if _UNKNOWN not in (origin.run, run) and origin.run != run:
+        raise ValueError("is of another run")
+    if history is None:
+        return
+    whole = len(history.digests) - 1
+    if round > whole:
+        lost = f"{whole}" if round == whole + 1 else f"{whole} to {round - 1}"
+        raise ValueError(f"metrics.jsonl lacks whole records of rounds {lost}")
+    if origin.records not in (_UNKNOWN, history.digests[round]):
+        raise ValueError("metrics.jsonl has other records than those it was saved with")
+
+
+def _encode(round: int, origin: Origin, state: types.Tree) -> bytes:
+    """Lay out a checkpoint: front, sha256 of all else, origin, path -> leaf."""
     leaves = jax.device_get(_by_path(state))
-    payload = serialization.msgpack_serialize(leaves, in_place=True)
+    payload = b"".join(origin) + serialization.msgpack_serialize(leaves, in_place=True)
     front = _FRONT.pack(_MAGIC, _FORMAT, round, len(payload))
     return b"".join((front, _digest(front, payload), payload))
 
 
-def _decode(data: bytes, template: types.Tree) -> tuple[int, types.Tree]:
-    """Undo `_encode`; a ValueError says what is wrong."""
+def _decode(data: bytes) -> tuple[int, Origin, bytes]:
+    """Undo `_encode` up to the leaves; a ValueError says what is wrong."""
     front, rest = data[: _FRONT.size], data[_FRONT.size :]
     digest, payload = rest[:_DIGEST_BYTES], rest[_DIGEST_BYTES:]
     if len(digest) < _DIGEST_BYTES:
@@ -144,7 +198,21 @@ def _decode(data: bytes, template: types.Tree) -> tuple[int, types.Tree]:
         raise ValueError(f"truncated: {len(payload)} of {size} payload bytes")
     if digest != _digest(front, payload):
         raise ValueError("damaged (wrong sha256)")
-    return round, _fit(serialization.msgpack_restore(payload), template)
+    if round > _MOST_ROUNDS:
+        raise ValueError(f"of round {round}, there are at most {_MOST_ROUNDS}")
+    run, records = payload[:_DIGEST_BYTES], payload[_DIGEST_BYTES : 2 * _DIGEST_BYTES]
+    return round, Origin(run, records), payload[2 * _DIGEST_BYTES :]
+
+
+def _unpacked(payload: bytes) -> dict[str, Any]:
+    """Read the leaves by path."""
+    try:
+        leaves = serialization.msgpack_restore(payload)
+    except Exception as error:  # anything, from msgpack or from what makes the arrays
+        raise ValueError(f"holds no state ({error})") from error
+    if not isinstance(leaves, dict) or not all(isinstance(k, str) for k in leaves):
+        raise ValueError("holds no state")
+    return leaves
 
 
 def _digest(front: bytes, payload: bytes) -> bytes:
@@ -211,19 +279,20 @@ class AsyncCheckpointer:
         self._worker = futures.ThreadPoolExecutor(max_workers=1)
         self._flying: futures.Future[pathlib.Path] | None = None
 
-    def save(self, round: int, state: types.Tree) -> None:
+    def save(self, round: int, state: types.Tree, records: bytes = _UNKNOWN) -> None:
         """Begin a checkpoint as the function `save`; waits for the one before it.
 
         Args:
           round: the next round to run from this state.
           state: pytree; its buffers may be donated or changed after this returns.
+          records: digest of the records of all rounds before.
 
         Raises:
           OSError: if the write before failed; whatever it raised is raised here.
         """
         self.wait()
         self._flying = self._worker.submit(
-            save, self._folder, round, _snapshot(state), self._keep
+            save, self._folder, round, _snapshot(state), self._keep, records
         )
 
     def wait(self) -> None:

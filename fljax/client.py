@@ -8,6 +8,7 @@ from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import lax
 
@@ -194,6 +195,47 @@ def steps_of(count, training: Training):
 def fitting(training: Training, capacity: int) -> Training:
     """Makes batches no larger than a shard can be; the rest would all be padding."""
     return training._replace(batch_size=min(training.batch_size, capacity))
+
+
+# What a slot of a shuffle takes, of what a row of a batch does: a third in the smallest
+# network, a hundredth in a small convolutional one.
+_SLOT = 1 / 16
+
+
+def capacities(counts: np.ndarray, batch_size: int) -> np.ndarray:
+    """Chooses how many examples the program of each client has room for.
+
+    A program shuffles as many slots as it has room for, and its batches are no larger,
+    so that small clients beside a large one want programs of their own. One more
+    has to be worth its compilation: it halves what a mean client takes.
+
+    Args:
+      counts: [N] examples of the clients.
+      batch_size: of a local step.
+
+    Returns:
+      [N], each at least the count; few different ones, each the count of a client.
+    """
+    sizes, number = np.unique(counts, return_counts=True)
+
+    def rounded(rooms: set[int]) -> np.ndarray:
+        most = np.array(sorted(rooms))
+        return most[np.searchsorted(most, sizes)]
+
+    def cost(rooms: set[int]) -> float:
+        room = rounded(rooms)
+        batch = np.minimum(batch_size, room)
+        return float(number @ (-(-sizes // batch) * batch + _SLOT * room))
+
+    edges = 4 ** np.arange(1 + int(np.log2(sizes[-1])) // 2)
+    below = np.maximum(np.searchsorted(sizes, edges, side="right") - 1, 0)
+    candidates = [{int(sizes[i])} for i in below]
+    chosen, better = {int(sizes[-1])}, True
+    while better:
+        best = min((chosen | more for more in candidates), key=cost)
+        better = cost(best) <= cost(chosen) / 2
+        chosen = best if better else chosen
+    return rounded(chosen)[np.searchsorted(sizes, counts)]
 
 
 def shuffle(key: types.Key, capacity: int, count: types.Array) -> types.Array:

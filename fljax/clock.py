@@ -9,43 +9,37 @@ Legend: K clients of a draw, A arrivals of a round.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 
 import numpy as np
 
-from fljax import costs, failures, fleet, types
+from fljax import bounds, costs, failures, fleet, types
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Clock:
     """What time costs, and how long the server waits."""
 
-    # A step of the full network at speed 1; 0: the fleet's, the table's, or counted.
-    step_seconds: float = 0.0
-    upload_rate: float = 0.0  # bytes a second at bandwidth 1; 0: the fleet's, or 1e6
-    download_rate: float = 0.0  # likewise; 0: the fleet's, or 4e6
+    # A step of the full network at speed 1; None: the fleet's, the table's, or counted.
+    step_seconds: float = bounds.field(None, kind=float, least=0.0, most=1e9)
+    # Bytes a second at bandwidth 1, up to infinity; None: the fleet's, or 1e6 and 4e6.
+    upload_rate: float = bounds.field(None, kind=float, least=1e-3, most=math.inf)
+    download_rate: float = bounds.field(None, kind=float, least=1e-3, most=math.inf)
     # Of a round, in rounds of a client of 1.0 with the mean of the data; 0: none.
-    deadline: float = 0.0
-    over_selection: float = 1.0  # so many times the wanted clients are chosen
+    deadline: float = bounds.field(0.0, off=True, least=1e-6, most=1e6)
+    # So many times the wanted clients are chosen.
+    over_selection: float = bounds.field(1.0, least=1, most=1000)
     late: str = "drop"  # or "carry" an update over into the round that it arrives in
-    buffer: int = 0  # arrivals that the server steps after; 0: synchronous rounds
-    max_staleness: int = 10  # server steps after which an update is thrown away
-    staleness_power: float = 0.5  # an update t steps old weighs (1 + t) ** -power
+    # Arrivals that the server steps after; 0: synchronous rounds.
+    buffer: int = bounds.field(0, least=0)
+    # Server steps after which an update is thrown away; so many networks are kept.
+    max_staleness: int = bounds.field(10, least=0, most=1000)
+    # An update t steps old weighs (1 + t) ** -power.
+    staleness_power: float = bounds.field(0.5, least=0, most=100)
 
     def __post_init__(self):
-        for name, least in (
-            ("step_seconds", 0),
-            ("upload_rate", 0),
-            ("download_rate", 0),
-            ("deadline", 0),
-            ("over_selection", 1),
-            ("buffer", 0),
-            ("max_staleness", 0),
-            ("staleness_power", 0),
-        ):
-            value = getattr(self, name)
-            if not least <= value or (value == np.inf and not name.endswith("rate")):
-                raise ValueError(f"expected {name} of {least} or more, got {value}")
+        bounds.check(self)
         if self.late not in ("drop", "carry"):
             raise ValueError(f"expected late to be drop or carry, got {self.late!r}")
         if self.late == "carry" and self.max_staleness < 1:
@@ -85,14 +79,14 @@ def resolve(
     """Fills in what the clock leaves open.
 
     Args:
-      clock: zeros are open.
+      clock: None is open.
       reference: the fleet's.
       table: of costs.
       counts: of the blocks, for one example.
       batch: examples of a step.
 
     Returns:
-      The clock without zeros among its rates.
+      The clock without None among its rates.
     """
     macs = sum(count.macs + count.depthwise_macs for count in counts)
     counted = 6 * macs * batch / OPERATIONS_PER_SECOND
@@ -100,10 +94,15 @@ def resolve(
     measured = reference.step_seconds or tabled
     return dataclasses.replace(
         clock,
-        step_seconds=clock.step_seconds or measured or counted,
-        upload_rate=clock.upload_rate or reference.upload_rate or 1e6,
-        download_rate=clock.download_rate or reference.download_rate or 4e6,
+        step_seconds=_first(clock.step_seconds, measured or counted),
+        upload_rate=_first(clock.upload_rate, reference.upload_rate, 1e6),
+        download_rate=_first(clock.download_rate, reference.download_rate, 4e6),
     )
+
+
+def _first(*values: float | None) -> float:
+    """Gives the first that is known."""
+    return next(value for value in values if value is not None)
 
 
 def durations(

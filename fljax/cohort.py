@@ -20,17 +20,19 @@ class Clients(NamedTuple):
     """The cohort; shared by all devices.
 
     Attributes:
+      indices: int32, the examples of all clients of the run, one after the other.
       ids: [K] int32, client numbers.
-      indices: [K, capacity] int32, their examples.
-      counts: [K] int32, how many are real.
+      starts: [K] int32, where their examples begin.
+      counts: [K] int32, how many they are.
       weights: [K] float32.
       tampering: [K] float32, what goes wrong with an update: its factor.
       scales: [K] float32, how much of an update is taken: less of a stale one.
       windows: [K, 2] int32, first and last block that they train.
     """
 
-    ids: types.ArrayLike
     indices: types.ArrayLike
+    ids: types.ArrayLike
+    starts: types.ArrayLike
     counts: types.ArrayLike
     weights: types.ArrayLike
     tampering: types.ArrayLike
@@ -124,7 +126,7 @@ def gather(
       windows: [A, 2] of the clients; None: no program asks for them.
 
     Returns:
-      The cohort in host memory, [K].
+      The cohort in host memory, [K]; the examples lie where they lay.
     """
     number = len(ids)
     padding = (0, (number if size is None else size) - number)
@@ -136,9 +138,10 @@ def gather(
     if windows is None:
         windows = np.zeros((number, 2))
     return Clients(
+        indices=shards.indices,
         ids=padded.astype(np.int32),
-        indices=shards.indices[padded],
-        counts=shards.counts[padded].astype(np.int32),
+        starts=shards.starts[padded],
+        counts=shards.counts[padded],
         weights=weights[padded].astype(np.float32),
         tampering=filled(factors.tampering),
         scales=filled(factors.scales),

@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -21,7 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import optimize
 
-from fljax import costs, generic_costs, plans, types, writers
+from fljax import costs, generic_costs, plans, reading, types, writers
 
 # The terms of a step's time. A trained block makes three passes over its work (forward,
 # gradients of the weights and of the input), a block after the window two, one before
@@ -57,7 +58,7 @@ GENERIC = "generic"  # the prices of `generic_costs`, which are of no machine
 class DeviceClass:
     """What the terms of a step cost on a kind of device.
 
-    Only ratios matter to a cost table. Invariant: finite, none negative, some positive.
+    Only ratios matter to a cost table. Invariant: from 0 to 1e9, some positive.
     """
 
     name: str
@@ -69,12 +70,12 @@ class DeviceClass:
         for field, terms in (("time", TIME), ("memory", MEMORY)):
             prices = getattr(self, field)
             good = len(prices) == len(terms) and all(
-                math.isfinite(price) and price >= 0 for price in prices
+                0 <= price <= reading.AMOUNTS[1] for price in prices
             )
             if not good or not any(prices):
                 raise ValueError(
                     f"device class {self.name}: expected {len(terms)} prices of "
-                    f"{field}, finite, none negative, not all 0, got {prices}"
+                    f"{field}, from 0 to 1e9, not all 0, got {prices}"
                 )
 
 
@@ -100,19 +101,15 @@ def load_class(name_or_path: str | pathlib.Path) -> DeviceClass:
       ValueError: if there is neither such a name nor such a file, or it holds no class.
     """
     shipped = json.loads(_SHIPPED.read_text(encoding="utf-8"))
-    name, path = str(name_or_path), pathlib.Path(name_or_path)
+    name, path = str(name_or_path), os.fspath(name_or_path)
     if name in shipped:
         return _read_class(name, shipped[name])
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise ValueError(
             f"expected {GENERIC}, a class ({', '.join(shipped)}) or a JSON file, "
             f"got {name!r}"
         )
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # also what a file that is not UTF-8 raises
-        raise ValueError(f"{path}: expected JSON, got: {error}") from error
-    return _read_class(str(path), content)
+    return _read_class(name, reading.read_json(path))
 
 
 def _read_class(name: str, content: Any) -> DeviceClass:
@@ -121,13 +118,12 @@ def _read_class(name: str, content: Any) -> DeviceClass:
     for field, terms in (("time", TIME), ("memory", MEMORY)):
         given: Any = content.get(field) if isinstance(content, dict) else None
         numbers = isinstance(given, dict) and all(
-            isinstance(price, int | float) and not isinstance(price, bool)
-            for price in given.values()
+            map(reading.is_number, given.values())
         )
         if not numbers or given.keys() != set(terms):
             raise ValueError(
                 f"{name}: expected prices of {field} by term ({', '.join(terms)}), "
-                f"got {given!r}"
+                f"got {reading.short(given)}"
             )
         prices[field] = tuple(float(given[term]) for term in terms)
     return DeviceClass(name=name, note=str(content.get("note", "")), **prices)

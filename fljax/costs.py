@@ -17,7 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from fljax import plans, writers
+from fljax import plans, reading, writers
+
+_MOST = 2**31  # whole numbers of a table are below
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -98,37 +100,33 @@ def _check_windows(table: CostTable) -> None:
 
 
 def _check_costs(table: CostTable) -> None:
-    """Raise at the first cost that is not a positive, finite number."""
+    """Raise at the first cost that is not from 1e-9 to 1e9."""
     for name in ("time", "upload", "memory"):
         cost = getattr(table, name)
-        bad = ~(np.isfinite(cost) & (cost > 0))
+        bad = ~((cost >= reading.AMOUNTS[0]) & (cost <= reading.AMOUNTS[1]))
         if bad.any():
             row = int(np.argmax(bad))
             raise ValueError(
-                f"{table.source}: expected a positive, finite {name} for window "
+                f"{table.source}: expected {name} from 1e-9 to 1e9 for window "
                 f"{_name(table, row)}, got {cost[row]}"
             )
     for name in ("full_step_seconds", "full_step_memory_gb"):
         value = getattr(table, name)
-        if value is not None and not (_is_number(value) and 0 < value < math.inf):
+        if value is not None and not reading.is_amount(value):
             raise ValueError(
-                f"{table.source}: expected a positive, finite {name} or none, "
-                f"got {value!r}"
+                f"{table.source}: expected {name} from 1e-9 to 1e9 or none, "
+                f"got {reading.short(value)}"
             )
-    if type(table.batch) is not int or table.batch < 1:
+    if type(table.batch) is not int or not 1 <= table.batch < _MOST:
         raise ValueError(
             f"{table.source}: expected batch_size to be a positive integer, got "
-            f"{table.batch!r}"
+            f"{reading.short(table.batch)}"
         )
 
 
 def _name(table: CostTable, row: int) -> str:
     """Name the window of a row as a plan would."""
     return "-".join(map(str, table.windows[row]))
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def load(path: str | pathlib.Path) -> CostTable:
@@ -147,7 +145,7 @@ def load(path: str | pathlib.Path) -> CostTable:
     Raises:
       ValueError: if the file is missing or not as described; names the file.
     """
-    content = _read_json(pathlib.Path(path))
+    content = reading.read_json(path)
     if not isinstance(content, dict):
         raise ValueError(
             f"{path}: expected a JSON object, got a {type(content).__name__}"
@@ -155,12 +153,13 @@ def load(path: str | pathlib.Path) -> CostTable:
     for key in ("blocks", "windows"):
         if key not in content:
             raise ValueError(
-                f"{path}: expected the keys blocks and windows, got {sorted(content)}"
+                f"{path}: expected the keys blocks and windows, got "
+                f"{reading.short(sorted(content))}"
             )
-    if type(content["blocks"]) is not int or content["blocks"] < 1:
+    if type(content["blocks"]) is not int or not 1 <= content["blocks"] < _MOST:
         raise ValueError(
-            f"{path}: expected blocks to be a positive integer, "
-            f"got {content['blocks']!r}"
+            f"{path}: expected blocks to be a positive integer, got "
+            f"{reading.short(content['blocks'])}"
         )
     rows = _checked_rows(path, content["windows"])
     return CostTable(
@@ -176,16 +175,6 @@ def load(path: str | pathlib.Path) -> CostTable:
     )
 
 
-def _read_json(path: pathlib.Path) -> Any:
-    """Parse a file as JSON; a missing or broken one is a one-line ValueError."""
-    if not path.is_file():
-        raise ValueError(f"{path}: expected a cost table as a JSON file, found no file")
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # also what a file that is not UTF-8 raises
-        raise ValueError(f"{path}: expected JSON, got: {error}") from error
-
-
 def _checked_rows(path: str | pathlib.Path, rows: Any) -> list[list[float]]:
     """Raise unless rows is a filled list of [int, int, number, number, number]."""
     if not isinstance(rows, list) or not rows:
@@ -194,12 +183,12 @@ def _checked_rows(path: str | pathlib.Path, rows: Any) -> list[list[float]]:
         if (
             not isinstance(row, list)
             or len(row) != 5
-            or not all(type(value) is int for value in row[:2])
-            or not all(_is_number(value) for value in row[2:])
+            or not all(type(value) is int and abs(value) < _MOST for value in row[:2])
+            or not all(reading.is_number(value) for value in row[2:])
         ):
             raise ValueError(
                 f"{path}: expected [first, last, time, upload, memory] with whole "
-                f"first and last, got {row!r} in row {number} of windows"
+                f"first and last, got {reading.short(row)} in row {number} of windows"
             )
     return rows
 

@@ -12,7 +12,6 @@ million clients are one integer array.
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import pathlib
 import re
@@ -21,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from fljax import host_random, types
+from fljax import host_random, reading, types
 
 Limit = float | tuple[float, float]  # a constant, or uniform in [low, high)
 
@@ -51,18 +50,19 @@ class Tier:
     watts: float = math.nan  # while it trains; NaN: unknown
 
     def __post_init__(self):
-        if not self.name:
-            raise ValueError("a tier needs a name, got an empty one")
+        if not (self.name and self.name.isprintable()):
+            raise ValueError(f"a tier needs a name in print, got {self.name!r:.60}")
+        small, large = reading.AMOUNTS
         for name, least, most in (
             ("availability", 0, 1),
             ("failure", 0, 1),
-            ("download", math.ulp(0.0), math.inf),
-            ("watts", 0, math.inf),
+            ("download", small, large),
+            ("watts", 0, large),
         ):
             value = getattr(self, name)
             unknown = name == "watts" and math.isnan(value)
-            if not (unknown or least <= value <= most) or value == math.inf:
-                wanted = "from 0 to 1" if most == 1 else "above 0, finite"
+            if not (unknown or least <= value <= most):
+                wanted = f"from {least:g} to {most:g}"
                 raise ValueError(
                     f"tier {self.name!r}: expected {name} {wanted}, got {value}"
                 )
@@ -71,10 +71,10 @@ class Tier:
                 f"tier {self.name!r}: expected a share in (0, 1], got {self.share}"
             )
         for kind, (low, high) in zip(_KINDS, limits(self), strict=True):
-            if not 0 < low <= high < math.inf:
+            if not small <= low <= high <= large:
                 raise ValueError(
-                    f"tier {self.name!r}: expected {kind} as 0 < low <= high, finite, "
-                    f"got {low} to {high}"
+                    f"tier {self.name!r}: expected {kind} as {small:g} <= low <= high "
+                    f"<= {large:g}, got {low} to {high}"
                 )
 
 
@@ -254,23 +254,11 @@ def load_tiers(path: str | pathlib.Path) -> tuple[Tier, ...]:
     Raises:
       ValueError: if the file is missing or not as described; names the file.
     """
-    path = pathlib.Path(path)
-    if not path.is_file():
-        raise ValueError(f"{path}: expected tiers as a JSON file, found no file")
-    try:
-        content = _read_json(path)
+    with reading.one_line(str(path)):
+        content = reading.read_json(path)
         tiers = tuple(_tier_of_json(entry) for entry in _entries(content))
         check_tiers(tiers)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
     return tiers
-
-
-def _read_json(path: pathlib.Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"expected JSON, got: {error}") from error
 
 
 def _entries(content: Any) -> list[Any]:
@@ -289,13 +277,17 @@ def _tier_of_json(entry: Any) -> Tier:
     ):
         raise ValueError(
             f"expected a tier with the keys {list(keys)}, and any of {list(others)}, "
-            f"got {entry!r}"
+            f"got {reading.short(entry)}"
         )
     more = {name: entry[name] for name in others if name in entry}
-    if not all(map(_is_number, more.values())):
-        raise ValueError(f"expected numbers for {list(more)}, got {entry!r}")
-    if not isinstance(entry["name"], str) or not _is_number(entry["share"]):
-        raise ValueError(f"expected a text as name, a number as share, got {entry!r}")
+    if not all(map(reading.is_number, more.values())):
+        raise ValueError(
+            f"expected numbers for {list(more)}, got {reading.short(entry)}"
+        )
+    if not isinstance(entry["name"], str) or not reading.is_number(entry["share"]):
+        raise ValueError(
+            f"expected a text as name, a number as share, got {reading.short(entry)}"
+        )
     time, upload, memory = (_limit_of_json(entry[kind]) for kind in _KINDS)
     return Tier(
         name=entry["name"],
@@ -309,12 +301,14 @@ def _tier_of_json(entry: Any) -> Tier:
 
 def _limit_of_json(value: Any) -> Limit:
     """Read a number or [low, high]."""
-    if _is_number(value):
+    if reading.is_number(value):
         return float(value)
-    if isinstance(value, list) and len(value) == 2 and all(map(_is_number, value)):
+    if (
+        isinstance(value, list)
+        and len(value) == 2
+        and all(map(reading.is_number, value))
+    ):
         return (float(value[0]), float(value[1]))
-    raise ValueError(f"expected a limit as number or [low, high], got {value!r}")
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    raise ValueError(
+        f"expected a limit as number or [low, high], got {reading.short(value)}"
+    )

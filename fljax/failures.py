@@ -12,7 +12,7 @@ import enum
 
 import numpy as np
 
-from fljax import devices
+from fljax import bounds, devices
 
 FAULT_TAG = 0xFFFF0023  # see devices.BUDGET_TAG
 
@@ -44,24 +44,18 @@ TAMPERED = {Fault.NONFINITE: np.nan, Fault.HUGE: 1e6}
 class Rates:
     """Probabilities of the faults, for each client and round; at most one happens."""
 
-    drop: float = 0.0  # a third each before, during and after training
-    lost: float = 0.0
-    truncated: float = 0.0
-    duplicated: float = 0.0
-    delayed: float = 0.0
-    nonfinite: float = 0.0
-    huge: float = 0.0
-    delay: float = 1.0  # mean of a delay, in times of a whole round of a device of 1.0
+    drop: float = bounds.field(0.0, most=1)  # a third each before, during and after
+    lost: float = bounds.field(0.0, most=1)
+    truncated: float = bounds.field(0.0, most=1)
+    duplicated: float = bounds.field(0.0, most=1)
+    delayed: float = bounds.field(0.0, most=1)
+    nonfinite: float = bounds.field(0.0, most=1)
+    huge: float = bounds.field(0.0, most=1)
+    # Mean of a delay, in times of a whole round of a device of 1.0.
+    delay: float = bounds.field(1.0, most=1e6)
 
     def __post_init__(self):
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            most = np.inf if field.name == "delay" else 1
-            if not 0 <= value <= most or value == np.inf:
-                raise ValueError(
-                    f"expected {field.name} of 0 {'or more' if most > 1 else 'to 1'}, "
-                    f"got {value}"
-                )
+        bounds.check(self)
         if self.delay != 1.0 and not self.delayed:
             raise ValueError("expected delayed above 0 beside delay, how long it is")
         if self.total > 1:

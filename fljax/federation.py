@@ -25,7 +25,7 @@ class Population(NamedTuple):
 
     Attributes:
       data: training data on the device.
-      shards: the clients' examples, in host memory.
+      shards: the clients' examples; their numbers on the device, or put there.
       fleet: the clients' devices.
       failures: what goes wrong, how often.
       table_error: standard deviation of the log of what windows really cost against

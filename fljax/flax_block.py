@@ -18,7 +18,8 @@ class FlaxBlock(nn.Module):
     the gradients of its parameters and their upload, not what int8 saves.
 
     Attributes:
-      module: maps float32 [B, ...] to float32 [B, ...]; parameters are all it has.
+      module: maps float32 [B, ...], or token ids [B, L] int32, to float32 [B, ...];
+        parameters are all it has.
     """
 
     module: nn.Module
@@ -31,7 +32,8 @@ class FlaxBlock(nn.Module):
           ValueError: the module has more than parameters, as batch norms do.
         """
         given = signals.to_float(x)
-        inputs = given.astype(jnp.float32)
+        tokens = jnp.issubdtype(given.dtype, jnp.integer)
+        inputs = given if tokens else given.astype(jnp.float32)
         module = self.module.clone(parent=None)
 
         def init(key: types.Key):
@@ -59,7 +61,7 @@ class FlaxBlock(nn.Module):
         y: Any = module.apply({"params": values}, inputs, rngs=rngs)
         if self.is_mutable_collection("counts"):
             self._count(module, values, inputs, y)
-        y = y.astype(given.dtype)
+        y = y.astype(jnp.float32 if tokens else given.dtype)
         return y if trained else signals.Ranged(y, None)
 
     def _count(self, module: nn.Module, values, x: types.Array, y: types.Array) -> None:

@@ -16,12 +16,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fljax import devices, host_random, types
+from fljax import bounds, devices, host_random, types
 
 # See devices.BUDGET_TAG: uses of a round's key.
 DRIFT_TAG = 0xFFFF0020
 BANDWIDTH_TAG = 0xFFFF0021
 PHASE_TAG = 0xFFFF0022
+
+MOST_DEVIATION = 10.0  # of a logarithm: a factor of e^10 between two devices
 
 
 class DeviceProfile(NamedTuple):
@@ -64,34 +66,28 @@ class Changes:
     The default changes nothing: every round the server knows what is true.
     """
 
-    drift: float = 0.0  # standard deviation of a device's log speed over time
-    drift_rounds: float = 50.0  # server steps after which its speed is another one
-    bandwidth: float = 0.0  # standard deviation of log bandwidth, anew every step
-    diurnal: float = 0.0  # share of the availability that comes and goes with the day
-    day_rounds: float = 100.0  # a day, in whole rounds of a device of 1.0 on the clock
-    refresh: int = 1  # server steps between two looks at the devices
-    refresh_seconds: float = 0.0  # that a look takes before the steps that have one
+    # Standard deviation of a device's log speed over time.
+    drift: float = bounds.field(0.0, most=MOST_DEVIATION)
+    # Server steps after which its speed is another one.
+    drift_rounds: float = bounds.field(50.0, least=1)
+    # Standard deviation of log bandwidth, anew every step.
+    bandwidth: float = bounds.field(0.0, most=MOST_DEVIATION)
+    # Share of the availability that comes and goes with the day.
+    diurnal: float = bounds.field(0.0, most=1)
+    # A day, in whole rounds of a device of 1.0 on the clock.
+    day_rounds: float = bounds.field(100.0, least=2)
+    refresh: int = bounds.field(1, least=1)  # server steps between two looks at devices
+    # That a look takes before the steps that have one.
+    refresh_seconds: float = bounds.field(0.0, most=1e9)
 
     def __post_init__(self):
-        for name, least in (
-            ("drift", 0),
-            ("drift_rounds", 1),
-            ("bandwidth", 0),
-            ("day_rounds", 2),
-            ("refresh", 1),
-            ("refresh_seconds", 0),
-        ):
-            value = getattr(self, name)
-            if not least <= value < np.inf:
-                raise ValueError(f"expected {name} of {least} or more, got {value}")
+        bounds.check(self)
         for name, of in (("drift_rounds", "drift"), ("day_rounds", "diurnal")):
             default = type(self).__dataclass_fields__[name].default
             if getattr(self, name) != default and not getattr(self, of):
                 raise ValueError(
                     f"expected {of} above 0 beside {name}, how long it takes"
                 )
-        if not 0 <= self.diurnal <= 1:
-            raise ValueError(f"expected diurnal from 0 to 1, got {self.diurnal}")
 
 
 class Fleet(NamedTuple):

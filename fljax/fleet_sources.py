@@ -6,8 +6,8 @@ Devices are numbered from the fastest to the slowest, as tiers are, so that
 
 from __future__ import annotations
 
+import collections
 import csv
-import json
 import math
 import pathlib
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from fljax import fleet
+from fljax import fleet, reading
 
 THIRDS = ("fast", "middle", "slow")
 
@@ -32,8 +32,6 @@ _UNITS = {
 COLUMNS = (*_RELATIVE, *_UNITS, *_SHARES, "watts", "tier")
 
 _MEGABIT = 1e6 / 8  # bytes
-
-_MOST = 10.0  # deviation of a logarithm: a factor of e^10 between two devices
 
 
 def _of_columns(
@@ -85,9 +83,9 @@ def lognormal(
       ValueError: a deviation is negative or above 10.
     """
     deviations = (compute, bandwidth, memory)
-    if not all(0 <= value <= _MOST for value in deviations):
+    if not all(0 <= value <= fleet.MOST_DEVIATION for value in deviations):
         raise ValueError(
-            f"expected deviations of 0 or more, at most {_MOST:g}, for compute, "
+            f"expected deviations from 0 to {fleet.MOST_DEVIATION:g} for compute, "
             f"bandwidth and memory, got {deviations}"
         )
     generator = np.random.default_rng([seed, 5])
@@ -129,9 +127,13 @@ def load(path: str | pathlib.Path, num_clients: int) -> fleet.Fleet:
       ValueError: the file is missing or not as described; names file, row and column.
     """
     path = pathlib.Path(path)
-    if not path.is_file():
-        raise ValueError(f"{path}: expected devices as CSV or JSON, found no file")
-    rows = _rows(path)
+    with reading.one_line(str(path)):
+        return _fleet(path, _rows(path), num_clients)
+
+
+def _fleet(
+    path: pathlib.Path, rows: list[dict[str, Any]], num_clients: int
+) -> fleet.Fleet:
     if len(rows) != num_clients:
         raise ValueError(
             f"{path}: expected a row for each of the {num_clients} clients, got "
@@ -161,8 +163,10 @@ def load(path: str | pathlib.Path, num_clients: int) -> fleet.Fleet:
     )
     if "tier" in given:
         labels = [row["tier"] for row in rows]
-        if bad := [label for label in labels if not (label and isinstance(label, str))]:
-            raise ValueError(f"{path}: expected names as tier, got {bad[0]!r}")
+        if bad := [label for label in labels if not _is_name(label)]:
+            raise ValueError(
+                f"{path}: expected names as tier, got {reading.short(bad[0])}"
+            )
         names = tuple(dict.fromkeys(labels))
         tiers = np.array([names.index(label) for label in labels])
     else:
@@ -173,39 +177,47 @@ def load(path: str | pathlib.Path, num_clients: int) -> fleet.Fleet:
     return _of_columns(columns, names, tiers, reference)
 
 
+def _is_name(label: Any) -> bool:
+    return isinstance(label, str) and label != "" and label.isprintable()
+
+
 def _rows(path: pathlib.Path) -> list[dict[str, Any]]:
     """Reads rows of equal, known columns."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")  # spreadsheets mark it
-        if path.suffix.lower() == ".json":
-            rows = json.loads(text)
-        else:
-            reader = csv.DictReader(text.splitlines(), skipinitialspace=True)
-            names = list(reader.fieldnames or ())
-            if twice := [name for name in names if names.count(name) > 1]:
-                raise ValueError(f"the column {twice[0]!r} twice")
-            rows = list(reader)
-    except ValueError as error:  # also what a file that is not UTF-8 raises
-        raise ValueError(f"{path}: expected CSV or JSON, got: {error}") from error
+    rows = reading.read_json(path) if path.suffix.lower() == ".json" else _csv(path)
     if not isinstance(rows, list) or not rows or not isinstance(rows[0], dict):
         raise ValueError(
-            f"{path}: expected a list of devices, one row each, got none"
-            if not rows
-            else f"{path}: expected a list of devices, one row each, got "
-            f"{type(rows).__name__}"
+            f"{path}: expected a list of devices, one row each, got "
+            f"{type(rows).__name__ if rows else 'none'}"
         )
     for number, row in enumerate(rows, start=1):
         if not isinstance(row, dict) or row.keys() != rows[0].keys():
             got = list(row) if isinstance(row, dict) else row
             raise ValueError(
-                f"{path}: expected the columns {list(rows[0])} of device 1 for device "
-                f"{number}, got {got}"
+                f"{path}: expected the columns {reading.short(list(rows[0]))} of "
+                f"device 1 for device {number}, got {reading.short(got)}"
             )
     if unknown := [name for name in rows[0] if name not in COLUMNS]:
         raise ValueError(
-            f"{path}: expected columns among {', '.join(COLUMNS)}, got {unknown[0]!r}"
+            f"{path}: expected columns among {', '.join(COLUMNS)}, got "
+            f"{reading.short(unknown[0])}"
         )
     return rows
+
+
+def _csv(path: pathlib.Path) -> list[dict[str, Any]]:
+    reading.check(str(path), path)
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:  # spreadsheets mark
+            reader = csv.DictReader(file, skipinitialspace=True)
+            names = list(reader.fieldnames or ())
+            counts = collections.Counter(names).most_common(1)
+            if counts and counts[0][1] > 1:
+                raise ValueError(f"the column {reading.short(counts[0][0])} twice")
+            return list(reader)
+    except (ValueError, csv.Error) as error:  # also what is not UTF-8 raises
+        raise ValueError(
+            f"{path}: expected CSV or JSON, got: {reading.gist(error)}"
+        ) from error
 
 
 def _column(
@@ -215,18 +227,27 @@ def _column(
     if name not in rows[0]:
         return np.full(len(rows), default, np.float64)
     share = name in _SHARES
-    wanted = f"{name} from 0 to 1" if share else f"a positive, finite {name}"
+    wanted = "0 to 1" if share else "1e-9 to 1e9"
     values = np.empty(len(rows))
     for number, row in enumerate(rows):
-        try:
-            values[number] = float(row[name])
-        except (TypeError, ValueError):
-            values[number] = math.nan
+        values[number] = value = _number(row[name])
         if name == "watts" and row[name] in ("", None):
             continue  # NaN: not known
-        value = values[number]
-        if not (0 <= value <= 1 if share else 0 < value < math.inf):
+        if not (0 <= value <= 1 if share else reading.is_amount(value)):
             raise ValueError(
-                f"{path}: expected {wanted} for device {number + 1}, got {row[name]!r}"
+                f"{path}: expected {name} from {wanted} for device {number + 1}, got "
+                f"{reading.short(row[name])}"
             )
     return values
+
+
+def _number(value: Any) -> float:
+    """Reads a number of JSON or the text of one; NaN: it is none."""
+    try:
+        return (
+            float(value)
+            if isinstance(value, str) or reading.is_number(value)
+            else math.nan
+        )
+    except ValueError:
+        return math.nan

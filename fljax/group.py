@@ -103,7 +103,7 @@ def _norms(delta: tuple) -> types.Array:
 
 def _train_chunk(train, chunk: cohorts.Clients, places):
     """Trains the W clients of a chunk; their results [W, ...], and the places."""
-    arguments = (chunk.ids, chunk.indices, chunk.counts, chunk.windows)
+    arguments = (chunk.ids, chunk.starts, chunk.counts, chunk.windows)
     if chunk.ids.shape[0] > 1:
         return jax.vmap(functools.partial(train, places=None))(*arguments), None
     # A client axis of 1 would still batch every product.
@@ -115,7 +115,11 @@ def _train_chunk(train, chunk: cohorts.Clients, places):
 def _chunk(clients: cohorts.Clients, positions: types.Array) -> cohorts.Clients:
     """Takes the clients at positions [W]; padding trains on nothing and weighs 0."""
     real = positions < clients.ids.shape[0]
-    rows = cohorts.Clients(*(x.at[positions].get(mode="clip") for x in clients))
+
+    def take(x):
+        return x.at[positions].get(mode="clip")
+
+    rows = jax.tree.map(take, clients._replace(indices=None))
     return rows._replace(
         counts=jnp.where(real, rows.counts, 0), weights=jnp.where(real, rows.weights, 0)
     )
@@ -160,11 +164,14 @@ def _run_on_device(
 ) -> totals.Sums:
     """Runs one device's share of a group: its row of the sums and of the group."""
     sums, group = (jax.tree.map(lambda x: x[0], tree) for tree in (sums, group))
-    fitting = client.fitting(static.training, clients.indices.shape[1])
+    capacity = static.program.capacity
+    fitting = client.fitting(static.training, capacity)
     static, width = static._replace(training=fitting), static.width
     start, span = _started(static, begun), static.span
 
-    def train(number, indices, count, window, places):
+    def train(number, begin, count, window, places):
+        slots = begin + jnp.arange(capacity)
+        indices = clients.indices.at[slots].get(mode="clip")
         key = jax.random.fold_in(begun.key, number)
         one = client.Client(indices, count, key, (window[0], window[1]))
         return client.train(static, start, one, places)
@@ -290,14 +297,7 @@ def compile_groups(
         run_group.clear_cache()  # type: ignore[attr-defined]
     made = programs.compile_all(
         [
-            programs.Request(
-                run_group,
-                call,
-                {"static": static, "devices": devices},
-                sums,
-                keep=programs.is_known(static),
-                devices=tuple(devices.devices.flat),
-            )
+            programs.Request(run_group, call, {"static": static, "devices": devices})
             for static in missing
         ]
     )

@@ -16,13 +16,12 @@ evaluation are judged, but never good: their loss is that of the network before 
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from fljax import arrivals, failures, types
+from fljax import arrivals, bounds, failures, types
 from fljax import sums as totals
 from fljax.algorithms import base
 
@@ -50,32 +49,22 @@ class Guard:
       tier_index: [N] tier of every client; likewise.
     """
 
-    accuracy_drop: float = 0.0
-    loss_factor: float = 0.0
-    window: int = 10
+    accuracy_drop: float = bounds.field(0.0, most=1, below=True)
+    loss_factor: float = bounds.field(0.0, off=True, least=1, above=True, most=1e6)
+    # A checkpoint holds two numbers for each.
+    window: int = bounds.field(10, least=1, most=100_000)
     lower: str = "server"
-    factor: float = 0.5
-    limit: int = 3
+    factor: float = bounds.field(0.5, least=1e-6, most=1, below=True)
+    limit: int = bounds.field(3, least=0)
     tiers: tuple[str, ...] = ()
     tier_index: np.ndarray | None = None
 
     def __post_init__(self):
-        checks = {
-            "accuracy_drop": (0 <= self.accuracy_drop < 1, "0 or more, below 1"),
-            "loss_factor": (
-                self.loss_factor == 0 or 1 < self.loss_factor < math.inf,
-                "0 or above 1",
-            ),
-            "window": (self.window >= 1, "1 or more"),
-            "lower": (self.lower in LOWERS, " or ".join(LOWERS)),
-            "factor": (0 < self.factor < 1, "above 0, below 1"),
-            "limit": (self.limit >= 0, "0 or more"),
-        }
-        for name, (holds, wanted) in checks.items():
-            if not holds:
-                raise ValueError(
-                    f"guard: expected {name} {wanted}, got {getattr(self, name)!r}"
-                )
+        bounds.check(self, "guard: expected {} to be".format)
+        if self.lower not in LOWERS:
+            raise ValueError(
+                f"guard: expected lower {' or '.join(LOWERS)}, got {self.lower!r}"
+            )
         if self.lower == "tier" and (not self.tiers or self.tier_index is None):
             raise ValueError("guard: expected tiers and tier_index for lower='tier'")
 

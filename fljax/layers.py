@@ -154,6 +154,7 @@ def _count(module: Product, x: types.Array, y: types.Array, kernel) -> None:
         after_values=values if floats else outputs * module.relu,
         before_values=values if floats else 0,
         coded=0 if floats else inputs + outputs,
+        unsent=0 if module.tracked or not module.norm else norms.sent(y.shape[-1]),
     )
 
 
@@ -182,7 +183,9 @@ class Product(nn.Module):
       relu: a ReLU follows.
       quantised: the frozen roles run in fixed point; else in float32, always with
         batch statistics (the paper keeps the first and last blocks so).
-      tracked: running statistics of the norm are kept. Quantised layers need them.
+      tracked: clients send the running statistics of the norm, which count as upload.
+        Quantised layers need them; the others keep them beside, so that any network
+        can run an example alone.
       momentum: weight of the newest batch in the running statistics; 1 as in the
         reference's MobileNetV2.
     """
@@ -251,18 +254,19 @@ class Product(nn.Module):
         Returns:
           The result, and the factor and offset [C] that lead to it.
         """
-        if self.tracked:
-            mean, var = self._running(x.shape[-1])
-            if call.running:
-                factor, offset = norms.folded(mean.value, var.value, scale, bias)
-                return (x * factor + offset).astype(x.dtype), factor, offset
+        mean, var = self._running(x.shape[-1])
+        if call.running:
+            factor, offset = norms.folded(mean.value, var.value, scale, bias)
+            return (x * factor + offset).astype(x.dtype), factor, offset
         y, batch_mean, batch_var, count = norms.batch_norm(x, scale, bias, call.mask)
         changes = self.is_mutable_collection("norms") and not self.is_initializing()
-        if self.tracked and changes:
+        if changes:
             m = 1.0 if call.fresh else self.momentum
-            unbiased = norms.unbiased(batch_var, count)
-            mean.value = (1 - m) * mean.value + m * batch_mean
-            var.value = (1 - m) * var.value + m * unbiased
+            newest = (batch_mean, norms.unbiased(batch_var, count))
+            if not self.tracked:
+                newest = norms.beside(x, call.mask)
+            mean.value = (1 - m) * mean.value + m * newest[0]
+            var.value = (1 - m) * var.value + m * newest[1]
         return y, *norms.folded(batch_mean, batch_var, scale, bias)
 
     def _trained(self, x: types.Array, call: Call) -> types.Array:
@@ -310,17 +314,19 @@ class Product(nn.Module):
             y = (y + bias).astype(y.dtype)
         return jax.nn.relu(y) if self.relu else y
 
-    def _folded(self, channels: int):
+    def _folded(self, channels: int, call: Call):
         """Folds the norm into the kernel and a bias (fact 1.4 of the reference)."""
         kernel, scale, bias = self._parameters(channels)
         if not self.norm:
             return kernel, bias
         mean, var = self._running(kernel.shape[-1])
-        factor, offset = norms.folded(mean.value, var.value, scale, bias)
+        factor, offset = norms.folded(
+            mean.value, var.value, scale, bias, call.spec.stepwise
+        )
         return kernel * factor, offset
 
     def _freeze(self, channels: int, call: Call) -> operations.Frozen:
-        kernel, bias = self._folded(channels)
+        kernel, bias = self._folded(channels, call)
         weights = quant.quantise_weights(kernel, call.spec, rounding_key(self, call))
         observed: types.Array = self.get_variable("ranges", "range")
         return operations.Frozen(
@@ -349,7 +355,7 @@ class Product(nn.Module):
 
     def _folded_float(self, x: signals.Ranged, call: Call) -> signals.Ranged:
         kernel, bias = self.variable(
-            "frozen", "folded", self._folded, x.shape[-1]
+            "frozen", "folded", self._folded, x.shape[-1], call
         ).value
         y = self.operation.floats(x.value, kernel)
         y = y if bias is None else (y + bias).astype(y.dtype)

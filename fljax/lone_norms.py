@@ -99,7 +99,7 @@ class BatchNorm(nn.Module):
     Attributes:
       quantised: the frozen role before the window runs on codes, by running
         statistics; else in float32, with batch statistics in every role.
-      tracked: running statistics are kept. Quantised norms need them.
+      tracked: clients send the running statistics, see `layers.Product`.
       momentum: weight of the newest batch in them.
     """
 
@@ -117,7 +117,7 @@ class BatchNorm(nn.Module):
         if coded and call.role is types.Role.FROZEN_BEFORE:
             x = signals.to_codes(x, call.spec, layers.rounding_key(self, call))
             factor, offset = self.variable(
-                "frozen", "folded", self._folded, channels
+                "frozen", "folded", self._folded, channels, call
             ).value
             y = x.dequantise() * factor + offset
             return _requantised(self, y, x.scale, True, call)
@@ -130,20 +130,21 @@ class BatchNorm(nn.Module):
         mean = self.variable("norms", "mean", jnp.zeros, (channels,))
         return mean, self.variable("norms", "var", jnp.ones, (channels,))
 
-    def _folded(self, channels: int):
+    def _folded(self, channels: int, call: layers.Call):
         scale, bias = _affine(self, channels)
         mean, var = self._running(channels)
-        return norms.folded(mean.value, var.value, scale, bias)
+        return norms.folded(mean.value, var.value, scale, bias, call.spec.stepwise)
 
     def _trained(self, x: types.Array, call: layers.Call) -> types.Array:
         scale, bias = _affine(self, x.shape[-1])
         _count(self, x, relu=True)
-        sent = 2 * x.shape[-1] + 1 if self.tracked else 0
+        sent = norms.sent(x.shape[-1])
         # Not sent where the block is the window's first.
-        layers.count(self, entry=sent + (2 if self.quantised else 0))
+        entry = (sent if self.tracked else 0) + (2 if self.quantised else 0)
+        layers.count(self, entry=entry, unsent=0 if self.tracked else sent)
         x = _probed(self, x, call) if self.quantised else x
-        running = self._running(x.shape[-1]) if self.tracked else None
-        if running is not None and call.running:
+        running = self._running(x.shape[-1])
+        if call.running:
             mean, var = running
             factor, offset = norms.folded(mean.value, var.value, scale, bias)
             return jax.nn.relu((x * factor + offset).astype(x.dtype))
@@ -155,10 +156,12 @@ class BatchNorm(nn.Module):
     def _record(self, x, call: layers.Call, statistics, running, scale, bias) -> None:
         mean, var, count = statistics
         changes = self.is_mutable_collection("norms") and not self.is_initializing()
-        if running is not None and changes:
+        if changes:
             m = 1.0 if call.fresh else self.momentum
-            unbiased = norms.unbiased(var, count)
-            for variable, newest in zip(running, (mean, unbiased), strict=True):
+            latest = (mean, norms.unbiased(var, count))
+            if not self.tracked:
+                latest = norms.beside(x, call.mask)
+            for variable, newest in zip(running, latest, strict=True):
                 new = (1 - m) * variable.value + m * newest
                 variable.value = jnp.where(call.first, variable.value, new)
         if self.quantised:

@@ -32,16 +32,20 @@ class Mixed(program.Program):
     """The program of clients of all windows."""
 
     bits: int = plans.DEFAULT_BITS
+    capacity: int = 0
+    short: bool = False
 
     any_window: ClassVar[bool] = True
 
-    def __str__(self) -> str:
+    @property
+    def name(self) -> str:
+        """Names the width of the codes, where it is another than usual."""
         return "mixed" if self.bits == plans.DEFAULT_BITS else f"mixed@{self.bits}"
 
     @property
     def order(self) -> tuple:
         """Puts programs of all windows last, by their widths."""
-        return True, self.bits
+        return True, self.bits, self.capacity
 
     def span(self, num_blocks: int) -> slice:
         """Gives all blocks."""

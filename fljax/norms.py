@@ -155,10 +155,57 @@ def layer_norm(x: types.Array, scale: types.Array, bias: types.Array) -> types.A
     return normal * scale + bias
 
 
-def folded(mean, variance, scale, bias) -> tuple[types.Array, types.Array]:
-    """Gives factor and offset [C] of x * factor + offset, a norm by statistics."""
-    factor = scale * lax.rsqrt(variance + EPSILON)
-    return factor, bias - mean * factor
+def folded(
+    mean: types.Array,
+    variance: types.Array,
+    scale: types.Array,
+    bias: types.Array,
+    stepwise: bool = False,
+) -> tuple[types.Array, types.Array]:
+    """Gives factor and offset [C] of x * factor + offset, a norm by statistics.
+
+    Args:
+      mean: [C].
+      variance: [C].
+      scale: [C].
+      bias: [C].
+      stepwise: every operation is rounded to float32 by itself, as in PyTorch.
+
+    Returns:
+      Factor and offset.
+    """
+    if not stepwise:
+        factor = scale * lax.rsqrt(variance + EPSILON)
+        return factor, bias - mean * factor
+    # Constants would be folded, and then seen through.
+    mean, variance, scale, bias = lax.optimization_barrier(
+        (mean, variance, scale, bias)
+    )
+    # XLA's rsqrt approximates on CPU.
+    deviation = lax.optimization_barrier(jnp.sqrt(variance + EPSILON))
+    inverse = 1 / deviation
+    product = backends.opaque(-mean * inverse * scale, variance + EPSILON)
+    return scale * inverse, product + bias
+
+
+def beside(x: types.Array, mask: types.Array | None) -> tuple[types.Array, types.Array]:
+    """Computes mean and corrected variance [C] of x for nothing but the record.
+
+    Apart from the step: taken from its own sums, they would have XLA fuse these
+    otherwise, and change the last bits of all that is trained.
+
+    Args:
+      x: [B, ..., C].
+      mask: [B] as of `batch_norm`.
+    """
+    x = lax.stop_gradient(lax.optimization_barrier(x)).astype(jnp.float32)
+    mean, variance, count = _statistics(x, mask)
+    return mean, unbiased(variance, count)
+
+
+def sent(channels: int) -> int:
+    """Counts what a client sends of a norm: mean, variance, PyTorch's batch counter."""
+    return 2 * channels + 1
 
 
 def unbiased(variance: types.Array, count: types.Array) -> types.Array:

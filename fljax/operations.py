@@ -111,6 +111,7 @@ def _after_backward(operation, spec, relu, residuals, g):
         reduced_range=spec.reduced_range,
         # Convolutions pad with code 0, which has to mean 0.
         zero_point=spec.zero_point if dense else "middle",
+        arithmetic=spec.arithmetic,
     )
     scale = quant.scale_of(gradients, largest)
     codes = quant.quantise(g, scale, gradients, key=input_key)

@@ -8,6 +8,7 @@ it takes a step, and which blocks its clients train.
 from __future__ import annotations
 
 import abc
+import dataclasses
 import functools
 from typing import Any, ClassVar, NamedTuple
 
@@ -83,14 +84,34 @@ class Stepped(NamedTuple):
 
 @functools.total_ordering
 class Program(abc.ABC):
-    """What a program is made for: static, hashable, and named on disk by its repr.
+    """What a program is made for: static and hashable.
 
     Attributes:
-      bits: width of the codes in the frozen blocks.
       any_window: clients of any window run in it; else all have the same one.
+      bits: width of the codes in the frozen blocks.
+      name: of the windows.
+      capacity: examples that a client has at most.
+      short: whether clients with more examples have programs of their own.
     """
 
     any_window: ClassVar[bool]
+    capacity: int
+    short: bool
+
+    def __str__(self) -> str:
+        """Names the windows, and the examples where there is a choice."""
+        limit = f" of up to {self.capacity} examples" if self.short else ""
+        return f"{self.name}{limit}"
+
+    def holding(self, capacity: int, short: bool) -> Program:
+        """Gives the program for clients of so many examples."""
+        changes: Any = {"capacity": capacity, "short": short}
+        return dataclasses.replace(self, **changes)  # type: ignore[type-var]
+
+    @property
+    @abc.abstractmethod
+    def name(self) -> str:
+        """Names the windows."""
 
     @property
     @abc.abstractmethod

@@ -36,7 +36,7 @@ _NAMES = {
     "rounding": ("nearest", "stochastic"),
     "input_range": ("carried", "dynamic"),
     "gradient_range": ("observed", "dynamic"),
-    "arithmetic": ("integers", "floats"),
+    "arithmetic": ("integers", "floats", "reference"),
     "gradient_place": ("input", "product", "output", "nowhere"),
 }
 
@@ -63,7 +63,9 @@ class Spec:
       depthwise_after: after the window, depthwise layers compute in codes too.
       arithmetic: what brings sums of products to the next scale: "integers" alone
         (ties up), or "floats", one multiplication (ties to even), as the reference's
-        kernels do. Either gives the same bits everywhere.
+        kernels do. Either gives the same bits everywhere. "reference" is "floats", and
+        what leads to codes (scales, norms folded into weights, quantisation of floats)
+        is rounded where PyTorch rounds it, which costs a few more instructions.
       codes: frozen blocks run in codes; if not, in float32 with their norms folded,
         which tells what quantisation itself costs and saves.
       gradient_place: where trained layers observe the range of the gradient: at the
@@ -83,7 +85,7 @@ class Spec:
     requantise_after: bool = False
     depthwise_after: bool = False
     gradient_place: Literal["input", "product", "output", "nowhere"] = "nowhere"
-    arithmetic: Literal["integers", "floats"] = "floats"
+    arithmetic: Literal["integers", "floats", "reference"] = "floats"
     codes: bool = True
     reference_quirks: bool = False
 
@@ -109,6 +111,11 @@ class Spec:
                 f"requantise_after=True needs gradient_place='input' or 'product', "
                 f"got {self.gradient_place!r}"
             )
+
+    @property
+    def stepwise(self) -> bool:
+        """Whether floats on the way to codes are rounded as PyTorch rounds them."""
+        return self.arithmetic == "reference"
 
     @property
     def observes_after_relu(self) -> bool:
@@ -148,7 +155,7 @@ REFERENCE = Spec(
     per_channel=False,
     input_range="dynamic",
     requantise_after=True,
-    arithmetic="floats",
+    arithmetic="reference",
     gradient_place="product",
 )
 
@@ -188,7 +195,21 @@ def amax(x: types.Array, axes=None) -> types.Array:
 
 def scale_of(spec: Spec, largest: types.Array, nonnegative: bool = False):
     """Turns max|x| into the scale of its codes; never 0."""
-    return jnp.maximum(largest, TINY) / spec.levels(nonnegative)
+    return _over(largest, spec.levels(nonnegative), spec)
+
+
+def _over(largest: types.Array, levels: float, spec: Spec) -> types.Array:
+    """Divides max|x| by the number of codes that it maps to."""
+    if not spec.stepwise:
+        return jnp.maximum(largest, TINY) / levels
+    # XLA would multiply by the reciprocal of a constant, and be off in the last bit.
+    levels = backends.opaque(jnp.float32(levels), largest + TINY)
+    return jnp.maximum(largest, TINY) / levels
+
+
+def _inverse(scale: types.Array) -> types.Array:
+    """Inverts a scale as it is: XLA would make levels / max|x| of it."""
+    return lax.optimization_barrier(1 / lax.optimization_barrier(scale))
 
 
 # 3 * 2^22: a float32 this large has no fraction, so that adding it rounds, half to
@@ -213,6 +234,39 @@ def _to_codes(
     return (bits + zero).astype(jnp.int8)
 
 
+def _halves(x: types.Array) -> tuple[types.Array, types.Array]:
+    """Splits float32 x into two of 12 bits whose sum it is; see `_fused_to_codes`."""
+    bits = lax.bitcast_convert_type(x, jnp.int32)
+    high = lax.bitcast_convert_type((bits + 0x800) & ~0xFFF, jnp.float32)
+    return high, x - high
+
+
+def _fused_to_codes(
+    x: types.Array, inverse: types.Array, zero: int, spec: Spec
+) -> types.Array:
+    """Rounds x * inverse + 64 as the reference does, by a fused multiply-add.
+
+    The sum is rounded to float32 and then to the next integer, half to even. So a sum
+    that is off n + 1/2 by no more than half a unit in its last place counts as a half,
+    and goes to the even one of n and n + 1. Where that border is passed is decided
+    exactly, with products of 12 by 12 bits, which float32 holds: it makes no difference
+    whether a compiler fuses any of them with a sum.
+    """
+    x = x.astype(jnp.float32)
+    middle = -spec.lowest // 2  # the reference's zero point, 64 of quint8
+    ends = spec.lowest - zero, spec.highest - zero - 1
+    below = jnp.floor(jnp.clip(x * inverse, *ends))  # n; being off by one is no harm
+    odd = ((below.astype(jnp.int32) + middle) & 1) == 1
+    bits = lax.bitcast_convert_type(below + 0.5 + middle, jnp.int32)
+    half_unit = lax.bitcast_convert_type(bits & 0x7F800000, jnp.float32) * 2.0**-24
+    (x_high, x_low), (high, low) = _halves(x), _halves(inverse)
+    past = x_high * high - (below + 0.5)
+    past = past - jnp.where(odd, -half_unit, half_unit)
+    past = past + x_high * low + x_low * high + x_low * low
+    above = (past > 0) | ((past == 0) & odd)
+    return (below.astype(jnp.int32) + above + zero).astype(jnp.int8)
+
+
 def quantise(
     x: types.Array,
     scale: types.Array,
@@ -233,6 +287,8 @@ def quantise(
       A QArray of the shape of x.
     """
     zero = spec.zero_point_of(nonnegative)
+    if spec.stepwise and key is None:
+        return QArray(_fused_to_codes(x, _inverse(scale), zero, spec), scale, zero)
     codes = _to_codes(x * (1 / scale), zero, spec.lowest, spec.highest, key)
     return QArray(codes, scale, zero)
 
@@ -252,8 +308,10 @@ def quantise_weights(
     """
     axes = tuple(range(w.ndim - 1)) if spec.per_channel else None
     levels = spec.highest / (2 if spec.reduced_range else 1)
-    scale = jnp.maximum(amax(w, axes), TINY) / levels
-    return QArray(_to_codes(w / scale, 0, spec.lowest, spec.highest, key), scale)
+    scale = _over(amax(w, axes), levels, spec)
+    # The largest weight lies half between two codes: the last bit says which it is.
+    steps = w * _inverse(scale) if spec.stepwise else w / scale
+    return QArray(_to_codes(steps, 0, spec.lowest, spec.highest, key), scale)
 
 
 # Fractional bits that a product keeps at least before the final shift: what the
@@ -389,7 +447,7 @@ def requantise(
     """
     zero = spec.zero_point_of(relu)
     sums, unit, bias, _ = accumulator
-    if spec.arithmetic == "floats":
+    if spec.arithmetic != "integers":
         # The bias first: added after the product, some backends would fuse the two.
         total = sums.astype(jnp.float32) + (0.0 if bias is None else bias / unit)
         ratio = lax.optimization_barrier(unit) / lax.optimization_barrier(out_scale)
@@ -532,8 +590,10 @@ def requantise_values(
       A QArray of the shape of value.
     """
     value = jax.nn.relu(value) if relu else value
-    q = quantise(value, out_scale, spec, relu, key)
-    return QArray(q.codes, _keep_nonfinite(out_scale, unit), q.zero_point)
+    zero = spec.zero_point_of(relu)
+    # Here the reference, too, rounds before it adds the zero point.
+    codes = _to_codes(value * (1 / out_scale), zero, spec.lowest, spec.highest, key)
+    return QArray(codes, _keep_nonfinite(out_scale, unit), zero)
 
 
 def concat(

@@ -76,6 +76,7 @@ class Rounds:
       fed: the federation, its data on the devices.
       planned: its schedule.
       weights: [N] of the clients.
+      rooms: [N] examples that their programs have room for.
       size: K.
       unlimited: [2, n] on the devices: updates may be as long as they are.
     """
@@ -83,6 +84,7 @@ class Rounds:
     fed: federation.Federation
     planned: schedule.Schedule
     weights: np.ndarray
+    rooms: np.ndarray
     size: int
     unlimited: types.Array
 
@@ -101,7 +103,12 @@ class Rounds:
 
     def programs(self, assignment: schedule.Assignment) -> list[program.Program]:
         """Says what the program of each client is made for."""
-        return federation.programs(self.fed, assignment.plans)
+        kinds, most = federation.programs(self.fed, assignment.plans), self.rooms.max()
+        rooms = self.rooms[assignment.ids].tolist()
+        return [
+            kind.holding(room, room < most)
+            for kind, room in zip(kinds, rooms, strict=True)
+        ]
 
     def train(
         self, networks: Networks, assignment: schedule.Assignment, limits: types.Array
@@ -280,15 +287,19 @@ def make(
       The rounds.
     """
     rules, devices = fed.rules, fed.layout.devices
-    weights = np.asarray(fed.population.shards.counts).astype(np.float32)
+    shards, counts = fed.population.shards, np.asarray(fed.population.shards.counts)
+    weights = counts.astype(np.float32)
     if rules.weighting == "uniform":
         weights = np.ones_like(weights)
-    most = min(rules.clients_per_round, candidates)
     unlimited = np.full((2, fed.model.net.num_blocks), np.inf, np.float32)
     return Rounds(
-        fed.having(data=mesh.replicate(devices, fed.population.data)),
+        fed.having(
+            data=mesh.replicate(devices, fed.population.data),
+            shards=shards._replace(indices=mesh.replicate(devices, shards.indices)),
+        ),
         planned,
         weights,
-        arrivals.most_arrivals(rules.clock, most),
+        client.capacities(counts, fed.training.batch_size),
+        arrivals.most_arrivals(rules.clock, rules.clients_per_round, candidates),
         mesh.replicate(devices, unlimited),
     )

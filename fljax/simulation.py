@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import collections
 import itertools
+import os
 import pathlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from typing import Any, NamedTuple
 
 import jax
@@ -94,6 +95,22 @@ class Hooks(NamedTuple):
     alert: Callable[[alerts.Alert], None] = _ignore
 
 
+class _Start(NamedTuple):
+    """What a run starts from.
+
+    Attributes:
+      round: the next one.
+      state: that it carries.
+      notes: lines for the user.
+      removed: whether there are records alone, of a run that is finished.
+    """
+
+    round: int
+    state: types.Tree
+    notes: tuple[str, ...]
+    removed: bool = False
+
+
 class _Pending(NamedTuple):
     """A round that was dispatched."""
 
@@ -121,6 +138,15 @@ REFUSED = {  # names in records
     "large": totals.TOO_LARGE,
     "unmeasured": totals.UNMEASURED,
 }
+
+
+# What every record has of its round.
+_RECORDED = frozenset(
+    (
+        *("round", "train_loss", "participants", "upload_bytes", "download_bytes"),
+        *("compute_share", "round_seconds", "clock_seconds", "plans", "wall_seconds"),
+    )
+)
 
 
 def _training_fields(report: base.Report) -> Record:
@@ -391,11 +417,12 @@ def run_in_folder(
     config: Record,
     *,
     may_change: tuple[str, ...] = (),
+    rounding: tuple[str, ...] = (),
     tensorboard: bool = True,
     checkpoint_every: int = 1,
     hooks: Hooks | None = None,
     rollback: guard.Guard | None = None,
-) -> tuple[base.State, list[Record]]:
+) -> tuple[base.State | None, list[Record]]:
     """Runs an algorithm in a run folder, from where an earlier call stopped.
 
     Of several hosts the first one reads and writes, the others follow it.
@@ -408,6 +435,7 @@ def run_in_folder(
       config: what the run depends on, as plain data; a folder that holds another
         one is refused (`rounds` may grow).
       may_change: names in `config` whose values may change from call to call.
+      rounding: names that may change too, but change the order of sums: a note says so.
       tensorboard: write TensorBoard events too.
       checkpoint_every: rounds between checkpoints; a kill loses at most these.
       hooks: what to tell the user; a resumed run tells the alerts of the rounds that
@@ -415,47 +443,75 @@ def run_in_folder(
       rollback: when to go back to a good state; None: never.
 
     Returns:
-      The final state, and the records of all rounds, those before a resume included
-      (a host that follows has only those it saw).
+      The final state (None of a finished run whose checkpoints were removed), and the
+      records of all rounds, those before a resume included (a host that follows has
+      only those it saw).
 
     Raises:
-      ValueError: the folder is another run's, in use, or its checkpoints are damaged.
+      ValueError: the folder is another run's, in use, cannot be written although
+        rounds are left, or its checkpoints are damaged or removed.
       DivergedError: training diverged; NonFiniteError if in numbers that are not
         finite. The state before that round is saved.
     """
     hooks = hooks or Hooks()
     if jax.process_index() > 0:
         return _follow(algorithm, rounds, evaluator, rollback)
-    if rounds >= len(_finished(workdir)):  # fewer: another run's
+    if rounds >= writers.read_history(workdir).finished:  # fewer: another run's
         may_change = ("rounds", *may_change)
-    with writers.open_run(workdir, config, may_change) as folder:
-        first, carry, notes = _restore(algorithm, rollback, folder.path)
-        first, carry = _agreed(first, carry)
-        for note in (*folder.notes, *notes):
+    with writers.open_run(workdir, config, may_change, rounding) as folder:
+        ends = _RECORDED if evaluator is None else {*_RECORDED, "test_accuracy"}
+        start = _restore(algorithm, rollback, folder.path, rounds, ends)
+        first, carry = _agreed(start.round, start.state)
+        for note in (*folder.notes, *start.notes):
             hooks.message(note)
         hooks.start(first)
         if first >= rounds:  # finished: there is nothing to write
-            records, scores = _finished(folder.path), _stopped(carry, first, evaluator)
-            if records and scores is not None:
-                records[-1] |= scores
-            return _state(carry), records
+            return _shown(folder.path, start._replace(state=carry), evaluator)
+        if folder.read_only:
+            raise ValueError(
+                f"{workdir} cannot be written ({folder.read_only}), and rounds {first} "
+                f"to {rounds - 1} are left; pass another folder"
+            )
         alarm = writers.AlertsWriter(folder.path, first)
 
         def tell(alert: alerts.Alert) -> None:
             alarm.write(alert)
+            _pass_on(alarm.notes, hooks)
             hooks.alert(alert)
 
         with writers.MetricsWriter(folder.path, first, tensorboard) as metrics:
-            for note in (*metrics.notes, *alarm.notes):
-                hooks.message(note)
+            _pass_on(metrics.notes, hooks)
+            _pass_on(alarm.notes, hooks)
             if first:
                 hooks.message(f"resuming {workdir} at round {first} of {rounds}")
+            else:  # so that records without a checkpoint tell that it was removed
+                checkpoints.save(folder.path, 0, mesh.local(carry), 2, metrics.digest())
             outcomes = _outcomes(
                 algorithm, rollback, carry, first, rounds, evaluator, hooks.message
             )
             told = _telling(outcomes, hooks._replace(alert=tell))
             kept = _keep(told, metrics, folder.path, checkpoint_every, hooks)
+        _pass_on(metrics.notes, hooks)
         return _state(kept or carry), writers.read_metrics(folder.path)
+
+
+def _pass_on(notes: list[str], hooks: Hooks) -> None:
+    """Tells what a writer has noted, once."""
+    while notes:
+        hooks.message(notes.pop(0))
+
+
+def _shown(
+    path: pathlib.Path, end: _Start, evaluator: Evaluator | None
+) -> tuple[base.State | None, list[Record]]:
+    """Gives what a finished run left."""
+    records = _finished(path)
+    scores = _stopped(end.state, end.round, evaluator)  # all hosts take part
+    if end.removed:
+        return None, records
+    if records and scores is not None:
+        records[-1] |= scores
+    return _state(end.state), records
 
 
 def restore(
@@ -515,33 +571,61 @@ def _follow(algorithm, rounds: int, evaluator, rollback):
     return _state(carry), records
 
 
-def _restore(algorithm: base.Algorithm, rollback, path: pathlib.Path):
-    """Reads the newest sound checkpoint, or starts anew."""
+def _restore(
+    algorithm: base.Algorithm,
+    rollback: guard.Guard | None,
+    path: pathlib.Path,
+    rounds: int,
+    ends: Set[str],
+) -> _Start:
+    """Reads the newest sound checkpoint, or starts anew where nothing was recorded.
+
+    Of a run whose last record has all in `ends` the records alone can be shown.
+    """
     start = _carry(algorithm.init(), rollback)  # also tells what lies on the host
+    history = writers.read_history(path)
+    anew = f"delete {path}{os.sep}metrics.jsonl and checkpoints to start at round 0"
     try:
-        found = checkpoints.restore(path, start)
+        found = checkpoints.restore(path, start, history)
     except ValueError as error:
-        advice = "put a good one back, or delete them to start at round 0"
-        raise ValueError(f"{error}; {advice}") from error
-    return found or checkpoints.Restored(0, start, ())
+        raise ValueError(f"{error}; put a good one back, or {anew}") from error
+    if found is not None:
+        return _Start(*found)
+    if not history.lines:
+        return _Start(0, start, ())
+    whole = history.finished == len(history.digests) - 1 == rounds
+    if whole and _shows(_finished(path), ends):
+        note = f"{path} has no checkpoints any more: shows its records alone"
+        return _Start(rounds, start, (note,), removed=True)
+    raise ValueError(
+        f"{path} has records of {history.finished} rounds but no checkpoints to go on "
+        f"from; put them back, pass another folder, or {anew}"
+    )
+
+
+def _shows(records: list[Record], ends: Set[str]) -> bool:
+    """Tells whether records have what their readers need."""
+    return ends <= records[-1].keys() and all(r.keys() >= _RECORDED for r in records)
 
 
 def _keep(outcomes, metrics, path, every: int, hooks: Hooks) -> types.Tree | None:
     """Writes records and checkpoints as rounds finish; returns the last carry."""
-    last, unsaved, done = None, False, 0
+    last, unsaved, done, digest = None, False, 0, b""
     with checkpoints.AsyncCheckpointer(path) as checkpointer:
         try:
             for state, record in outcomes:
                 metrics.write(record)
-                last, done = state, record["round"] + 1
+                _pass_on(metrics.notes, hooks)
+                # Together, as Ctrl-C may come in the middle.
+                last, done, digest = state, record["round"] + 1, metrics.digest()
                 unsaved = done % every != 0
                 if not unsaved:
-                    checkpointer.save(done, mesh.local(state))
+                    checkpointer.save(done, mesh.local(state), digest)
                 hooks.record(record)
         except DivergedError as error:
             metrics.write(error.record)  # a resumed run drops it and tries again
             raise
         finally:  # at the end, diverged, or stopped by Ctrl-C: keep what is good
             if unsaved:
-                checkpointer.save(done, mesh.local(last))
+                checkpointer.save(done, mesh.local(last), digest)
     return last

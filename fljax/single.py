@@ -22,10 +22,14 @@ class Single(program.Program):
     """The program of all clients of one plan."""
 
     plan: plans.Plan
+    capacity: int = 0
+    short: bool = False
 
     any_window: ClassVar[bool] = False
 
-    def __str__(self) -> str:
+    @property
+    def name(self) -> str:
+        """Gives the name of the plan."""
         return str(self.plan)
 
     @property
@@ -36,7 +40,7 @@ class Single(program.Program):
     @property
     def order(self) -> tuple:
         """Puts programs of one window first, in the order of their plans."""
-        return False, self.plan
+        return False, self.plan, self.capacity
 
     def span(self, num_blocks: int) -> slice:
         """Gives the blocks of the window."""

@@ -41,6 +41,9 @@ class Dataset(NamedTuple):
     users: np.ndarray | None = None  # [train examples] int: who wrote the example
     vocabulary: int | None = None  # number of token ids; None: x are no tokens
     tokenizer: bytes | None = None  # what made the tokens, as JSON, if it was trained
+    users_test: np.ndarray | None = (
+        None  # [test examples] likewise; -1: no one in users
+    )
 
 
 class BlockCounts(NamedTuple):

@@ -20,27 +20,45 @@ restores the state too):
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import fcntl
-import importlib.metadata
+import errno
+import hashlib
 import json
 import math
 import os
 import pathlib
-import platform
 import socket
 from collections.abc import Callable, Mapping
-from typing import IO, Any, Self
+from typing import Any, NamedTuple, Self
 
+import filelock
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from fljax import durable, surroundings
 
 _CONFIG = "config.json"
 _METRICS = "metrics.jsonl"
 _ALERTS = "alerts.jsonl"
 _LOCK = "lock"
-_PACKAGES = ("fljax", "jax", "flax", "optax", "numpy")
+MAY_DIFFER = (
+    "rounds from here on may differ in their last bits from those of a run without "
+    "the change, and by more where blocks are frozen in codes"
+)
+_MENDED = "{} was changed by others while the run goes on: wrote it anew"
+
+# Fields of records that plots and tables compute with.
+_NUMBERS = frozenset(
+    (
+        *("train_loss", "test_loss", "test_accuracy", "macro_f1", "participants"),
+        *("worst_tier_accuracy", "tier_spread", "upload_bytes", "download_bytes"),
+        *("compute_share", "round_seconds", "clock_seconds", "wall_seconds", "joules"),
+    )
+)
+_READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
+_MOST_NESTED = 50  # levels of a configuration
 
 Folder = str | os.PathLike[str]
 
@@ -51,11 +69,12 @@ class RunFolder:
 
     path: pathlib.Path
     notes: tuple[str, ...]  # lines worth logging
-    lock: IO[str]  # the open file that carries the lock
+    locks: contextlib.ExitStack  # what keeps other processes out
+    read_only: str = ""  # why nothing can be written, so that nothing is held either
 
     def close(self) -> None:
         """Let other processes write the folder."""
-        self.lock.close()
+        self.locks.close()
 
     def __enter__(self) -> Self:
         return self
@@ -65,7 +84,10 @@ class RunFolder:
 
 
 def open_run(
-    workdir: Folder, config: Mapping[str, Any], may_change: tuple[str, ...] = ()
+    workdir: Folder,
+    config: Mapping[str, Any],
+    may_change: tuple[str, ...] = (),
+    rounding: tuple[str, ...] = (),
 ) -> RunFolder:
     """Create or reopen a run folder and hold it for this process.
 
@@ -75,10 +97,11 @@ def open_run(
       may_change: top-level names in `config` whose values may differ from the
         folder's, which then takes the new ones. `("rounds",)` lets a finished run
         go on.
+      rounding: names that may change too, but change the order of sums.
 
     Returns:
-      The held folder. Its notes tell which of these values changed, and if the
-      environment differs from the first run's.
+      The held folder, or one that says why it can only be read. Its notes tell which
+      of these values changed, and if the surroundings differ from the first call's.
 
     Raises:
       ValueError: if the folder holds another configuration (each difference is
@@ -87,13 +110,27 @@ def open_run(
     path = pathlib.Path(workdir)
     _check_ours(path)
     path.mkdir(parents=True, exist_ok=True)
-    lock = _lock(path)
-    try:
-        now = {"config": _plain(config, repr), "environment": _environment()}
-        return RunFolder(path, _match_config(path / _CONFIG, now, may_change), lock)
-    except BaseException:
-        lock.close()
-        raise
+    plain = _plain(config, repr)
+    free = (*may_change, *rounding)
+    now = {
+        "run": _name(_without(plain, free)),
+        "config": plain,
+        "environment": surroundings.describe(),
+    }
+    with contextlib.ExitStack() as locks:
+        read_only = ""
+        try:
+            locks.callback(_lock(path).release)
+            _config_lock(path).release()  # nobody else has it
+        except OSError as error:
+            if error.errno not in _READ_ONLY or not (path / _CONFIG).exists():
+                raise
+            read_only = str(error)
+        before = _match_config(path / _CONFIG, now, free, not read_only)
+        if not read_only:
+            locks.callback(_config_lock(path).release)
+        notes = _notes(before, now, rounding)
+        return RunFolder(path, notes, locks.pop_all(), read_only)
 
 
 def _check_ours(path: pathlib.Path) -> None:
@@ -102,7 +139,7 @@ def _check_ours(path: pathlib.Path) -> None:
         raise ValueError(f"{path} is a file; pass a folder for the run")
     names = set(os.listdir(path)) if path.exists() else set()
     # A kill before the first configuration was in place leaves these two.
-    strangers = names - {_LOCK, _temporary(path / _CONFIG).name}
+    strangers = names - {_LOCK, durable.temporary(path / _CONFIG).name}
     if strangers and _CONFIG not in names:
         raise ValueError(
             f"{path} is not empty and no run folder: it has {min(strangers)!r} but "
@@ -110,44 +147,72 @@ def _check_ours(path: pathlib.Path) -> None:
         )
 
 
-def _lock(folder: pathlib.Path) -> IO[str]:
+def _name(config: dict[str, Any]) -> str:
+    """Name a run by what it depends on: of one name, runs are alike bit for bit."""
+    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
+
+
+def _lock(folder: pathlib.Path) -> filelock.BaseFileLock:
     """Take the folder for this process; the kernel lets go even on kill -9."""
-    lock = os.fdopen(os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o666), "r+")
+    path = folder / _LOCK
+    holder = _holder(path)
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o666))
+    lock = _taken(filelock.FileLock(path, timeout=0), folder, holder)
+    with contextlib.suppress(OSError):  # Windows lets nobody read or write it now
+        path.write_text(f"pid {os.getpid()} on {socket.gethostname()}\n")
+    return lock
+
+
+def _config_lock(folder: pathlib.Path) -> filelock.BaseFileLock:
+    """Take the configuration as well: somebody may delete the other lock.
+
+    Without a configuration a folder is no run's. Windows deletes no file that is open,
+    and would let nobody read this one.
+    """
+    path = folder / _CONFIG
+    lock = filelock.FileLock(path, timeout=0, fallback_to_soft=False)
+    if os.name == "nt" or not path.exists():
+        return lock
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        holder = lock.read().strip() or "another process"
-        lock.close()
+        return _taken(lock, folder, "another process")
+    except OSError as error:
+        if error.errno != errno.ENOSYS:  # of file systems without locks
+            raise
+        return lock
+
+
+def _taken(
+    lock: filelock.BaseFileLock, folder: pathlib.Path, holder: str
+) -> filelock.BaseFileLock:
+    try:
+        lock.acquire()
+    except filelock.Timeout:
         raise ValueError(
             f"{folder} is being written by {holder}; wait for it, stop it, or pass "
             f"another folder"
         ) from None
-    lock.truncate(0)
-    print(f"pid {os.getpid()} on {socket.gethostname()}", file=lock, flush=True)
     return lock
 
 
-def _environment() -> dict[str, str]:
-    """Name the versions and the devices that results depend on."""
-    versions = {
-        name: next(
-            (found.version for found in importlib.metadata.distributions(name=name)),
-            "not installed",  # a checkout on the path
-        )
-        for name in _PACKAGES
-    }
-    devices = jax.devices()
-    device = f"{len(devices)} x {devices[0].platform} {devices[0].device_kind}"
-    return {**versions, "python": platform.python_version(), "device": device}
+def _holder(path: pathlib.Path) -> str:
+    """Read who wrote a lock file last, if that can be told."""
+    with contextlib.suppress(OSError, ValueError):
+        text = durable.read(path).decode().strip()
+        if text.startswith("pid ") and text.isprintable():
+            return text
+    return "another process"
 
 
 def _match_config(
-    path: pathlib.Path, now: dict[str, Any], may_change: tuple[str, ...]
-) -> tuple[str, ...]:
-    """Write the configuration, or compare it with the one that is there."""
+    path: pathlib.Path,
+    now: dict[str, Any],
+    may_change: tuple[str, ...],
+    writable: bool,
+) -> dict[str, Any]:
+    """Write the configuration, or compare it with the one that is there: the result."""
     if not path.exists():
         _write_config(path, now)
-        return ()
+        return now
     stored = _stored_config(path)
     held = [_without(part["config"], may_change) for part in (stored, now)]
     if different := _differences(*held):
@@ -155,17 +220,38 @@ def _match_config(
             f"{path.parent} holds another configuration ({'; '.join(different)}); "
             f"pass the same values or another folder"
         )
+    changed = _differences(stored["config"], now["config"])
+    if writable and (changed or "run" not in stored):
+        _write_config(path, {"run": now["run"], **stored, "config": now["config"]})
+    return stored
+
+
+def _notes(
+    before: dict[str, Any], now: dict[str, Any], rounding: tuple[str, ...]
+) -> tuple[str, ...]:
+    """Say what differs from the call before, and what that may change."""
     notes = []
-    if changed := _differences(stored["config"], now["config"]):
-        _write_config(path, {**stored, "config": now["config"]})
-        notes.append(f"configuration changed: {'; '.join(changed)}")
-    if changed := _differences(stored.get("environment", {}), now["environment"]):
-        notes.append(f"environment changed: {'; '.join(changed)}")
+    if changed := _differences(before["config"], now["config"]):
+        held = [
+            {name: part["config"].get(name) for name in rounding}
+            for part in (before, now)
+        ]
+        clause = f"; {MAY_DIFFER}" if _differences(*held) else ""
+        notes.append(f"configuration changed: {'; '.join(changed)}{clause}")
+    # What an older version did not name is not known.
+    known = before.get("environment", {}).keys() & now["environment"].keys()
+    held = (
+        [{name: part["environment"][name] for name in known} for part in (before, now)]
+        if known
+        else [{}, {}]
+    )
+    if changed := _differences(*held):
+        notes.append(f"environment changed: {'; '.join(changed)}; {MAY_DIFFER}")
     return tuple(notes)
 
 
 def _write_config(path: pathlib.Path, content: dict[str, Any]) -> None:
-    replace_file(path, json.dumps(content, indent=2).encode() + b"\n")
+    durable.replace(path, json.dumps(content, indent=2).encode() + b"\n")
 
 
 def _without(config: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
@@ -175,14 +261,36 @@ def _without(config: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any
 def _stored_config(path: pathlib.Path) -> dict[str, Any]:
     """Read `config.json`, refusing what `open_run` cannot have written."""
     try:
-        stored = json.loads(path.read_bytes())
-    except ValueError as error:
+        stored = json.loads(durable.read(path))
+    except (ValueError, RecursionError) as error:
         raise ValueError(
             f"{path} is not JSON ({error}); mend it or pass another folder"
         ) from None
-    if not isinstance(stored, dict) or not isinstance(stored.get("config"), dict):
+    kinds = {"config": dict, "environment": dict, "run": str}
+    if (
+        not isinstance(stored, dict)
+        or "config" not in stored
+        or not all(isinstance(stored.get(k, kind()), kind) for k, kind in kinds.items())
+        or _deeper_than(_MOST_NESTED, stored)
+    ):
         raise ValueError(f"{path} is no run's; pass a new or empty folder")
     return stored
+
+
+def _deeper_than(levels: int, value: Any) -> bool:
+    """Tell whether containers are nested in more levels."""
+    if not isinstance(value, dict | list):
+        return False
+    inner = value.values() if isinstance(value, dict) else value
+    return levels == 0 or any(_deeper_than(levels - 1, item) for item in inner)
+
+
+def run_name(folder: Folder) -> str:
+    """Read the name of the run that a folder holds; empty if it tells none."""
+    try:
+        return _stored_config(pathlib.Path(folder) / _CONFIG).get("run", "")
+    except (OSError, ValueError):
+        return ""
 
 
 def _differences(stored: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
@@ -236,26 +344,49 @@ def to_json(content: Any) -> bytes:
     return json.dumps(plain, indent=2, allow_nan=False).encode() + b"\n"
 
 
-def _temporary(path: pathlib.Path) -> pathlib.Path:
-    return path.with_name(path.name + ".tmp")
+replace_file = durable.replace
 
 
-def replace_file(path: pathlib.Path, data: bytes) -> None:
-    """Put a whole file in place at once: a kill leaves the old one or the new one.
+def sync_records(folder: Folder) -> None:
+    """Make the records and alerts that a run has written durable."""
+    for name in (_METRICS, _ALERTS):
+        durable.sync(pathlib.Path(folder) / name)
 
-    Args:
-      path: the file; until it is whole, it lies beside under its name and `.tmp`.
-      data: its content.
 
-    Raises:
-      OSError: if it cannot be written; the old file is still there.
+class History(NamedTuple):
+    """What a run folder holds, for a checkpoint to belong to.
+
+    Attributes:
+      run: name of the run; empty: unknown.
+      digests: the r-th of the records of rounds 0 to r - 1, as far as they are whole.
+      finished: records of rounds that stand: not of one that ended the run.
+      lines: of the file, readable or not.
     """
-    temporary = _temporary(path)
-    with open(temporary, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())  # or a power cut can leave the new name without data
-    os.replace(temporary, path)
+
+    run: str
+    digests: tuple[bytes, ...]
+    finished: int
+    lines: int
+
+
+def read_history(folder: Folder) -> History:
+    """Read what a run has recorded; records behind a gap do not count."""
+    found = _lines(pathlib.Path(folder) / _METRICS)
+    whole = [record for _, record in found if record and "stopped" not in record]
+    digest = hashlib.sha256()
+    digests = [digest.digest()]
+    for number, record in enumerate(whole):
+        if record["round"] != number:
+            break
+        digest.update(_lasting(record))
+        digests.append(digest.digest())
+    return History(run_name(folder), tuple(digests), len(whole), len(found))
+
+
+def _lasting(record: dict[str, Any]) -> bytes:
+    """Lay out what of a record comes again bit for bit: all but the time it took."""
+    lasting = {key: value for key, value in record.items() if key != "wall_seconds"}
+    return json.dumps(lasting).encode()
 
 
 class MetricsWriter:
@@ -273,10 +404,11 @@ class MetricsWriter:
           tensorboard: whether to write TensorBoard events too.
         """
         path = pathlib.Path(folder)
-        self.notes: list[str] = []  # lines worth logging
-        self._path = path / _METRICS
+        self.notes: list[str] = []  # lines worth logging, to be taken
         self._board: Any = None
-        self.notes += _drop_from(self._path, first_round)
+        name = path / _METRICS
+        self._file, records = _kept(name, first_round, self.notes, first_round)
+        self._digest = hashlib.sha256(b"".join(map(_lasting, records)))
         if tensorboard:
             self._open_board(path, first_round)
 
@@ -308,12 +440,17 @@ class MetricsWriter:
         Raises:
           ValueError: if a value cannot be written as JSON.
         """
-        plain = _append(self._path, record)
+        plain = _append(self._file, record, self.notes)
+        self._digest.update(_lasting(plain))
         if self._board is None:
             return
         for tag, value in _flat(plain, "/").items():
             if tag != "round" and isinstance(value, int | float):
                 self._board.add_scalar(tag, value, plain["round"])
+
+    def digest(self) -> bytes:
+        """Digest all records so far, as `History` does."""
+        return self._digest.digest()
 
     def close(self) -> None:
         """Write out the TensorBoard events."""
@@ -323,8 +460,10 @@ class MetricsWriter:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self.close()
+        if kind is None and self._file.mend():  # else a line may be half written
+            self.notes.append(_MENDED.format(_METRICS))
 
 
 class AlertsWriter:
@@ -337,10 +476,9 @@ class AlertsWriter:
           folder: path of a run folder that this process holds.
           first_round: as of `MetricsWriter`.
         """
-        self.notes: list[str] = []  # lines worth logging
-        self._path = pathlib.Path(folder) / _ALERTS
-        if self._path.exists():
-            self.notes += _drop_from(self._path, first_round)
+        self.notes: list[str] = []  # lines worth logging, to be taken
+        path = pathlib.Path(folder) / _ALERTS
+        self._file, _ = _kept(path, first_round, self.notes)
 
     def write(self, alert: Mapping[str, Any]) -> None:
         """Append one alert.
@@ -351,7 +489,7 @@ class AlertsWriter:
         Raises:
           ValueError: if a value cannot be written as JSON.
         """
-        _append(self._path, alert)
+        _append(self._file, alert, self.notes)
 
 
 def read_metrics(folder: Folder) -> list[dict[str, Any]]:
@@ -362,6 +500,9 @@ def read_metrics(folder: Folder) -> list[dict[str, Any]]:
 
     Returns:
       The whole records in the order written; none if there is no `metrics.jsonl`.
+
+    Raises:
+      ValueError: a line other than the last, which may be torn, is no record.
     """
     return _read(pathlib.Path(folder) / _METRICS)
 
@@ -372,39 +513,78 @@ def read_alerts(folder: Folder) -> list[dict[str, Any]]:
 
 
 def _read(path: pathlib.Path) -> list[dict[str, Any]]:
-    return [record for _, record in _lines(path) if record is not None]
+    found = _lines(path)
+    for number, (line, record) in enumerate(found[:-1], start=1):
+        if record is None:
+            shown = line[:60].decode(errors="replace")
+            raise ValueError(
+                f'{path}: line {number}: expected a record such as {{"round": 2}}, got '
+                f"{shown!r}"
+            )
+    return [record for _, record in found if record is not None]
 
 
-def _append(path: pathlib.Path, record: Mapping[str, Any]) -> dict[str, Any]:
+def _append(
+    file: durable.Lines, record: Mapping[str, Any], notes: list[str]
+) -> dict[str, Any]:
     """Write one line; return the record as plain data, null where not finite."""
     plain = _plain(record, lambda _: None)
-    with open(path, "ab") as file:
-        file.write(json.dumps(plain, allow_nan=False).encode() + b"\n")
+    if file.append(json.dumps(plain, allow_nan=False).encode()):
+        notes.append(_MENDED.format(file.path.name))
     return plain
 
 
 def _lines(path: pathlib.Path) -> list[tuple[bytes, dict[str, Any] | None]]:
     """Pair every line of a file with its record, None if unreadable."""
-    lines = path.read_bytes().splitlines() if path.exists() else []
-    return [(line, _record(line)) for line in lines]
+    return [(line, _record(line)) for line in durable.read(path).splitlines()]
 
 
 def _record(line: bytes) -> dict[str, Any] | None:
+    """Read a line; None if no run has written it."""
     try:
         record = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
-    return record if isinstance(record, dict) and "round" in record else None
+    if not isinstance(record, dict) or not _is_round(record.get("round")):
+        return None
+    return record if all(_fits(*item) for item in record.items()) else None
 
 
-def _drop_from(path: pathlib.Path, first_round: int) -> list[str]:
-    """Keep the whole records before a round; say how many lines were unreadable."""
-    lines = _lines(path)
+def _is_round(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**31
+
+
+def _fits(name: str, value: Any) -> bool:
+    """Tell whether a field is what its readers take it for."""
+    if name == "tier_accuracy":
+        return isinstance(value, dict) and all(map(_is_number, value.values()))
+    if name == "rollback":
+        return isinstance(value, dict) and type(value.get("to_round")) is int
+    return name not in _NUMBERS or _is_number(value)
+
+
+def _is_number(value: Any) -> bool:
+    """Tell whether it is a finite number, or null where it was none."""
+    if value is None:
+        return True
+    if type(value) not in (int, float):
+        return False
+    return abs(value) < 1e300  # compares whole numbers of any length, and NaN
+
+
+def _kept(
+    path: pathlib.Path, first_round: int, notes: list[str], most: int | None = None
+) -> tuple[durable.Lines, list[dict[str, Any]]]:
+    """Keep the whole records before a round; note how many lines were unreadable."""
+    found = _lines(path)
     kept = [
-        line
-        for line, record in lines
+        (line, record)
+        for line, record in found
         if record is not None and record["round"] < first_round
-    ]
-    replace_file(path, b"".join(line + b"\n" for line in kept))
-    torn = sum(record is None for _, record in lines)
-    return [f"{path.name}: dropped {torn} torn or unreadable lines"] if torn else []
+    ][:most]
+    lines = [line for line, _ in kept]
+    if path.exists() or path.name == _METRICS:
+        durable.replace(path, b"".join(line + b"\n" for line in lines))
+    if torn := sum(record is None for _, record in found):
+        notes.append(f"{path.name}: dropped {torn} torn or unreadable lines")
+    return durable.Lines(path, lines), [record for _, record in kept]

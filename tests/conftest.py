@@ -150,6 +150,14 @@ def problem():
     )
 
 
+def shard(shards: partition.Shards, number: int, capacity: int | None = None):
+    """Gives a client's examples, padded to the largest shard's, and their count."""
+    start, count = shards.starts[number], shards.counts[number]
+    indices = np.zeros(capacity or max(shards.counts), np.int32)
+    indices[:count] = shards.indices[start : start + count]
+    return jnp.asarray(indices), jnp.asarray(count)
+
+
 @functools.partial(jax.jit, static_argnames=("net", "plan", "training"))
 def train_one(blocks, data, indices, count, key, rate, *, net, plan, training):
     """Trains one client as an engine without cohorts would."""
@@ -161,10 +169,11 @@ def train_one(blocks, data, indices, count, key, rate, *, net, plan, training):
 
 
 def federated(net, problem, table, tiers, **changes):
-    """Makes a federation of the problem's six clients."""
+    """Makes a federation of the problem's clients."""
     rules = federation.Rules(3, lambda index: 0.1)
+    everyone = fleet.of_tiers(len(problem.shards.counts), tiers)
     fed = federation.Federation(
-        federation.Population(problem.data, problem.shards, fleet.of_tiers(6, tiers)),
+        federation.Population(problem.data, problem.shards, everyone),
         federation.Model(net, network.counts(net), table),
         problem.training,
         rules,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import jax
@@ -242,13 +243,20 @@ def _spellings(net: network.Network) -> list[tuple[dict, ...]]:
     return [*result, _HEADS]
 
 
-def names_of_network(net: network.Network, shapes, data) -> list[Names]:
+def names_of_network(
+    net: network.Network,
+    shapes,
+    data,
+    choose: Callable[[int, list[Names]], Names] | None = None,
+) -> list[Names]:
     """Names the blocks of a network, by what is stored of it.
 
     Args:
       net: ours.
       shapes: of its state.
-      data: stored results; `gradnorm/NAME` tells the names.
+      data: stored results; `gradnorm/NAME` and `buffer/NAME` tell the names.
+      choose: picks the names of a block, given by its index, among those that it may
+        have, where nothing of it is stored; None: that is an error.
 
     Returns:
       Names of every block.
@@ -256,12 +264,17 @@ def names_of_network(net: network.Network, shapes, data) -> list[Names]:
     Raises:
       ValueError: a block has no known spelling among what is stored.
     """
-    stored = {key.split("/", 2)[2] for key in data.files if "/gradnorm/" in key}
+    marked = [
+        re.match(r"(?:w[^/]*/)?(gradnorm|buffer)/(.+)", key) for key in data.files
+    ]
+    stored = {match[2] for match in marked if match}
     result = []
     for index, (tables, block) in enumerate(zip(_spellings(net), shapes, strict=True)):
         layers = set(jax.tree.leaves(list(block["params"])))
         known = [_of(table, block, "") for table in tables if layers <= set(table)]
-        fits = [names for names in known if set(names.parameters.values()) <= stored]
+        fits = [names for names in known if _told(names, stored)]
+        if not fits and choose is not None:
+            fits = [choose(index, known)]
         if not fits:
             raise ValueError(
                 f"block {index} of {net.name}: expected parameters such as "
@@ -269,3 +282,10 @@ def names_of_network(net: network.Network, shapes, data) -> list[Names]:
             )
         result.append(fits[0])
     return result
+
+
+def _told(names: Names, stored: set[str]) -> bool:
+    """Tells whether a block's parameters, or its buffers, are stored under names."""
+    buffers = set(names.buffers.values())
+    parameters = set(names.parameters.values())
+    return parameters <= stored or (bool(buffers) and buffers <= stored)

@@ -11,11 +11,13 @@ import pytest
 from fljax import (
     algorithms,
     catalogue,
+    client,
     costs,
     devices,
     federation,
     fleet,
     group,
+    plans,
     policies,
     programs,
     schedule,
@@ -23,7 +25,8 @@ from fljax import (
 )
 from fljax import rounds as engine
 from fljax.algorithms import base, centralized, cocofl, fedavg, fedavg_drop
-from fljax.models import network
+from fljax.data import partition
+from fljax.models import logistic, network
 from tests import conftest
 
 FULL, MIDDLE, LATE = conftest.FULL, conftest.MIDDLE, conftest.LATE
@@ -78,8 +81,7 @@ def by_hand(fed, state, assignment, rate):
         result = conftest.train_one(
             blocks,
             fed.population.data,
-            fed.population.shards.indices[number],
-            fed.population.shards.counts[number],
+            *conftest.shard(fed.population.shards, number),
             keys[number],
             jnp.float32(rate),
             net=fed.model.net,
@@ -335,7 +337,7 @@ def test_fedavg_drop_refuses_a_federation_of_the_weak(fed):
 def test_centralized_sees_every_example_once_an_epoch(fed, start):
     one = centralized.pooled(fed)
     assert one.population.shards.counts.tolist() == [40]
-    assert sorted(one.population.shards.indices[0].tolist()) == list(range(40))
+    assert one.population.shards.indices.tolist() == list(range(40))
     assert (one.rules.clients_per_round, one.layout.width) == (1, 1)
     assert one.population.fleet.row.tolist() == [0]
     known = fed.population.fleet._replace(reference=fleet.Reference(step_seconds=0.125))
@@ -402,3 +404,36 @@ def test_a_server_step_that_overflows_is_reported(problem):
     _, report = algorithm.round(state, algorithm.assign(state, 0))
     assert not np.any(report.failed)
     assert not report.finite
+
+
+def test_small_clients_beside_a_large_one_have_a_program_of_their_own(problem):
+    net = logistic.logistic((8, 8, 1), 3)
+    data = conftest.make_data(examples=620)
+    parts = partition.Split(np.arange(620), np.array([1] * 10 + [600] + [1] * 10))
+    tiers = (devices.Tier(name="all", share=1, time=1, upload=1, memory=1),)
+    few = problem._replace(
+        data=data,
+        shards=partition.index_table(parts),
+        training=client.Training(batch_size=16),
+    )
+    table = costs.CostTable(
+        num_blocks=1, windows=[[0, 0]], time=[1], upload=[1], memory=[1]
+    )
+    fed = conftest.federated(net, few, table, tiers, clients_per_round=4)
+
+    def trained(before):
+        algorithm = fedavg.fedavg(fed)
+        ids = np.array([12, 10, 0, 20])
+        assignment = schedule.by_hand(0, ids, [plans.full(1)] * 4)
+        state, report = algorithm.round(algorithm.init(), assignment)
+        made = list(map(str, algorithm.programs(assignment)))
+        return made, group.num_programs() - before, state.server, report.losses
+
+    short = "0-0 of up to 1 examples"
+    *ours, server, losses = trained(group.num_programs())
+    assert ours == [[short, "0-0", short, short], 2]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(client, "capacities", lambda counts, _: np.full(21, 600))
+        *theirs, expected, expected_losses = trained(group.num_programs())
+    assert theirs == [["0-0"] * 4, 0]
+    conftest.assert_close((server, losses), (expected, expected_losses), 1e-5)

@@ -49,8 +49,7 @@ def _train(problem, augmented):
     return conftest.train_one(
         problem.blocks,
         problem.data,
-        jnp.asarray(problem.shards.indices[0]),
-        jnp.asarray(problem.shards.counts[0]),
+        *conftest.shard(problem.shards, 0),
         jax.random.key(3),
         0.1,
         net=problem.net,
@@ -98,11 +97,11 @@ def test_padding_repeats_the_augmented_first_example(problem):
     static = client.Static(problem.net, single.Single(conftest.LATE), training)
     frozen = client.freeze(static, problem.blocks, None)
     start = client.Start(problem.blocks, frozen, problem.data, jnp.float32(0.1))
-    shard = jnp.asarray(problem.shards.indices[0])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(single, "gradient_step", loss)
-        own = client.Client(shard, jnp.int32(6), jax.random.key(3))
-        client.train(static, start, own)
+        indices = conftest.shard(problem.shards, 0)[0]
+        one = client.Client(indices, jnp.int32(6), jax.random.key(3))
+        client.train(static, start, one)
         jax.effects_barrier()
     (whole, _), (padded, mask) = sorted(seen, key=lambda s: -s[1].sum())
     assert mask.tolist() == [1, 1, 0, 0]

@@ -1,9 +1,11 @@
 """Checkpoints: exact round trips, damaged files, donated buffers, kill -9."""
 
 import doctest
+import hashlib
 import os
 import pathlib
 import re
+import struct
 import sys
 import threading
 import time
@@ -11,8 +13,10 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import msgpack
 import numpy as np
 import pytest
+from flax import serialization
 
 from fljax import checkpoints, writers
 from tests import test_writers
@@ -125,7 +129,7 @@ def _flip(data: bytes, at: int) -> bytes:
         (lambda data: _flip(data, len(data) - 3), "wrong sha256"),
         (lambda data: _flip(data, 12), "wrong sha256"),  # the round
         (lambda data: _flip(data, 0), "wrong magic"),
-        (lambda data: _flip(data, 8), "format version 3"),
+        (lambda data: _flip(data, 8), "format version 2"),
     ],
 )
 def test_a_damaged_checkpoint_is_passed_over(tmp_path, harm, reason):
@@ -140,6 +144,99 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path, harm, reason):
     assert len(restored.notes) == 1
     pattern = f"passed over {path.name}: .*{reason}.*; using round_00000001.ckpt"
     assert re.search(pattern, restored.notes[0])
+
+
+def _file(payload: bytes, number: int = 2, version: int = 3) -> bytes:
+    """Lay out a checkpoint with a right digest."""
+    front = struct.pack("<8sIQQ", b"fljaxckp", version, number, len(payload))
+    return front + hashlib.sha256(front + payload).digest() + payload
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        *(
+            (_file(bytes(64) + payload), "holds no state")
+            for payload in (
+                msgpack.packb([1, 2]),
+                msgpack.packb(5),
+                msgpack.packb({1: 2}),
+                msgpack.packb({"['w']": msgpack.ExtType(1, b"odd")}),
+                b"\x91" * 100_000,
+                b"",
+            )
+        ),
+        (_file(bytes(64) + msgpack.packb({"['w']": "text"})), "leaf .'w'. is str"),
+        (
+            _file(msgpack.packb({}), number=2**63),
+            f"of round {2**63}, there are at most",
+        ),
+        (_file(msgpack.packb({}), number=1), "says that it is of round 1"),
+        (_file(b""), "holds no state"),
+    ],
+)
+def test_a_sound_file_with_an_odd_payload_is_passed_over(tmp_path, data, reason):
+    template = {"w": np.zeros(50, np.float32)}
+    checkpoints.save(tmp_path, 1, template)
+    (tmp_path / "checkpoints" / "round_00000002.ckpt").write_bytes(data)
+    restored = checkpoints.restore(tmp_path, template)
+    assert restored is not None
+    assert restored.round == 1
+    assert re.search(f"round_00000002.ckpt: .*{reason}", restored.notes[0])
+
+
+def test_what_is_no_file_is_passed_over(tmp_path):
+    checkpoints.save(tmp_path, 1, {})
+    folder = tmp_path / "checkpoints"
+    (folder / "round_00000003.ckpt").mkdir()
+    os.mkfifo(folder / "round_00000002.ckpt")
+    (folder / "round_last.ckpt").write_bytes(b"")  # no name of ours
+    restored = checkpoints.restore(tmp_path, {})
+    assert restored is not None
+    assert (restored.round, len(restored.notes)) == (1, 2)
+    checkpoints.save(tmp_path, 2, {}, keep=1)
+
+
+def test_a_checkpoint_of_the_format_before_is_refused_in_a_line(tmp_path):
+    state = {"w": np.arange(3)}
+    payload = serialization.msgpack_serialize({"['w']": state["w"]})
+    (tmp_path / "checkpoints").mkdir()
+    path = tmp_path / "checkpoints" / "round_00000002.ckpt"
+    path.write_bytes(_file(bytes(64) + payload, version=2))
+    with pytest.raises(ValueError, match="format version 2, this fljax reads 3") as e:
+        checkpoints.restore(tmp_path, state)
+    assert "\n" not in str(e.value)
+
+
+def test_records_are_durable_before_their_checkpoint(tmp_path, monkeypatch):
+    steps, sync, replace = [], os.fsync, os.replace
+
+    def name_of(descriptor):
+        return pathlib.Path(os.readlink(f"/proc/self/fd/{descriptor}")).name
+
+    def synced(descriptor):
+        steps.append(name_of(descriptor))
+        sync(descriptor)
+
+    def replaced(source, target):
+        steps.append(f"to {pathlib.Path(target).name}")
+        replace(source, target)
+
+    (tmp_path / "metrics.jsonl").write_text("")
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(os, "replace", replaced)
+    checkpoints.save(tmp_path, 1, {})
+    name = "round_00000001.ckpt"
+    assert steps == ["metrics.jsonl", f"{name}.tmp", f"to {name}", "checkpoints"]
+
+
+def test_a_checkpoint_may_lack_statistics_that_were_not_kept_once(tmp_path):
+    params, norms = {"w": np.ones(3)}, {"mean": np.full(2, 7.0)}
+    checkpoints.save(tmp_path, 1, [{"params": params, "norms": {}}])
+    template = [{"params": {"w": np.zeros(3)}, "norms": norms}]
+    restored = checkpoints.restore(tmp_path, template)
+    np.testing.assert_array_equal(restored.state[0]["params"]["w"], params["w"])
+    np.testing.assert_array_equal(restored.state[0]["norms"]["mean"], norms["mean"])
 
 
 @pytest.mark.parametrize(

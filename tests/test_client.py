@@ -7,7 +7,6 @@ import optax
 import pytest
 
 from fljax import client, plans, program, quant, single
-from fljax.data import partition
 from fljax.models import logistic, mobilenetv2, network, small_convnet
 from tests import conftest
 
@@ -199,6 +198,25 @@ def test_batches_cover_the_shard_once_an_epoch(count):
         assert orders[0] != orders[1] != orders[2] != orders[0]
 
 
+def test_uneven_shards_get_few_programs_and_even_ones_a_single_one():
+    def rooms(*counts, batch_size=32):
+        return client.capacities(np.concatenate(counts), batch_size).tolist()
+
+    small, large = np.ones(6000, int), np.array([60_000])
+    assert rooms(small, large) == [1] * 6000 + [60_000]
+    assert rooms(large) == [60_000]
+    assert rooms(np.array([50, 49, 50])) == [50] * 3
+    # No power of 4 has to fall between them.
+    counts = np.random.default_rng(0).integers(1, 21, 500)
+    assert rooms(counts, large) == [20] * 500 + [60_000]
+    # Longer and shorter ones as users have them are not worth a program more.
+    counts = np.random.default_rng(0).integers(19, 466, 500)
+    assert set(rooms(counts)) == {counts.max()}
+    assert set(rooms(counts[:2], large, small)) == {1, max(counts[:2]), 60_000} - {
+        max(counts[:2])
+    }
+
+
 def test_shuffle_depends_on_its_key_and_not_on_the_capacity():
     short, long, other = (
         np.asarray(client.shuffle(jax.random.key(seed), capacity, jnp.int32(9)))
@@ -223,8 +241,7 @@ def train(problem, plan=conftest.MIDDLE, number=1, training=None):
     return conftest.train_one(
         problem.blocks,
         problem.data,
-        problem.shards.indices[number],
-        problem.shards.counts[number],
+        *conftest.shard(problem.shards, number),
         key(),
         jnp.float32(0.1),
         net=problem.net,
@@ -251,12 +268,15 @@ def test_padding_is_never_read_and_its_width_does_not_matter(problem):
         x=jnp.concatenate([problem.data.x, jnp.full((1, 8, 8, 1), jnp.nan)]),
         y=jnp.concatenate([problem.data.y, jnp.array([2], jnp.int32)]),
     )
-    # Padding of a wider rectangle that points to an image of NaN.
-    indices = np.full((6, 16), 40, np.int32)
-    real = problem.shards.indices[1, : problem.shards.counts[1]]
-    indices[1, : len(real)] = real
-    wide = partition.Shards(indices, problem.shards.counts)
-    padded = train(problem._replace(data=data, shards=wide))
+    # More padding, that points to an image of NaN.
+    indices, count = conftest.shard(problem.shards, 1, 16)
+    wide = jnp.where(jnp.arange(16) < count, indices, 40)
+    padded = conftest.train_one(
+        *(problem.blocks, data, wide, count, key(), jnp.float32(0.1)),
+        net=problem.net,
+        plan=conftest.MIDDLE,
+        training=problem.training,
+    )
     conftest.assert_close(padded, train(problem), 1e-6)
 
 

@@ -27,7 +27,7 @@ def work(ids, seconds, faults=None, versions=0):
 
 def play(rules, cohorts, wanted=2, limit=INF):
     """Plays synchronous rounds of (ids, seconds, faults); returns the outcomes."""
-    timeline, outcomes = arrivals.init(rules, max(wanted, len(cohorts[0][0]))), []
+    timeline, outcomes = arrivals.init(rules, max(wanted, len(cohorts[0][0])), 100), []
     for index, (ids, seconds, *faults) in enumerate(cohorts):
         outcome = arrivals.synchronous(
             rules, timeline, work(ids, seconds, *faults, versions=index), wanted, index,
@@ -125,7 +125,9 @@ def test_who_is_late_is_sent_home():
     seconds = np.array([[1.0, 4, 1], [1, 2, 2], [1, 1, 1]])
     cohort = work([0, 1, 2], 0)._replace(seconds=seconds)
     rules = clock.Clock(deadline=1.0)
-    outcome = arrivals.synchronous(rules, arrivals.init(rules, 3), cohort, 3, 0, 4.0)
+    outcome = arrivals.synchronous(
+        rules, arrivals.init(rules, 3, 10), cohort, 3, 0, 4.0
+    )
     np.testing.assert_allclose(outcome.spent, [[1, 3, 0], [1, 2, 1], [1, 1, 1]])
     sent = arrivals.sent_bytes(outcome.finished, outcome.spent, [100] * 3)
     assert sent == 0 + 50 + 100
@@ -208,12 +210,13 @@ def test_the_flight_always_fits_its_slots():
     cohorts = [([10 * r, 10 * r + 1], [99, 99]) for r in range(8)]
     outcomes = play(rules, cohorts, limit=1)
     sizes = {len(o.timeline.flight.ids) for o in outcomes}
-    assert sizes == {arrivals.slots(rules, 2)} == {4}
+    assert sizes == {arrivals.slots(rules, 2, 100)} == {4}
+    assert arrivals.slots(rules, 2, 3) == arrivals.most_arrivals(rules, 2, 3) == 3
     assert all(len(o.arrived.ids) == 0 for o in outcomes)
 
 
 def buffered(rules, pools, concurrency=2):
-    timeline, outcomes = arrivals.init(rules, concurrency), []
+    timeline, outcomes = arrivals.init(rules, concurrency, 100), []
     for index, pool in enumerate(pools):
         outcome = arrivals.buffered(rules, timeline, work(*pool, versions=index), index)
         timeline = outcome.timeline
@@ -260,7 +263,7 @@ def test_a_buffer_fills_past_failures():
 
 
 def test_time_goes_on_while_nobody_is_there_for_a_buffer():
-    timeline = arrivals.init(clock.Clock(buffer=2), 2)
+    timeline = arrivals.init(clock.Clock(buffer=2), 2, 10)
     rules, pool = clock.Clock(buffer=2), work([], [])
     outcome = arrivals.buffered(rules, timeline, pool, 0, idle=7.0)
     assert float(outcome.timeline.now) == 7
@@ -284,13 +287,13 @@ def test_staleness_by_hand():
 @pytest.mark.parametrize(
     ("fields", "wanted"),
     [
-        ({"deadline": -1}, "deadline of 0 or more"),
-        ({"over_selection": 0.5}, "over_selection of 1 or more"),
+        ({"deadline": -1}, "deadline to be 0 or a number from 1e-06"),
+        ({"over_selection": 0.5}, "over_selection to be a number from 1 to 1000"),
         ({"late": "never"}, "drop or carry"),
         ({"buffer": 3, "deadline": 1.0}, "neither deadline nor over_selection"),
         ({"late": "carry"}, "deadline or over_selection beside late=carry"),
         ({"late": "carry", "buffer": 3}, "deadline or over_selection"),
-        ({"step_seconds": INF}, "step_seconds of 0 or more"),
+        ({"step_seconds": INF}, "step_seconds to be a number from 0"),
     ],
 )
 def test_bad_clocks_are_refused(fields, wanted):

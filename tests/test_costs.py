@@ -136,13 +136,23 @@ FULL_ROW = "[0, 1, 1.0, 1.0, 1.0]"
         ('{"blocks": 2, "windows": [[0, 2, 1, 1, 1]]}', "< 2 .* got 0-2 in row 0"),
         ('{"blocks": 2, "windows": [[1, 0, 1, 1, 1]]}', "got 1-0 in row 0"),
         (f'{{"blocks": 2, "windows": [{FULL_ROW}, {FULL_ROW}]}}', "0-1 again in row 1"),
-        ('{"blocks": 2, "windows": [[0, 1, 0, 1, 1]]}', "time for window 0-1, got 0"),
-        ('{"blocks": 2, "windows": [[0, 1, 1, NaN, 1]]}', "upload .* got nan"),
-        ('{"blocks": 2, "windows": [[0, 1, 1, 1, Infinity]]}', "memory .* got inf"),
+        (
+            '{"blocks": 2, "windows": [[0, 1, 0, 1, 1]]}',
+            "time from .* window 0-1, got 0",
+        ),
+        ('{"blocks": 2, "windows": [[0, 1, 1, NaN, 1]]}', "JSON, got: NaN"),
+        ('{"blocks": 2, "windows": [[0, 1, 1, 1, Infinity]]}', "JSON, got: Infinity"),
         (
             f'{{"blocks": 2, "windows": [{FULL_ROW}], "full_step_seconds": -1}}',
-            "full_step_seconds or none, got -1",
+            "full_step_seconds from 1e-9 to 1e9 or none, got -1",
         ),
+        ("[" * 100_000, "JSON, got: it is nested too deep"),
+        (f'{{"blocks": 2, "windows": [[0, 1, 1, 1, 1{"0" * 400}]]}}', "in row 0"),
+        ('{"blocks": 2, "windows": [[0, 1, 1, 1, 1e400]]}', "got .*inf.* in row 0"),
+        (f'{{"blocks": 2, "windows": [[0, 1{"0" * 30}, 1, 1, 1]]}}', "in row 0"),
+        (f'{{"blocks": 1{"0" * 400}, "windows": []}}', "positive integer, got 1"),
+        (f'{{"blocks": 2, "windows": {"[" * 900}{"]" * 900}}}', "in row 0"),
+        ('{"blocks": 2, "blocks": 3}', "JSON, got: the key 'blocks' twice"),
     ],
 )
 def test_load_refuses_in_one_line_that_names_the_file(tmp_path, text, message):
@@ -155,7 +165,7 @@ def test_load_refuses_in_one_line_that_names_the_file(tmp_path, text, message):
 
 
 def test_load_refuses_a_missing_file(tmp_path):
-    with pytest.raises(ValueError, match=r"none\.json: expected .* found no file"):
+    with pytest.raises(ValueError, match=r"none\.json: there is no file"):
         costs.load(tmp_path / "none.json")
 
 

@@ -85,11 +85,21 @@ def other_source(path):
         ("x_train.npy", flip, ("expected SHA-256", "got")),
         ("x_train.npy", lambda p: p.write_bytes(p.read_bytes()[:-1]), ("an array",)),
         ("y_train.npy", lambda p: p.write_bytes(b""), ("expected an array",)),
-        ("y_train.npy", os.remove, ("expected an array", "No such file")),
+        ("y_train.npy", os.remove, ("expected an array", "there is no file")),
         ("y_train.npy", lambda p: np.save(p, np.zeros(4)), ("<i8[3]", "got <f8[4]")),
         ("manifest.json", lambda p: p.write_text("{"), ("expected a manifest",)),
         ("manifest.json", lambda p: p.write_text("[]"), ("expected a manifest",)),
         ("manifest.json", os.remove, ("expected a manifest",)),
+        *(
+            ("manifest.json", lambda p, text=text: p.write_text(text), ("a manifest",))
+            for text in (
+                "[" * 100_000,
+                '{"arrays": {}, "about": []}',
+                '{"arrays": [], "about": {}}',
+                '{"arrays": {"x": 5}, "about": {}}',
+                '{"arrays": {"../x": {}}, "about": {}}',
+            )
+        ),
         ("manifest.json", other_source, ("expected source 'abc', got 'def'",)),
     ],
 )

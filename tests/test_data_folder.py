@@ -1,6 +1,9 @@
 """Images in class folders: what they become, and the line of each bad layout."""
 
+import os
+import struct
 import sys
+import zlib
 
 import numpy as np
 import pytest
@@ -14,6 +17,15 @@ def draw(path, shape=(6, 5), value=100, mode="L"):
     """Writes an image of one colour."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new(mode, shape[::-1], value).save(path)
+
+
+def png_header(side):
+    """Gives the first bytes of a PNG file that has as many pixels as it likes."""
+    chunk = b"IHDR" + struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)
+    check = struct.pack(">I", zlib.crc32(chunk))
+    return (
+        b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk + check + b"\0\0\0\1IDAT"
+    )
 
 
 @pytest.fixture
@@ -67,6 +79,46 @@ def test_validation_stands_in_for_a_test_set_only_where_there_is_none(root):
     assert load.load(f"folder:{root}").x_test[:, 0, 0, 0].tolist() == [7]
 
 
+def test_what_systems_leave_is_passed_over(root):
+    draw(root / "__MACOSX/train/cat/a.png")
+    for place in ("train/__MACOSX/a.png", "train/.cache/a.png", "train/cat/a.png"):
+        path = root / place
+        path.parent.mkdir(exist_ok=True)
+        (path.parent / f"._{path.name}").write_bytes(b"\0\5\x16\7")
+    (root / "train/cat/.DS_Store").touch()
+    (root / "train/cat/notes.txt").unlink()
+    seen = []
+    data = load.load(f"folder:{root}", watch=lambda *step: seen.append(step))
+    assert (len(data.x_train), data.num_classes) == (3, 2)
+    assert all(total for *_, total in seen)  # no note
+
+
+def test_one_note_counts_what_is_left_out(root):
+    (root / "train/empty").mkdir()
+    (root / "train/labels.csv").touch()
+    (root / "train/cat/more").mkdir()
+    (root / "train/cat/more/again").symlink_to(root / "train/cat")
+    (root / "train/cat/more/again.png").symlink_to(root / "train/cat/a.png")
+    (root / "train/dog/README.TXT").touch()
+    (root / "train/dog/loop.png").symlink_to("loop.png")
+    os.mkfifo(root / "test/dog/pipe.png")  # would wait for ever
+    draw(root / "train/cat/c.jpg", value=50)
+    (root / "train/cat/c.jpg").rename(root / "train/cat/c.jfif")
+    seen = []
+    data = load.load(f"folder:{root}", watch=lambda *step: seen.append(step))
+    assert data.x_train[:, 0, 0, 0].tolist() == [0, 10, 50, 20]
+    assert data.num_classes == 2
+    (note,) = [what for what, _, total in seen if not total]
+    for count in (
+        "2 of *.txt",
+        "2 named pipes, devices or broken links",
+        "1 beside the folders of classes",
+        "1 folders in folders of classes",
+        "1 folders of classes without images",
+    ):
+        assert count in note
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -76,8 +128,16 @@ def test_validation_stands_in_for_a_test_set_only_where_there_is_none(root):
         ),
         (lambda r: draw(r / "test/cow/a.png"), r"classes of train in test, got 'cow'"),
         (
-            lambda r: (r / "train/empty").mkdir(),
-            r"images in .*none in empty",
+            lambda r: [p.unlink() for p in (r / "train").rglob("*.png")],
+            r"images in .*none in cat",
+        ),
+        (
+            lambda r: (r / "test/cat/z.bmp").write_bytes(png_header(50_000)),
+            r"Pillow can read, got .*z\.bmp \(DecompressionBombError",
+        ),
+        (
+            lambda r: (r / "test/cat/z.bmp").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n"),
+            r"Pillow can read, got .*z\.bmp \(cannot identify",
         ),
         (
             lambda r: (r / "test/cat/z.bmp").write_bytes(b"BM"),

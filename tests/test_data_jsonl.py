@@ -25,8 +25,8 @@ def test_splits_labels_and_users(tmp_path):
     assert arrays["x_train"].tolist() == ["a good film", "a bad film"]
     assert arrays["y_train"].tolist() == [1, 0]
     assert arrays["x_test"].tolist() == ["a good, good play"]
-    assert arrays["users"].tolist() == ["b", "a"]
-    assert arrays["users_test"].tolist() == ["b"]
+    assert arrays["users"].tolist() == [1, 0]
+    assert arrays["users_test"].tolist() == [1]
 
 
 def test_names_of_classes_are_numbered_in_sorted_order(tmp_path):
@@ -34,6 +34,14 @@ def test_names_of_classes_are_numbered_in_sorted_order(tmp_path):
     arrays = jsonl.read("x", write(tmp_path / "a", named))
     assert arrays["y_train"].tolist() == [1, 0, 1]
     assert len(arrays["y_test"]) == 0
+
+
+def test_marks_empty_lines_and_ends_of_lines_of_other_systems(tmp_path):
+    lines = b"\xef\xbb\xbf" + b"\r\n".join(json.dumps(x).encode() for x in LINES)
+    (tmp_path / "a").write_bytes(lines + b"\r\n\r\n \n\n")
+    arrays = jsonl.read("x", tmp_path / "a")
+    assert arrays["x_train"].tolist() == ["a good film", "a bad film"]
+    assert arrays["y_test"].tolist() == [1]
 
 
 @pytest.mark.parametrize(
@@ -51,11 +59,21 @@ def test_names_of_classes_are_numbered_in_sorted_order(tmp_path):
             '{"text": "a", "label": 1, "split": "train", "user": 3}',
             "fields that line 1 has not",
         ),
+        ("[" * 100_000, r"got '\[\[.*it is nested too deep\)"),
+        ('{"text": "a", "label": NaN, "split": "train"}', "NaN, which is no number"),
+        ('{"text": "a", "label": 1, "label": 0}', "the key 'label' twice"),
+        (r'{"text": "\ud800", "label": 1, "split": "train"}', "half a character in"),
+        ('{"text": "\udcff", "label": 1, "split": "train"}', "utf-8"),
+        (
+            '{"text": "a", "label": 1' + "0" * 400 + ', "split": "train"}',
+            "in line 2, got label 1000",
+        ),
     ],
 )
 def test_bad_lines(tmp_path, line, message):
     path = tmp_path / "a.jsonl"
-    path.write_text(json.dumps(LINES[0]) + "\n" + line + "\n")
+    text = json.dumps(LINES[0]) + "\n" + line + "\n"
+    path.write_bytes(text.encode(errors="surrogateescape"))
     with pytest.raises(ValueError, match=message) as caught:
         load.load(f"jsonl:{path}")
     assert str(caught.value).startswith(f"jsonl:{path}: expected")

@@ -1,6 +1,7 @@
 """LEAF's JSON: writers and roles, its split and ours, and bad files."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -41,6 +42,7 @@ def test_leafs_own_split_of_images(tmp_path):
     assert data.y_train.tolist() == [1, 2, 4, 5, 6]
     assert data.users.tolist() == [0, 0, 1, 1, 1]  # in order of the names
     assert (data.y_test.tolist(), data.num_classes) == ([7], 8)
+    assert data.users_test.tolist() == [0]
     assert data.vocabulary is None
 
 
@@ -49,6 +51,7 @@ def test_one_file_is_split_user_by_user(tmp_path):
     path = write(tmp_path / "all.json", users)
     data = load.load(f"leaf:{path}")
     assert np.bincount(data.users).tolist() == [18] * 4
+    assert data.users_test.tolist() == data.x_test[:, 0, 0, 0].tolist()
     assert data.x_test[:, 0, 0, 0].tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
     for i in range(4):  # each example is on one side
         rows = data.y_train[data.users == i], data.y_test[data.x_test[:, 0, 0, 0] == i]
@@ -111,14 +114,17 @@ def test_femnist_as_the_paper_has_it(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("{", r"a\.json is no JSON"),
+        ("{", r"expected JSON, got: .* in .*a\.json"),
         ("[1]", r'expected \{"user_data": .*, got another JSON in .*a\.json'),
         ('{"user_data": {}}', "got another JSON"),
         (
             '{"user_data": {"u": {"x": [[1, 2], [3]], "y": [0, 1]}}}',
             "rows of one length",
         ),
-        ('{"user_data": {"u": {"x": [[1, 2]]}}}', r"for user 'u' of .* \('y'\)"),
+        (
+            '{"user_data": {"u": {"x": [[1, 2]]}}}',
+            r'"y": \[...\]}, got .* for user .u. of',
+        ),
         ('{"user_data": {"u": {"x": [[1, 2]], "y": [0, 1]}}}', "got 1 and 2 for user"),
         ('{"user_data": {"u": {"x": ["ab"], "y": ["cd"]}}}', "a character each, got x"),
         ('{"user_data": {"u": {"x": [[1, 2]], "y": [0.5]}}}', r"y float64\[1\]"),
@@ -127,6 +133,25 @@ def test_femnist_as_the_paper_has_it(tmp_path):
             "enough examples",
         ),
         ('{"user_data": {"u": {"x": [], "y": []}}}', "expected examples, got none"),
+        ("[" * 100_000, r"got: it is nested too deep in .*a\.json"),
+        ('{"user_data": {"u": {"x": [[1]], "y": [1]}, "u": {}}}', "the key 'u' twice"),
+        ('{"user_data": {"u": {"x": [[NaN]], "y": [1]}}}', "got: NaN"),
+        ('{"user_data": {"u": {"x": [[1e400]] , "y": [1]}}}', "enough examples"),
+        ('{"user_data": {"u": {"x": [[1' + "0" * 400 + ']], "y": [1]}}}', "x object"),
+        ('{"user_data": {"u": {"x": ["ab", 5], "y": ["c", "d"]}}}', "x <U"),
+        ('{"user_data": {"u": {"x": [[1]], "y": [true]}}}', r"y bool\[1\]"),
+        (
+            '{"user_data": {"u": {"x": ' + "[" * 99 + "]" * 99 + ', "y": [1]}}}',
+            "rows of",
+        ),
+        *(
+            ('{"user_data": {"u": ' + wrong + "}}", "for user 'u' of")
+            for wrong in ("5", "null", "[]", '"x"', '{"x": 5, "y": 5}')
+        ),
+        *(
+            ('{"user_data": {"u": {"x": ' + wrong + ', "y": [1]}}}', "for user 'u' of")
+            for wrong in ("null", '"a"', "{}", "[null]", "[{}]", "[[null]]", "[true]")
+        ),
     ],
 )
 def test_bad_files(tmp_path, content, message):
@@ -137,8 +162,17 @@ def test_bad_files(tmp_path, content, message):
     assert "\n" not in str(caught.value)
 
 
+def test_hidden_files_are_passed_over_and_pipes_are_not_waited_for(tmp_path):
+    write(tmp_path / "a.json", {"u": ([[0.5, 1.0]] * 10, [0, 1] * 5)})
+    (tmp_path / "._a.json").write_bytes(b"\0\5\x16\7")
+    assert load.load(f"leaf:{tmp_path}").x_train.shape == (9, 2)
+    os.mkfifo(tmp_path / "b.json")
+    with pytest.raises(ValueError, match=r"b\.json, but a named pipe; check the path"):
+        load.load(f"leaf:{tmp_path}")
+
+
 def test_bad_folders(tmp_path):
-    with pytest.raises(ValueError, match="there is no /no/such"):
+    with pytest.raises(ValueError, match="there is no file /no/such"):
         load.load("leaf:/no/such")
     (tmp_path / "train").mkdir()
     with pytest.raises(ValueError, match=r"expected DIR/train/\*\.json.*with train"):

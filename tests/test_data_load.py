@@ -101,6 +101,10 @@ def test_labels_may_be_a_column(save):
 )
 def test_users_become_codes_in_sorted_order(save, users):
     assert load.load(save(_arrays(users=users))).users.tolist() == [2, 0, 2, 0, 1, 2]
+    stranger = np.array([1] if users.dtype.kind == "i" else ["q"])
+    tested = np.concatenate([users[1:3], stranger])
+    data = load.load(save(_arrays(users=users, users_test=tested)))
+    assert data.users_test.tolist() == [0, 2, -1]
 
 
 @pytest.mark.parametrize(
@@ -225,6 +229,121 @@ def test_bad_contents(save, changes, message):
         load.load(name)
     assert str(caught.value).startswith(name)
     assert "\n" not in str(caught.value)
+
+
+def _images(*shape, low=0.0, high=1.0, dtype=np.float32):
+    drawn = np.random.default_rng(0).random(shape, np.float32)
+    return (low + (high - low) * drawn).astype(dtype)
+
+
+BYTES = {"high": 255, "dtype": np.uint8}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"y_train": np.array([0, 5, 900] * 2), "y_test": np.array([0, 5, 0])},
+            "3 labels from 0 to 900, which would make 901 classes; number them with",
+        ),
+        ({"x": ((3, 16, 16), {}, {})}, r"float32\[6, 3, 16, 16\], channels first"),
+        ({"x": ((1, 8, 8), {}, {})}, "channels first"),
+        (
+            {"x": ((8, 8, 3), {"high": 255.0}, {})},
+            r"one scale, got values from 0.* to 25\d.* and from 0.* to 0.99",
+        ),
+        ({"x": ((8, 8, 3), {"low": -1.0}, {"high": 255.0})}, "one scale"),
+        (
+            {"x": ((8, 8, 3), BYTES, BYTES | {"high": 1.99})},
+            "one scale, got values from 0 to 254 and from 0 to 1;",
+        ),
+        (
+            {"x": ((8, 8, 3), BYTES, {"high": 255})},
+            r"must have the same features, got uint8.* and float32",
+        ),
+    ],
+)  # fmt: skip
+def test_values_that_cannot_be_meant(save, changes, message):
+    if "x" in changes:
+        shape, train, test = changes.pop("x")
+        changes = {
+            "x_train": _images(6, *shape, **train),
+            "x_test": _images(3, *shape, **test),
+        }
+    with pytest.raises(ValueError, match=message) as caught:
+        load.load(save(_arrays(y_test=np.array([0, 1, 2])) | changes))
+    assert "\n" not in str(caught.value)
+
+
+def _noted(**changes):
+    """Gives the notes on a data set of 6 and 3 images of 8 x 8 with some changes."""
+    fields = {
+        "x_train": _images(6, 8, 8, 1),
+        "y_train": np.array([0, 1, 2, 0, 1, 2]),
+        "x_test": _images(3, 8, 8, 1),
+        "y_test": np.array([0, 1, 2]),
+        "num_classes": 3,
+    }
+    return checks.notes(checks.made_by_hand(types.Dataset(**fields | changes)))
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        (
+            {"y_train": np.array([0, 1] * 3)},
+            "class 2 is in the test set only: no client can learn what is 33.3% of it",
+        ),
+        (
+            {"y_test": np.array([0, 0, 0])},
+            "2 classes (1, 2) are in the training set only: nothing tests it",
+        ),
+        (
+            {"num_classes": 901},
+            "898 classes (3, 4, 5, 6, 7, ...) are without examples, of 901: labels "
+            "with gaps, or not from 0, widen the network for nothing",
+        ),
+        (
+            {"y_train": np.zeros(6, int), "y_test": np.zeros(3, int)},
+            "all training examples are of class 0",
+        ),
+        (
+            {"x_train": _images(6, 4, 32, 16), "x_test": _images(3, 4, 32, 16)},
+            "images of [4, 32, 16] are taken as height 4, width 32 and 16 channels: "
+            "channels come last",
+        ),
+        (
+            {"x_train": _images(6, 5, high=99), "x_test": _images(3, 5, high=0.1)},
+            " are both scaled alike?",
+        ),
+        ({"x_test": _images(3, 8, 8, 1, low=-1.0)}, " are both scaled alike?"),
+        ({"x_test": np.zeros((3, 8, 8, 1))}, " are both scaled alike?"),
+    ],
+)
+def test_values_that_are_seldom_meant_are_noted(changes, line):
+    assert any(note.endswith(line) for note in _noted(**changes))
+
+
+def test_of_most_data_there_is_nothing_to_note():
+    assert _noted() == ()
+    assert checks.notes(load.load("digits")) == ()
+
+
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        (np.full((6, 4), 9), "token ids from 0 to 8, below the vocabulary of 9, got 9"),
+        (np.full((6, 4), -1), "token ids from 0 to 8"),
+        (np.zeros((6, 4)), r"must be token ids .* got float64\[6, 4\]"),
+    ],
+)
+def test_tokens_are_below_the_vocabulary(x, message):
+    y = np.zeros(6, int)
+    fine = np.full((6, 4), 8, np.uint8)
+    with pytest.raises(ValueError, match=message):
+        checks.made_by_hand(types.Dataset(fine, y, x, y, 1, vocabulary=9))
+    made = checks.made_by_hand(types.Dataset(fine, y, fine, y, 1, vocabulary=9))
+    assert made.x_train.dtype == np.int32  # uint8 would be taken as an image
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 1e300])

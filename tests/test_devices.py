@@ -1,6 +1,7 @@
 """Tiers and the budgets drawn for them."""
 
 import json
+import math
 
 import jax
 import numpy as np
@@ -114,9 +115,9 @@ def test_flag_reads_exponents_and_spaces():
         ("a:1:1:1-2-3:1", "number or low-high, got '1-2-3'"),
         ("a:1.5:1:1:1", r"share in \(0, 1\], got 1.5"),
         ("a:nan:1:1:1", r"share in \(0, 1\], got nan"),
-        ("a:1:0:1:1", "tier 'a': expected time as 0 < low <= high"),
+        ("a:1:0:1:1", "tier 'a': expected time as 1e-09 <= low <= high"),
         ("a:1:1:1-0.5:1", "expected upload as .* got 1.0 to 0.5"),
-        ("a:1:1:1:inf", "expected memory .* finite, got inf"),
+        ("a:1:1:1:inf", "expected memory .* <= 1e[+]09, got inf"),
         ("a:0.5:1:1:1", "sum to 1, got 0.5"),
         ("a:0.5:1:1:1,a:0.5:1:1:1", r"different names, got \['a', 'a'\]"),
     ],
@@ -165,6 +166,14 @@ def test_file_may_say_more_of_a_tier(tmp_path):
         (json.dumps([entry(time=None)]), "got None"),
         (json.dumps([entry(time=-1)]), "tier 'a': expected time"),
         (json.dumps([entry(share=0.5)]), "sum to 1"),
+        ("[" * 100_000, "JSON, got: it is nested too deep"),
+        ("[" * 900 + "]" * 900, "expected a tier with the keys"),
+        (json.dumps([entry(time=10**400)]), r"number or \[low, high\], got 1000"),
+        (json.dumps([entry(watts=10**400)]), r"expected numbers for \['watts'\]"),
+        (json.dumps([entry(memory=1e-320)]), "expected memory as 1e-09 <= low"),
+        (json.dumps([entry(time=math.inf)]), "JSON, got: Infinity"),
+        (json.dumps([entry(name="a\ud800")]), "needs a name in print"),
+        ('[{"share": 1, "share": 0.5}]', "the key 'share' twice"),
     ],
 )
 def test_file_refuses_in_one_line_that_names_the_file(tmp_path, content, message):
@@ -177,5 +186,7 @@ def test_file_refuses_in_one_line_that_names_the_file(tmp_path, content, message
 
 
 def test_file_that_is_missing(tmp_path):
-    with pytest.raises(ValueError, match=r"none\.json: expected tiers .* no file"):
+    with pytest.raises(
+        ValueError, match=r"none\.json: there is no file /.*/none\.json"
+    ):
         devices.load_tiers(tmp_path / "none.json")

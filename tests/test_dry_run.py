@@ -21,16 +21,15 @@ SETTINGS = {
 
 
 def made(**changes):
-    settings = config.Config(**SETTINGS | changes)
-    return settings, experiment.build(settings)
+    return experiment.build(config.Config(**SETTINGS | changes))
 
 
 @pytest.mark.long
 def test_what_is_counted_is_what_a_run_reports():
-    settings, ready = made(programs="windows")
-    cost = dry_run.estimate(settings, ready)
-    algorithm = experiment.algorithm(settings, ready)
-    _, records = simulation.run(algorithm, settings.rounds, ready.evaluator)
+    ready = made(programs="windows")
+    cost = dry_run.estimate(ready)
+    algorithm = experiment.algorithm(ready)
+    _, records = simulation.run(algorithm, 5, ready.evaluator)
     assert cost.programs == len({plan for r in records for plan in r["plans"]})
     assert cost.upload_bytes == sum(r["upload_bytes"] for r in records)
     assert cost.rounds == 5
@@ -46,21 +45,21 @@ def test_what_is_counted_is_what_a_run_reports():
 
 
 def test_fedavg_is_one_program_and_centralized_sends_nothing():
-    settings, ready = made(algorithm="fedavg")
-    cost = dry_run.estimate(settings, ready)
+    ready = made(algorithm="fedavg")
+    cost = dry_run.estimate(ready)
     full = plans.upload_bytes(plans.full(4), ready.federation.model.counts)
     assert (cost.programs, cost.upload_bytes) == (1, 5 * 4 * full)
-    pooled = dry_run.estimate(*made(algorithm="centralized"))
+    pooled = dry_run.estimate(made(algorithm="centralized"))
     assert (pooled.programs, pooled.upload_bytes) == (1, 0)
 
 
 @pytest.mark.long
 def test_memory_counts_what_lies_on_the_device_and_old_networks():
-    (settings, ready), gone = made(algorithm="fedavg"), "buffer=4,max_staleness=20"
-    plain = dry_run.estimate(settings, ready).device_bytes
-    settings, ready = made(algorithm="fedavg", clock=gone)
+    ready, gone = made(algorithm="fedavg"), "buffer=4,max_staleness=20"
+    plain = dry_run.estimate(ready).device_bytes
+    ready = made(algorithm="fedavg", clock=gone)
     weights = 4 * sum(count.params for count in ready.federation.model.counts)
-    late = dry_run.estimate(settings, ready).device_bytes
+    late = dry_run.estimate(ready).device_bytes
     if plain is None:
         assert late is None
         return
@@ -73,16 +72,16 @@ def test_memory_counts_what_lies_on_the_device_and_old_networks():
 
 
 def test_windows_that_share_a_program_are_one():
-    settings, ready = made(algorithm="cocofl", client_width=2)
-    cost = dry_run.estimate(settings, ready)
+    ready = made(algorithm="cocofl", client_width=2)
+    cost = dry_run.estimate(ready)
     assert (cost.programs, cost.measured) == (1, "all windows")
-    assert cost.upload_bytes == dry_run.estimate(*made()).upload_bytes
+    assert cost.upload_bytes == dry_run.estimate(made()).upload_bytes
 
 
 def test_side_by_side_every_client_computes_everything():
     def steps(**fields):
-        settings, ready = made(**fields)
-        algorithm = experiment.algorithm(settings, ready)
+        ready = made(**fields)
+        algorithm = experiment.algorithm(ready)
         return rehearsal.rehearse(algorithm, ready.federation, 5).steps
 
     apart, shared, side_by_side = (
@@ -119,24 +118,24 @@ def test_a_rehearsal_is_what_the_rounds_do_without_training(fed):
 
 
 def test_what_is_kept_on_disk_does_not_count(kept, monkeypatch):
-    fresh = []
+    folders = []
 
-    def compile_anew(lowered, path):
-        fresh.append(path)
-        return compile_it(lowered, path)
+    def compile_anew(lowered):
+        folders.append(jax.config.values["jax_compilation_cache_dir"])
+        return compile_it(lowered)
 
     compile_it = programs._compile
     monkeypatch.setattr(programs, "_compile", compile_anew)
     for _ in range(2):
         group._programs.clear()
-        dry_run.estimate(*made())
+        dry_run.estimate(made())
     assert jax.config.values["jax_compilation_cache_dir"] == str(kept)
-    assert fresh == [None, None]
+    assert folders == [None, None]
 
 
 def test_a_policy_that_asks_for_losses_is_rehearsed_as_it_starts():
-    settings, ready = made(policy="adaptive_bits")
-    algorithm = experiment.algorithm(settings, ready)
+    ready = made(policy="adaptive_bits")
+    algorithm = experiment.algorithm(ready)
     seen = rehearsal.rehearse(algorithm, ready.federation, 3)
     start = algorithm.init().policy
     for ours, theirs in zip(seen.state.policy, start, strict=True):

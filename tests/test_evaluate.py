@@ -106,6 +106,42 @@ def test_tier_mixes_by_hand():
     np.testing.assert_allclose(mixes, [[2 / 3, 1 / 3], [0, 0], [0.5, 0.5], [0, 0]])
 
 
+def test_tiers_are_tested_on_examples_of_their_own(by_hand):
+    # Right are 0 and 0 of 0, 0, 0; 1 of 1, 1; both of 2, 2.
+    blocks, data = by_hand
+    tiers = evaluate.one_hot(np.array([0, 0, 0, 1, 1, 2, -1]), 3)
+    batches = evaluate.batches(7, 3, seed=0)
+    scores = evaluate.evaluate(blocks, data, *batches, tiers, net=NET)
+    np.testing.assert_array_equal(scores.tier_total, [3, 2, 1])
+    right = np.argmax(np.concatenate([X, np.zeros((7, 1))], 1), 1) == Y
+    np.testing.assert_array_equal(scores.tier_correct, right @ tiers)
+    mixes = np.full((3, 3), 1 / 3)
+    fields = evaluate.summary(scores, mixes, ("a", "b", "c"))
+    assert fields["tier_test_accuracy"] == pytest.approx(
+        dict(zip("abc", right @ tiers / [3, 2, 1], strict=True))
+    )
+    lowest = min(fields["tier_test_accuracy"].values())
+    assert fields["worst_tier_test_accuracy"] == lowest
+    alone = evaluate.summary(scores_of(by_hand, 7), mixes, ("a", "b", "c"))
+    assert not {"tier_test_accuracy", "worst_tier_test_accuracy"} & set(alone)
+
+
+def test_test_examples_are_dealt_out_as_training_examples_are():
+    labels = np.repeat([0, 1, 2, 3], [30, 60, 7, 5])
+    by_tier = np.array([[10, 0, 1, 0], [20, 0, 1, 0], [0, 40, 1, 0]])
+    dealt = evaluate.tiers_of_test(labels, by_tier, seed=0)
+    by_class = np.stack([dealt[labels == c].sum(0) for c in range(4)])
+    np.testing.assert_array_equal(by_class[:2], [[10, 20, 0], [0, 0, 60]])
+    assert sorted(by_class[2]) == [2, 2, 3]
+    np.testing.assert_array_equal(by_class[3], [0, 0, 0])  # nobody trains on it
+    again = evaluate.tiers_of_test(labels, by_tier, seed=0)
+    np.testing.assert_array_equal(dealt, again)
+    assert (dealt != evaluate.tiers_of_test(labels, by_tier, seed=1)).any()
+    # One example of a class is not always the same tier's.
+    single = [evaluate.tiers_of_test([0], np.ones((3, 1)), s) for s in range(20)]
+    assert (np.sum(single, axis=0) > 0).all()
+
+
 def test_the_order_is_fixed_by_the_seed():
     indices, mask = evaluate.batches(10, 4, seed=3)
     assert indices.shape == mask.shape == (3, 4)

@@ -160,7 +160,7 @@ def test_a_finished_run_prints_its_result_again_and_goes_on_with_more_rounds(
     more = call(train, *command, "--rounds=4")
     assert more.code == 0
     assert f"[fedavg] resuming {tmp_path} at round 2 of 4" in more.err.splitlines()
-    assert "round 2/4" not in more.err  # it was run before
+    assert "2/4 done" not in more.err  # it was run before
     assert [record["round"] for record in records_of(tmp_path)] == [0, 1, 2, 3]
     assert records_of(tmp_path)[:2] == [
         json.loads(line) for line in before["metrics.jsonl"][1].splitlines()
@@ -277,12 +277,102 @@ def test_another_network_of_ones_own_is_another_run(tmp_path):
         block = flax_block.FlaxBlock(Own(activation))
         net = network.Network("own", (block,), (8, 8, 1), 10)
         ready = experiment.build(settings, net=net)
-        experiment.run(settings, ready, str(tmp_path), tensorboard=False)
+        experiment.run(ready, str(tmp_path), tensorboard=False)
 
     run("relu")
     run("relu")
     with pytest.raises(ValueError, match="blocks_sha256"):
         run("tanh")
+
+
+def _ready(**fields):
+    """Makes a small experiment of 9 clients."""
+    fields = {"algorithm": "fedavg", "network": "logistic", "rounds": 1, **fields}
+    settings = configs.Config(num_clients=9, clients_per_round=3, **fields)
+    return experiment.build(settings)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"lr": 0.2, "seed": 2}, {"network": "cnn"}, {"dataset": "npz:x.npz"}]
+)
+def test_settings_stay_with_what_was_built_from_them(changes):
+    ready = _ready()
+    settings = dataclasses.replace(ready.settings, **changes)
+    with pytest.raises(ValueError, match=rf"--{min(changes)}: expected .*build it aga"):
+        dataclasses.replace(ready, settings=settings)
+
+
+def test_one_experiment_serves_all_settings_that_nothing_is_built_from(tmp_path):
+    ready = _ready()
+    free = {"algorithm": "centralized", "rounds": 2, "rollback_drop": 0.5}
+    changed = dataclasses.replace(
+        ready, settings=dataclasses.replace(ready.settings, **free)
+    )
+    assert changed.federation is ready.federation
+    records = experiment.run(changed, str(tmp_path), tensorboard=False)
+    assert len(records) == 2
+    stored = json.loads((tmp_path / "config.json").read_text())["config"]
+    assert {name: stored[name] for name in free} == free
+    assert experiment.rollback(ready) is None
+    assert experiment.rollback(changed).accuracy_drop == 0.5
+
+
+def test_a_file_that_changes_after_the_build_is_not_what_ran(tmp_path):
+    path = tmp_path / "tiers.json"
+    tier = {"name": "all", "share": 1, "time": 1, "upload": 1, "memory": 1}
+    path.write_text(json.dumps([tier]))
+    ready = _ready(tiers_file=str(path))
+    path.write_text(json.dumps([tier | {"name": "others"}]))
+    assert [tier["name"] for tier in experiment.resolved(ready)["tiers"]] == ["all"]
+
+
+def test_what_is_given_in_python_does_not_bear_the_name_of_a_setting():
+    y = np.arange(8) % 2
+    data = types.Dataset(_zeros(8, 8, 8, 1), y, _zeros(4, 8, 8, 1), y[:4], 2)
+    settings = configs.Config(
+        algorithm="fedavg", network="logistic", num_clients=2, clients_per_round=1
+    )
+    net = models.BY_NAME["logistic"]((8, 8, 1), 2)
+    told = experiment.resolved(experiment.build(settings, data, net=net))
+    assert told["dataset"] == "given in Python"
+    assert told["network"] == "logistic (given in Python)"
+    asked = dataclasses.replace(settings, test_share=0.5)
+    with pytest.raises(ValueError, match=r"--test_share: expected 0.0 .* got 0.5"):
+        experiment.build(asked, data)
+
+
+@pytest.mark.parametrize(
+    ("fields", "line"),
+    [
+        ({"eval_batch_size": 1}, "the statistics of batches of 1 example, which"),
+        ({"eval_batch_size": 359}, "the statistics of its last batch of 1 example,"),
+        ({"eval_batch_size": 1, "network": "logistic"}, ""),
+        ({"eval_batch_size": 1, "norm_statistics": "running"}, ""),
+        ({"eval_batch_size": 16}, "the statistics of its last batch of 8 examples"),
+        ({}, ""),
+        ({"mean": "90", "std": "40"}, "--mean and --std bring inputs to means of -2.2"),
+    ],
+)
+def test_what_evaluation_goes_by_is_noted(fields, line):
+    notes = _ready(**{"network": "small_convnet", **fields}).notes
+    assert any(line in note for note in notes) if line else notes == ()
+
+
+def test_notes_are_said_once_before_training(call, tmp_path):
+    write_npz(tmp_path / "a.npz", y_test=np.full(6, 3))
+    folder = f"--workdir={tmp_path / 'run'}"
+    asked = (*FEDAVG, f"--dataset=npz:{tmp_path / 'a.npz'}", "--rounds=1", folder)
+    done = call(train, *asked)
+    assert done.code == 2, done.err  # there is nothing that anybody could learn
+    write_npz(tmp_path / "a.npz", y_test=np.array([3, 3, 0, 1, 2, 0]))
+    done = call(train, *asked)
+    assert done.code == 0, done.err
+    line = "note: class 3 is in the test set only"
+    assert done.err.count(line) == 1
+    assert done.err.index(line) < done.err.index("compiling")
+    (record,) = records_of(tmp_path / "run")
+    own = record["tier_test_accuracy"]
+    assert min(own.values()) == record["worst_tier_test_accuracy"]
 
 
 def test_codes_are_not_adapted_where_there_are_none(call):
@@ -756,24 +846,32 @@ COMPARED = (
 def test_compare_prints_and_writes_the_statistics_of_the_runs(call, tmp_path):
     done = call(compare, *COMPARED, f"--workdir={tmp_path}")
     assert done.code == 0
-    assert done.err.count("[fedavg_drop seed 2] round 3/3") == 1
+    assert done.err.count("[fedavg_drop seed 2] round 2 (3/3 done)") == 1
     written = json.loads((tmp_path / "summary.json").read_text())
     assert list(written) == ["algorithms"]
     summary = written["algorithms"]
     assert list(summary) == ["fedavg", "fedavg_drop"]
 
-    header, *rows, note = done.out.splitlines()
+    header, *rest, note = done.out.splitlines()
+    rows, legend = rest[:2], rest[2:]
     assert header.split()[0] == "algorithm"
+    for title, _, _ in compare._COLUMNS:  # each is defined where it is shown
+        assert title in header
+        assert sum(line.startswith(f"{title}: ") for line in legend) == 1
+        assert f"{title}: " in compare.__doc__
+    assert legend[-1].startswith("±: sample standard deviation")
     assert str(tmp_path / "summary.json") in note
     for row, (name, figures) in zip(rows, summary.items(), strict=True):
         runs = [records_of(tmp_path / name / f"seed_{seed}") for seed in (1, 2)]
         assert [len(run) for run in runs] == [3, 3]
-        for key in ("test_accuracy", "worst_tier_accuracy"):
+        keys = ("test_accuracy", "worst_tier_accuracy", "worst_tier_test_accuracy")
+        for key in keys:
             a, b = (run[-1][key] for run in runs)
-            assert set(figures[key]) == {"mean", "std"}
+            std = abs(a - b) / 2**0.5  # the sample's
+            assert set(figures[key]) == {"mean", "std", "interval_95"}
             assert math.isclose(figures[key]["mean"], (a + b) / 2, rel_tol=1e-12)
-            assert math.isclose(figures[key]["std"], abs(a - b) / 2, rel_tol=1e-9)
-            assert f"{(a + b) / 2:.4f} ± {abs(a - b) / 2:.4f}" in row
+            assert math.isclose(figures[key]["std"], std, rel_tol=1e-9)
+            assert f"{(a + b) / 2:.4f} ± {std:.4f}" in row
         upload = [sum(record["upload_bytes"] for record in run) for run in runs]
         assert figures["upload_bytes"] == statistics.fmean(upload)
         seconds = statistics.fmean(

@@ -53,7 +53,7 @@ def test_lognormal_speeds_have_the_asked_spread():
 
 @pytest.mark.parametrize("bad", [-0.1, float("inf"), float("nan")])
 def test_bad_deviations_are_refused(bad):
-    with pytest.raises(ValueError, match="deviations of 0 or more"):
+    with pytest.raises(ValueError, match="deviations from 0 to 10"):
         fleet_sources.lognormal(10, 1, bad)
 
 
@@ -181,18 +181,26 @@ def test_a_file_of_devices(tmp_path):
     [
         ("", "a list of devices"),
         ("compute\n1\n1\n", "a row for each of the 3 clients, got 2"),
-        ("compute\n1\n0\n1\n", "positive, finite compute for device 2, got '0'"),
+        ("compute\n1\n0\n1\n", "compute from 1e-9 to 1e9 for device 2, got '0'"),
         ("failure\n0\n1.5\n0\n", "failure from 0 to 1 for device 2, got '1.5'"),
         ("compute,compute\n1,2\n1,1\n1,1\n", "the column 'compute' twice"),
-        ("compute\n1\nfast\n1\n", "positive, finite compute for device 2, got 'fast'"),
+        ("compute\n1\nfast\n1\n", "compute from 1e-9 to 1e9 for device 2, got 'fast'"),
         ("speed\n1\n1\n1\n", "columns among .* got 'speed'"),
         ("availability\n1\n2\n1\n", "availability from 0 to 1"),
         ("compute,step_seconds\n1,1\n1,1\n1,1\n", "step_seconds or compute, got both"),
+        ("step_seconds\n1\n1e-320\n1\n", "step_seconds from 1e-9 to 1e9"),
+        ("compute\n1\n1" + "0" * 400 + "\n1\n", "compute from 1e-9 to 1e9"),
+        ("tier\na\n" + "b" * 200_000 + "\nc\n", "got: .*field larger than"),
+        ("tier\na\n\udcff\nb\n", "got: .*utf-8"),
+        ('[{"compute": true}, {"compute": 1}, {"compute": 1}]', "device 1, got True"),
+        ('[{"watts": 1' + "0" * 400 + '}, {"watts": 1}, {"watts": 1}]', "watts from"),
+        ("[" * 100_000, "expected JSON, got: it is nested too deep"),
+        ("[" * 900 + "]" * 900, "a list of devices, one row each, got list"),
     ],
 )
 def test_bad_files_are_refused_in_one_line(tmp_path, text, wanted):
-    path = tmp_path / "devices.csv"
-    path.write_text(text)
+    path = tmp_path / ("devices.json" if text.startswith("[") else "devices.csv")
+    path.write_text(text, encoding="utf-8", errors="surrogateescape")
     with pytest.raises(ValueError, match=wanted) as error:
         fleet_sources.load(path, 3)
     assert str(path) in str(error.value)
@@ -200,7 +208,7 @@ def test_bad_files_are_refused_in_one_line(tmp_path, text, wanted):
 
 
 def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(ValueError, match="found no file"):
+    with pytest.raises(ValueError, match="there is no file"):
         fleet_sources.load(tmp_path / "none.csv", 3)
 
 

@@ -13,9 +13,11 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 # Patterns of modules below fljax, lowest first. A module may import what matches an
 # earlier pattern, on its own floor too.
 FLOORS = (
-    ("types",),
+    ("types", "bounds"),
     (
         "backends",
+        "memory",
+        "reading",
         "trees",
         "winograd",
         "unsigned",
@@ -26,6 +28,7 @@ FLOORS = (
         "mesh",
         "host_random",
         "programs",
+        "private",
         "augment",
         "data.progress",
         "data.checks",
@@ -40,6 +43,8 @@ FLOORS = (
         "data.resplit",
         "data.*",
         "data",
+        "durable",
+        "surroundings",
         "writers",
         "checkpoints",
         "alerts",

@@ -242,13 +242,19 @@ def test_the_clock_does_not_go_back_and_nobody_is_waited_for():
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"accuracy_drop": 1.0}, "accuracy_drop 0 or more, below 1, got 1.0"),
+        (
+            {"accuracy_drop": 1.0},
+            "accuracy_drop to be a number from 0, below 1",
+        ),
         ({"accuracy_drop": float("nan")}, "got nan"),
-        ({"loss_factor": 1.0}, "loss_factor 0 or above 1, got 1.0"),
-        ({"window": 0}, "window 1 or more, got 0"),
+        (
+            {"loss_factor": 1.0},
+            "loss_factor to be 0 or a number above 1",
+        ),
+        ({"window": 0}, "window to be a whole number from 1 to 100000, got 0"),
         ({"lower": "all"}, "lower server or tier, got 'all'"),
-        ({"factor": 1.0}, "factor above 0, below 1, got 1.0"),
-        ({"limit": -1}, "limit 0 or more, got -1"),
+        ({"factor": 1.0}, "factor to be a number from 1e-06, below 1, got 1.0"),
+        ({"limit": -1}, "limit to be a whole number from 0 to .*, got -1"),
         ({"lower": "tier"}, "tiers and tier_index"),
     ],
 )

@@ -61,3 +61,22 @@ print("on")
         [sys.executable, "-c", program], capture_output=True, text=True, timeout=60
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "on\n", "")
+
+
+def test_ctrl_c_while_a_command_line_imports_ends_it():
+    program = """
+import runpy, signal, sys
+class Stop:  # in the place of the first module that takes long
+    def find_spec(self, name, path=None, target=None):
+        if name == "jax":
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
+sys.meta_path.insert(0, Stop())
+signal.signal(signal.SIGINT, signal.default_int_handler)
+sys.argv = ["-m"]  # as Python leaves it until it has found the module
+runpy.run_module("experiments.train", run_name="__main__")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "stopped\n")

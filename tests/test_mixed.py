@@ -48,12 +48,13 @@ def run_mixed(problem, assigned, width, limits=((np.inf,) * 5,) * 2, spoilt=()):
         windows=np.array([(p.first, p.last) for p in assigned.values()]),
     )
     (few,) = cohort.spread([np.arange(len(ids))], clients.counts, 1, width)
+    of_any = mixed.Mixed(capacity=max(conftest.COUNTS))
     sums = group.run_group(
         begun(problem, limits=limits),
         started(problem, len(ids)),
         clients,
         few,
-        static=client.Static(problem.net, mixed.Mixed(), problem.training, width),
+        static=client.Static(problem.net, of_any, problem.training, width),
         devices=conftest.MESH,
     )
     return totals.total(sums)
@@ -84,7 +85,7 @@ def test_what_the_client_before_left_does_not_matter(problem):
         frozen = client.freeze(static, blocks, None)
         places = client.places(static, blocks, frozen)
         places = jax.tree.map(lambda x: jnp.where(filled, _worst(x), x), places)
-        indices, count = (jnp.asarray(x[0]) for x in problem.shards)
+        indices, count = conftest.shard(problem.shards, 0)
         start = client.Start(blocks, frozen, data, jnp.float32(RATE))
         own = client.Client(indices, count, jax.random.key(3), window)
         result = client.train(static, start, own, places)
@@ -245,7 +246,7 @@ def small(**fields):
         },
     )
     settings = workloads.config(load, **fields)
-    return settings, workloads.build(load, settings)
+    return workloads.build(load, settings)
 
 
 def test_rounds_are_the_same_with_one_program():
@@ -253,8 +254,8 @@ def test_rounds_are_the_same_with_one_program():
     tiers = "strong:.5:1:1:1,weak:.5:.6:.6:.6"
     for fields in ({"programs": "windows"}, {}, {"client_width": 4}):
         before = group.num_programs()
-        settings, ready = small(network="cnn", tiers=tiers, **fields)
-        algorithm = experiment.algorithm(settings, ready)
+        ready = small(network="cnn", tiers=tiers, **fields)
+        algorithm = experiment.algorithm(ready)
         records = simulation.iterate(algorithm, algorithm.init(), 0, 2)
         losses.append([record["train_loss"] for _, record in records])
         made.append(group.num_programs() - before)
@@ -269,7 +270,7 @@ def test_windows_share_a_program_unless_told_not_to():
     own, of_whole = ([single.Single(p) for p in some] for some in (plan, whole))
 
     def made(**fields):
-        fed = small(**fields)[1].federation
+        fed = small(**fields).federation
         return federation.programs(fed, plan), federation.programs(fed, whole)
 
     shared = [mixed.Mixed(), mixed.Mixed(4)]
@@ -279,7 +280,7 @@ def test_windows_share_a_program_unless_told_not_to():
 
 
 def test_who_trains_everything_needs_no_program_of_its_width():
-    fed = small()[1].federation
+    fed = small().federation
     assigned = [plans.full(8), plans.Plan(0, 1, 4), plans.Plan(2, 3, 5)]
     expected = [mixed.Mixed(4), mixed.Mixed(4), mixed.Mixed(5)]
     assert federation.programs(fed, assigned) == expected
@@ -289,7 +290,7 @@ def test_side_by_side_in_a_shared_program_everybody_computes_a_full_step():
     assigned, alone = [plans.full(8), plans.Plan(2, 3)], np.array([1, 0.25])
 
     def work(assigned=assigned, **fields):
-        return federation.work(small(**fields)[1].federation, assigned, alone).tolist()
+        return federation.work(small(**fields).federation, assigned, alone).tolist()
 
     assert work() == work(client_width=2, programs="windows") == [1, 0.25]
     assert work(client_width=2) == [1, 1]

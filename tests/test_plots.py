@@ -53,7 +53,9 @@ def test_lines_are_means_and_bands_reach_from_lowest_to_highest(tmp_path, page):
     assert by_round.get_xlabel() == "round"
     assert by_upload.get_xlabel() == "total upload (MB)"
     (legend,) = page().legends
-    assert [text.get_text() for text in legend.get_texts()] == ["cocofl (2 seeds)"]
+    assert [text.get_text() for text in legend.get_texts()] == [
+        "cocofl (mean and range of 2 seeds)"
+    ]
 
 
 def test_the_png_is_1200_pixels_wide(tmp_path):
@@ -175,6 +177,11 @@ def test_the_command_names_runs_by_what_tells_them_apart(call, tmp_path, page):
     ("arguments", "error"),
     [
         (["{}"], "expected a run folder with records in metrics.jsonl, got {}"),
+        (
+            ["{}/odd"],
+            "{}/odd/metrics.jsonl: line 1: expected a record such as "
+            '{{"round": 2}}, got \'{{"round": "2"}}\'',
+        ),
         ([], "expected folders of runs, such as runs/x, got none"),
         (
             ["{}/a/seed_1", "--majority=12"],
@@ -198,6 +205,8 @@ def test_the_command_names_runs_by_what_tells_them_apart(call, tmp_path, page):
 )
 def test_bad_input_is_one_line(call, tmp_path, arguments, error):
     _folders(tmp_path)
+    (tmp_path / "odd").mkdir()
+    (tmp_path / "odd" / "metrics.jsonl").write_text('{"round": "2"}\n{"round": 3}\n')
     given = [argument.format(tmp_path) for argument in arguments]
     done = call(plot, *given, folders=True)
     assert (done.code, done.out) == (2, "")

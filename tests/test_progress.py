@@ -22,10 +22,13 @@ def test_one_line_a_round_where_there_is_no_terminal():
     first, second, third = stream.getvalue().splitlines()
     assert first == "[cocofl] compiling plan 4-11 ..."
     assert re.fullmatch(
-        r"\[cocofl\] round 12/100 loss 1.234 accuracy 0.456 \d+\.\d s eta \d+:\d\d",
+        r"\[cocofl\] round 11 \(12/100 done\) loss 1.234 accuracy 0.456 \d+\.\d s "
+        r"eta \d+:\d\d",
         second,
     )
-    assert re.fullmatch(r"\[cocofl\] round 13/100 \d+\.\d s eta \d+:\d\d", third)
+    assert re.fullmatch(
+        r"\[cocofl\] round 12 \(13/100 done\) \d+\.\d s eta \d+:\d\d", third
+    )
 
 
 def test_who_was_left_is_shown_where_some_were_not():
@@ -48,7 +51,7 @@ def test_lines_go_to_stderr_and_the_label_may_be_missing(capsys):
         shown.update({"round": 0, "train_loss": 0.5, "test_loss": 0.75})
     captured = capsys.readouterr()
     assert captured.out == ""
-    assert captured.err.startswith("round 1/2 loss 0.500 ")
+    assert captured.err.startswith("round 0 (1/2 done) loss 0.500 ")
 
 
 def test_estimate_extends_the_recent_speed(monkeypatch):
@@ -59,9 +62,13 @@ def test_estimate_extends_the_recent_speed(monkeypatch):
         for number in range(40):
             shown.update({"round": number})
     lines = stream.getvalue().splitlines()
-    assert lines[0] == "[a] round 1/165 100.0 s eta 4:33:20"  # 164 rounds of 100 s
-    assert lines[1] == "[a] round 2/165 2.0 s eta 5:26"  # 163 of 2 s: it had compiled
-    assert lines[-1] == "[a] round 40/165 2.0 s eta 4:10"  # 125 of 2 s
+    assert (
+        lines[0] == "[a] round 0 (1/165 done) 100.0 s eta 4:33:20"
+    )  # 164 rounds of 100 s
+    assert (
+        lines[1] == "[a] round 1 (2/165 done) 2.0 s eta 5:26"
+    )  # 163 of 2 s: it had compiled
+    assert lines[-1] == "[a] round 39 (40/165 done) 2.0 s eta 4:10"  # 125 of 2 s
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,9 @@
 """The host loop: order of work, records, cadence, divergence, what a folder keeps."""
 
+import errno
 import json
+import os
+import shutil
 import time
 
 import jax.numpy as jnp
@@ -400,3 +403,118 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_message(tmp_path):
     assert rounds_of(state) == 4
     assert [record["round"] for record in records] == [0, 1, 2, 3]
     assert saved(tmp_path) == (4, 4)
+
+
+def rounds_in(folder):
+    """Reads which rounds have records."""
+    return [record["round"] for record in writers.read_metrics(folder)]
+
+
+def test_a_run_goes_on_from_the_checkpoint_that_has_its_records(tmp_path):
+    in_folder(tmp_path, 6)
+    path = tmp_path / "metrics.jsonl"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-80])
+    heard = []
+    hooks = simulation.Hooks(message=heard.append)
+    _, records = in_folder(tmp_path, 8, hooks=hooks)
+    assert [record["round"] for record in records] == list(range(8))
+    lack = "round_00000006.ckpt: metrics.jsonl lacks whole records of rounds 5"
+    assert f"passed over {lack}; using round_00000005.ckpt" in heard
+    assert without_time(records) == without_time(
+        simulation.run(counting(), 8, counter(2))[1]
+    )
+
+
+@pytest.mark.parametrize(
+    ("harm", "reason"),
+    [
+        (lambda lines: lines[:2], r"lacks whole records of rounds 2 to 5"),
+        (lambda lines: [], r"lacks whole records of rounds 0 to 5"),
+        (lambda lines: lines[:1] + lines[2:], "of rounds 1 to 5"),
+        (lambda lines: [*lines[:3], b"null", *lines[4:]], "of rounds 3 to 5"),
+        (lambda lines: [b"[" * 100_000, *lines[1:]], "of rounds 0 to 5"),
+        (lambda lines: [b'{"x": 1, ' + lines[0][1:], *lines[1:]], "has other records"),
+    ],
+)  # fmt: skip
+def test_records_with_a_gap_or_of_another_run_are_refused(tmp_path, harm, reason):
+    in_folder(tmp_path, 6)
+    path = tmp_path / "metrics.jsonl"
+    lines = path.read_bytes().splitlines()
+    path.write_bytes(b"".join(line + b"\n" for line in harm(lines)))
+    before = contents(tmp_path)
+    with pytest.raises(ValueError, match=f"{reason}.*to start at round 0"):
+        in_folder(tmp_path, 6)
+    assert contents(tmp_path) == before
+
+
+def test_records_that_are_deleted_or_cut_meanwhile_come_back(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+
+    def harm(record):
+        if record["round"] == 2:
+            path.unlink()
+        if record["round"] in (4, 7):  # 7 is the last
+            path.write_bytes(path.read_bytes()[:-100])
+
+    heard = []
+    _, records = in_folder(
+        tmp_path, 8, hooks=simulation.Hooks(record=harm, message=heard.append)
+    )
+    assert [record["round"] for record in records] == list(range(8))
+    changed = "metrics.jsonl was changed by others while the run goes on: wrote it anew"
+    assert heard.count(changed) == 3
+
+
+def test_records_without_checkpoints_are_shown_or_refused(tmp_path):
+    _, records = in_folder(tmp_path, 4)
+    shutil.rmtree(tmp_path / "checkpoints")
+    before, heard = contents(tmp_path), []
+    hooks = simulation.Hooks(message=heard.append)
+    assert in_folder(tmp_path, 4, hooks=hooks) == (None, records)
+    assert contents(tmp_path) == before
+    assert heard == [f"{tmp_path} has no checkpoints any more: shows its records alone"]
+    with pytest.raises(
+        ValueError, match="records of 4 rounds but no checkpoints to go"
+    ):
+        in_folder(tmp_path, 6)
+    assert writers.read_metrics(tmp_path) == records
+    (tmp_path / "metrics.jsonl").write_text('{"round": 0}\n{"round": 1}\n')
+    with pytest.raises(
+        ValueError, match="records of 2 rounds but no checkpoints to go"
+    ):
+        in_folder(tmp_path, 2)
+
+
+def test_a_checkpoint_of_another_run_is_passed_over(tmp_path):
+    one, other = tmp_path / "one", tmp_path / "other"
+    in_folder(one, 4)
+    in_folder(other, 5, config={"seed": 2})
+    name = "checkpoints/round_00000005.ckpt"
+    (one / name).write_bytes((other / name).read_bytes())
+    heard = []
+    in_folder(one, 4, hooks=simulation.Hooks(message=heard.append))
+    passed = (
+        "passed over round_00000005.ckpt: is of another run; using round_00000004.ckpt"
+    )
+    assert heard == [passed]
+    assert simulation.restore(str(one), counting())[1] == 4
+
+
+def test_a_finished_run_that_cannot_be_written_is_shown(tmp_path, monkeypatch):
+    state, records = in_folder(tmp_path, 4)
+    before, real = contents(tmp_path), os.open
+
+    def refuse(path, flags, *rest):
+        if flags & (os.O_RDWR | os.O_WRONLY):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return real(path, flags, *rest)
+
+    monkeypatch.setattr(os, "open", refuse)
+    shown, again = in_folder(tmp_path, 4)
+    assert (rounds_of(shown), again) == (rounds_of(state), records)
+    with pytest.raises(
+        ValueError, match=r"cannot be written .* rounds 4 to 5 are left"
+    ):
+        in_folder(tmp_path, 6)
+    assert contents(tmp_path) == before

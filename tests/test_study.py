@@ -33,7 +33,9 @@ def test_a_study_runs_everything_and_goes_on(call, tmp_path, monkeypatch):
     calm, lossy = (written["settings"][name] for name in STUDY)
     assert calm["fedavg"]["arrived"]["mean"] == 1
     lines = (tmp_path / "table.md").read_text().splitlines()
-    assert len(lines) == 2 + 4
+    shown = 2 + 4 + 1 + len(study._COLUMNS) + 1  # a blank line, the legend
+    assert len(lines) == shown
+    assert lines[8].startswith("- worst tier (mix): ")
     assert lines[2].startswith("| calm | fedavg | ")
     assert lines[3].startswith("|  | slow | ")
     records = [
@@ -92,4 +94,12 @@ def test_of_one_seed_there_is_no_spread():
     columns = (("accuracy", "{mean:.2f} ± {std:.2f}", "test_accuracy"),)
     one, two = ({"test_accuracy": summary._over_seeds(v)} for v in ([0.5], [0.5, 0.7]))
     assert one == {"test_accuracy": {"mean": 0.5}}
-    assert summary.rows(columns, [one, two])[1:] == [["0.50"], ["0.60 ± 0.10"]]
+    assert summary.rows(columns, [one, two])[1:] == [["0.50"], ["0.60 ± 0.14"]]
+
+
+def test_an_interval_is_students():
+    # Of 1, 2, 3: mean 2, deviation 1; t of 2 degrees of freedom is 4.3027.
+    figures = summary._over_seeds([1.0, 2.0, 3.0])
+    assert figures["std"] == 1
+    half = 4.3027 / 3**0.5
+    assert figures["interval_95"] == pytest.approx([2 - half, 2 + half], rel=1e-4)

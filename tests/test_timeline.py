@@ -97,8 +97,7 @@ def delta(fed, blocks, began, number, plan):
     return conftest.train_one(
         blocks,
         fed.population.data,
-        fed.population.shards.indices[number],
-        fed.population.shards.counts[number],
+        *conftest.shard(fed.population.shards, number),
         jax.random.fold_in(federation.round_key(fed.seed, began), number),
         jnp.float32(fed.rules.learning_rate(began)),
         net=fed.model.net,
@@ -190,6 +189,26 @@ def test_carried_updates_are_those_of_the_network_they_began_with(fed):
         for work in (outcome.finished, outcome.timeline.flight):
             begun = work.ids[(work.versions == index) & (work.ids != arrivals.FREE)]
             assert not busy & set(begun.tolist())
+
+
+def test_what_is_wrong_with_a_carried_update_is_told_where_it_arrives():
+    rules = clock.Clock(deadline=1.0, late="carry", max_staleness=4)
+    work = arrivals.empty(3)._replace(
+        ids=np.arange(3, dtype=np.int32),
+        seconds=np.array([[0, 1.0, 0], [0, 3, 0], [0, 3, 0]]),
+        faults=np.array([0, failures.Fault.NONFINITE, failures.Fault.LOST], np.int8),
+    )
+    timeline = arrivals.init(rules, 3)
+    events, limit = [], 2.0
+    for index, drawn in enumerate((work, arrivals.take(work, np.array([0])))):
+        drawn = drawn._replace(versions=np.full(len(drawn.ids), index, np.int32))
+        outcome = arrivals.synchronous(rules, timeline, drawn, 3, index, limit)
+        timeline = outcome.timeline
+        events.append(outcome.events)
+        # Only who stands there can be refused in this round.
+        assert set(outcome.arrived.ids.tolist()) == [{0}, {0, 1}][index]
+        limit = 3.0
+    assert events == [{"lost": [2], "late": [1]}, {"nonfinite": [1]}]
 
 
 @pytest.mark.parametrize("buffer", [1, 2])
@@ -526,7 +545,7 @@ def test_a_buffer_fills_whatever_share_drops_out(fed):
     times = 50
     many = fed.having(
         shards=fed.population.shards._replace(
-            indices=np.tile(fed.population.shards.indices, (times, 1)),
+            starts=np.tile(fed.population.shards.starts, times),
             counts=np.tile(fed.population.shards.counts, times),
         ),
         fleet=fleet.of_tiers(6 * times, TIERS),

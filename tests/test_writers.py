@@ -50,7 +50,8 @@ def test_open_run_writes_the_configuration_once(tmp_path):
     assert stored["config"] == {"client": {"lr": 0.5, "limit": "inf"}, "tiers": [1, 2]}
     assert stored["environment"]["jax"] == jax.__version__
     assert set(stored["environment"]) == {
-        *("fljax", "jax", "flax", "optax", "numpy", "python", "device")
+        *("fljax", "source", "jax", "jaxlib", "flax", "optax", "numpy", "python"),
+        *("processor", "cores", "device"),
     }
     before = (run.path / "config.json").stat().st_mtime_ns
     writers.open_run(run.path, config).close()
@@ -151,6 +152,10 @@ def test_open_run_refuses_what_is_no_run_folder(tmp_path):
         ("[1]", "is no run's"),
         ("{}", "no run's"),
         ('{"config": 5}', "no run's"),
+        ('{"config": {}, "environment": 5}', "no run's"),
+        ('{"config": {}, "run": 5}', "no run's"),
+        ("[" * 100_000, "is not JSON"),
+        ('{"config": {"a": ' + '{"a": ' * 200 + "1" + "}" * 202, "no run's"),
     ],
 )
 def test_open_run_refuses_a_strange_configuration(tmp_path, text, message):
@@ -186,6 +191,100 @@ def test_lock_is_held_by_one_process_and_freed_by_kill(tmp_path):
         writers.open_run(tmp_path, {})
     kill(child)
     writers.open_run(tmp_path, {}).close()
+
+
+def test_a_lock_that_was_deleted_or_is_no_text_still_keeps_others_out(tmp_path):
+    code = (
+        "import sys; from fljax import writers\n"
+        "try: writers.open_run(sys.argv[1], {})\n"
+        "except ValueError as error: print(error)"
+    )
+    with writers.open_run(tmp_path, {}):
+        (tmp_path / "lock").unlink()
+        out, _ = start_python(code, tmp_path).communicate()
+        assert f"{tmp_path} is being written by another process;" in out
+    with writers.open_run(tmp_path, {}):
+        (tmp_path / "lock").write_bytes(b"\xff\xfe pid 1")
+        with pytest.raises(ValueError, match="being written by another process"):
+            writers.open_run(tmp_path, {})
+    with writers.open_run(tmp_path, {"a": 1}, may_change=("a",)):  # another file
+        (tmp_path / "lock").unlink()
+        with pytest.raises(ValueError, match="being written by another process"):
+            writers.open_run(tmp_path, {"a": 1})
+    writers.open_run(tmp_path, {"a": 1}).close()
+
+
+def test_the_library_imports_without_fcntl():
+    code = (
+        "import sys; sys.modules['fcntl'] = None\n"
+        "from fljax import simulation, writers; print('imported')"
+    )
+    assert start_python(code).communicate()[0] == "imported\n"
+
+
+def test_what_changes_the_order_of_sums_is_said_with_what_it_may_change(tmp_path):
+    writers.open_run(tmp_path, {"width": 1}).close()
+    with writers.open_run(tmp_path, {"width": 4}, rounding=("width",)) as run:
+        (note,) = run.notes
+    changed = "configuration changed: width: 1 in the folder, 4 now"
+    assert note == f"{changed}; {writers.MAY_DIFFER}"
+
+
+ODD = [
+    b'{"round": "2"}',
+    b'{"round": null}',
+    b'{"round": NaN}',
+    b'{"round": true}',
+    b'{"round": -1}',
+    b'{"round": 1' + b"0" * 400 + b"}",
+    b'{"round": 1' + b"0" * 5000 + b"}",
+    b'{"round": 2, "test_accuracy": "high"}',
+    b'{"round": 2, "test_accuracy": 1e999}',
+    b'{"round": 2, "upload_bytes": 1' + b"0" * 400 + b"}",
+    b'{"round": 2, "tier_accuracy": [1]}',
+    b'{"round": 2, "rollback": 3}',
+    b"[" * 100_000,
+    b'{"round": 2, "x": ' + b"[" * 100_000,
+    b"5",
+    b"null",
+    b"\xff\xfe",
+    b"",
+]
+
+
+@pytest.mark.parametrize("line", ODD)
+@pytest.mark.parametrize("name", ["metrics", "alerts"])
+def test_odd_lines_are_torn_at_the_end_and_refused_elsewhere(tmp_path, name, line):
+    path, good = tmp_path / f"{name}.jsonl", b'{"round": 0}\n'
+    read = getattr(writers, f"read_{name}")
+    path.write_bytes(good + line + b"\n")
+    assert read(tmp_path) == [{"round": 0}]
+    path.write_bytes(line + b"\n" + good)
+    with pytest.raises(ValueError, match=f"{name}.jsonl: line 1: expected a record"):
+        read(tmp_path)
+    make = {"metrics": writers.MetricsWriter, "alerts": writers.AlertsWriter}[name]
+    assert make(tmp_path, 5).notes == [
+        f"{name}.jsonl: dropped 1 torn or unreadable lines"
+    ]
+    assert path.read_bytes() == good
+
+
+def test_alerts_that_are_deleted_meanwhile_come_back(tmp_path):
+    alerts = writers.AlertsWriter(tmp_path)
+    assert not (tmp_path / "alerts.jsonl").exists()
+    alerts.write({"round": 0})
+    (tmp_path / "alerts.jsonl").unlink()
+    alerts.write({"round": 1})
+    assert [alert["round"] for alert in writers.read_alerts(tmp_path)] == [0, 1]
+    assert "alerts.jsonl was changed by others" in alerts.notes[0]
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "alerts.jsonl"])
+def test_what_is_no_file_is_refused(tmp_path, name):
+    os.mkfifo(tmp_path / name)
+    read = writers.read_metrics if name[0] == "m" else writers.read_alerts
+    with pytest.raises(OSError, match=f"{name}: expected a file"):
+        read(tmp_path)
 
 
 def test_content_is_json_with_null_for_what_is_not_finite():

@@ -23,6 +23,7 @@ class _Averaging:
 
     fed: federation.Federation
     policy: policies.Policy
+    candidates: int
     planned: schedule.Schedule
     rounds: engine.Rounds
 
@@ -38,7 +39,7 @@ class _Averaging:
         return base.State(
             server.init(blocks, optax.sgd(rules.server_learning_rate)),
             self.policy.init(),
-            arrivals.init(rules.clock, rules.clients_per_round),
+            arrivals.init(rules.clock, rules.clients_per_round, self.candidates),
             (blocks,) * self._kept,
             jnp.zeros((2, self.fed.model.net.num_blocks)),
             np.array(0, np.int32),
@@ -111,6 +112,6 @@ def averaging(
     )
     planned = schedule.make(fed, policy, everyone, constrained)
     rounds = engine.make(fed, planned, len(everyone))
-    made = _Averaging(fed, policy, planned, rounds)
+    made = _Averaging(fed, policy, len(everyone), planned, rounds)
     functions = made.init, made.assign, made.round, rounds.programs, made.rehearse
     return base.Algorithm(*functions)

@@ -19,9 +19,10 @@ from typing import Any
 
 import numpy as np
 
+from fljax import private, reading
 from fljax.data import progress
 
-VERSION = 1  # raise it when a loader makes other arrays of the same source
+VERSION = 2  # raise it when a loader makes other arrays of the same source
 MANIFEST = "manifest.json"
 BLOCK = 2**22  # bytes hashed at a time
 
@@ -50,7 +51,7 @@ def content(
     sizes = [path.stat().st_size for path in paths]
     digest, done = hashlib.sha256(), 0
     for path, size in zip(paths, sizes, strict=True):
-        digest.update(f"{path.relative_to(root).as_posix()}\0{size}\0".encode())
+        digest.update(os.fsencode(f"{path.relative_to(root).as_posix()}\0{size}\0"))
         with open(path, "rb") as file:
             while block := file.read(BLOCK):
                 digest.update(block)
@@ -84,11 +85,15 @@ def keep(
     about = {**about, "version": VERSION}
     name = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:32]
     entry = pathlib.Path(folder).expanduser() / name
-    entry.parent.mkdir(parents=True, exist_ok=True)
+    private.make(entry.parent)
     with open(entry.with_suffix(".lock"), "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # who comes second finds it made
         if not entry.exists():
             _write(entry, about, make())
+        if why := private.objection(entry.parent, (entry, *entry.iterdir())):
+            raise ValueError(
+                f"{entry}: expected an entry of this user's own, but {why}"
+            )
         return _read(entry, about)
 
 
@@ -115,29 +120,44 @@ def _write(
 def _read(entry: pathlib.Path, about: Mapping[str, Any]) -> dict[str, np.ndarray]:
     path = entry / MANIFEST
     try:
-        manifest = json.loads(path.read_bytes())
-        described = manifest["arrays"]
-        found = manifest["about"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise _refuse(entry, path, "a manifest", repr(error)) from error
+        manifest = reading.read_json(path)
+        described, found = _parts(manifest)
+    except ValueError as error:
+        raise _refuse(entry, path, "a manifest", str(error)) from error
     for key in sorted({*about, *found}):
         if found.get(key) != about.get(key):
             wanted = f"{key} {about.get(key)!r}"
-            raise _refuse(entry, path, wanted, repr(found.get(key)))
+            raise _refuse(entry, path, wanted, reading.short(found.get(key)))
     return {key: _array(entry, key, value) for key, value in described.items()}
+
+
+def _parts(manifest: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Gives what a manifest tells of the arrays, and what they depend on."""
+    described, found = (
+        manifest.get(key) if isinstance(manifest, dict) else None
+        for key in ("arrays", "about")
+    )
+    if not isinstance(described, dict) or not isinstance(found, dict):
+        raise ValueError("another JSON")
+    for key, array in described.items():
+        told = array.keys() if isinstance(array, dict) else set()
+        if not (key.isidentifier() and {"dtype", "shape", "sha256"} <= told):
+            raise ValueError(f"another JSON for {reading.short(key)}")
+    return described, found
 
 
 def _array(entry: pathlib.Path, key: str, described: Mapping[str, Any]) -> np.ndarray:
     path = entry / f"{key}.npy"
     try:
+        reading.check(str(path), path)
         value = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise _refuse(entry, path, "an array", repr(error)) from error
+    except Exception as error:  # of numpy, of many kinds
+        raise _refuse(entry, path, "an array", reading.gist(error)) from error
     expected = (described["dtype"], described["shape"])
     if (got := (value.dtype.str, list(value.shape))) != expected:
         raise _refuse(entry, path, _words(expected), _words(got))
     if (checksum := _checksum(path)) != described["sha256"]:
-        stored = described["sha256"]
+        stored = str(described["sha256"])
         raise _refuse(entry, path, f"SHA-256 {stored[:12]}", checksum[:12])
     return value
 

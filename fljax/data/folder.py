@@ -2,11 +2,13 @@
 
 DIR/train/CLASS/* and DIR/test/CLASS/*; classes are numbered in sorted order. Where
 there is no `test`, `valid` or else `val` is the test set; beside a `test` they are left
-out (the authors' CINIC-10 leaves `valid` out too).
+out (the authors' CINIC-10 leaves `valid` out too). What is hidden is passed
+over; what else is no image is, too, with a note that counts it.
 """
 
 from __future__ import annotations
 
+import collections
 import os
 import pathlib
 from collections.abc import Mapping
@@ -14,15 +16,18 @@ from typing import NamedTuple
 
 import numpy as np
 
+from fljax import reading
 from fljax.data import images, progress
 
 TEST = ("test", "valid", "val")
-SUFFIXES = frozenset(
-    (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm", ".ppm")
-)
+SUFFIXES = frozenset((
+    ".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".dib", ".gif", ".tif", ".tiff",
+    ".webp", ".pbm", ".pgm", ".ppm", ".pnm",
+))  # fmt: skip
 LAYOUT = "DIR/train/CLASS/* and DIR/test/CLASS/* (or valid, or val)"
 COLOUR = {"RGB": "rgb", "RGBA": "rgb", "P": "rgb", "CMYK": "rgb", "YCbCr": "rgb"}
 GREY = {"1": "grey", "L": "grey", "LA": "grey"}
+_SHOWN = 6  # kinds of what is left out
 KNOWN = COLOUR | GREY  # Pillow's modes of 8 bits a channel; others would be cut off
 
 
@@ -40,15 +45,19 @@ class Files(NamedTuple):
     test: tuple[tuple[pathlib.Path, int], ...]
 
 
-def find(name: str, root: pathlib.Path) -> Files:
+def find(
+    name: str, root: pathlib.Path, watch: progress.Watch = progress.ignore
+) -> Files:
     """List the images of a folder.
 
     Args:
       name: opens every error.
       root: DIR.
+      watch: is told in one note what is left out.
 
     Returns:
-      What there is; files with a suffix of no image are left out.
+      What there is; files with a suffix of no image, folders in folders of classes and
+      classes without images are left out.
 
     Raises:
       ValueError: the layout is another.
@@ -63,12 +72,19 @@ def find(name: str, root: pathlib.Path) -> Files:
         raise ValueError(
             f"{name}: expected {LAYOUT}, got {', '.join(there) or 'no folders'}"
         )
-    train, test = _by_class(name, root / "train"), _by_class(name, root / tests[0])
+    left: collections.Counter[str] = collections.Counter()
+    train = _by_class(name, root / "train", left)
+    test = _by_class(name, root / tests[0], left)
     if strange := sorted(test.keys() - train.keys()):
         raise ValueError(
             f"{name}: expected the classes of train in {tests[0]}, got {strange[0]!r} "
             f"too; rename or move it"
         )
+    left += collections.Counter()  # what is 0 goes
+    if left:
+        counts = [f"{count} {what}" for what, count in left.most_common(_SHOWN)]
+        others = ", ..." * (len(left) > _SHOWN)
+        progress.note(watch, f"{name}: left out {', '.join(counts)}{others}")
     classes = tuple(sorted(train))
     number = {label: i for i, label in enumerate(classes)}
 
@@ -80,27 +96,59 @@ def find(name: str, root: pathlib.Path) -> Files:
     return Files(classes, listed(train), listed(test))
 
 
-def _by_class(name: str, split: pathlib.Path) -> dict[str, list[pathlib.Path]]:
-    folders = [path for path in split.iterdir() if path.is_dir()]
-    found = {
-        folder.name: sorted(
-            path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES
-        )
-        for folder in folders
-        if not folder.name.startswith(".")
-    }
-    empty = sorted(label for label, files in found.items() if not files)
-    if empty or not found:
+def _by_class(
+    name: str, split: pathlib.Path, left: collections.Counter[str]
+) -> dict[str, list[pathlib.Path]]:
+    """Finds the images of each class, and counts what is left out."""
+    there = [entry for entry in os.scandir(split) if not _is_hidden(entry.name)]
+    folders = [entry for entry in there if _is_folder(entry)]
+    left["beside the folders of classes"] += len(there) - len(folders)
+    found = {folder.name: _images(folder, left) for folder in folders}
+    empty = sorted(label for label, paths in found.items() if not paths)
+    if len(empty) == len(found):
         raise ValueError(
             f"{name}: expected images in folders of {split}, got "
             f"{f'none in {empty[0]}' if empty else 'no folders'}"
         )
-    return found
+    left["folders of classes without images"] += len(empty)
+    return {label: paths for label, paths in found.items() if paths}
+
+
+def _images(
+    folder: os.DirEntry[str], left: collections.Counter[str]
+) -> list[pathlib.Path]:
+    found = []
+    for entry in os.scandir(folder):
+        suffix = os.path.splitext(entry.name)[1].lower()
+        if _is_hidden(entry.name):
+            continue
+        if _is_folder(entry):
+            left["folders in folders of classes"] += 1
+        elif not _is_file(entry):
+            left["named pipes, devices or broken links"] += 1
+        elif suffix not in SUFFIXES:
+            left[f"of *{suffix}"] += 1
+        else:
+            found.append(pathlib.Path(entry.path))
+    return sorted(found)
+
+
+def _is_hidden(name: str) -> bool:
+    """Tells of what systems leave: .DS_Store, ._cat.png, __MACOSX."""
+    return name.startswith(".") or name == "__MACOSX"
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    return os.path.isdir(entry) if entry.is_symlink() else entry.is_dir()
+
+
+def _is_file(entry: os.DirEntry[str]) -> bool:
+    return os.path.isfile(entry) if entry.is_symlink() else entry.is_file()
 
 
 def read(
     name: str,
-    files: Files,
+    found: Files,
     size: int = 0,
     mode: str = "stored",
     watch: progress.Watch = progress.ignore,
@@ -109,7 +157,7 @@ def read(
 
     Args:
       name: opens every error.
-      files: of `find`.
+      found: of `find`.
       size: height and width to resize to; 0: all images must be of one size.
       mode: grey or rgb; stored: rgb if any image has colours.
       watch: is told of the progress.
@@ -123,34 +171,35 @@ def read(
         channel, or sizes differ and none is given.
     """
     pil = images.pillow(name)
-    everything = [file for file, _ in (*files.train, *files.test)]
+    everything = [file for file, _ in (*found.train, *found.test)]
     height, width, stored = _survey(name, pil, everything, size, watch)
     kind = stored if mode == "stored" else mode
     shape = (height, width, 1 if kind == "grey" else 3)
+    images.require(name, len(everything), shape)
     x = np.empty((len(everything), *shape), np.uint8)
     for i, file in enumerate(everything):
         x[i] = _decode(name, pil, file, size, kind)
         watch(f"decoding {name}", i + 1, len(everything))
-    y = np.array([label for _, label in (*files.train, *files.test)], np.int32)
-    cut = len(files.train)
+    y = np.array([label for _, label in (*found.train, *found.test)], np.int32)
+    cut = len(found.train)
     return {
         "x_train": x[:cut],
         "y_train": y[:cut],
         "x_test": x[cut:],
         "y_test": y[cut:],
-        "num_classes": np.array(len(files.classes)),
+        "num_classes": np.array(len(found.classes)),
     }
 
 
-def _survey(name, pil, files, size: int, watch) -> tuple[int, int, str]:
+def _survey(name, pil, paths, size: int, watch) -> tuple[int, int, str]:
     """Reads the headers: height and width that the arrays get, grey or rgb."""
     first: tuple[tuple[int, int], pathlib.Path] | None = None
     grey = True
-    for i, file in enumerate(files):
+    for i, file in enumerate(paths):
         try:
-            with pil.open(file) as image:
+            with images.opened(pil, file) as image:
                 shape, mode = (image.height, image.width), image.mode
-        except OSError as error:
+        except Exception as error:  # of Pillow's, of many kinds
             raise _no_image(name, file, error) from error
         if mode not in KNOWN:
             raise ValueError(
@@ -164,23 +213,23 @@ def _survey(name, pil, files, size: int, watch) -> tuple[int, int, str]:
                 f"{first[1]} and {_by(shape)} in {file}; give --image_size"
             )
         grey = grey and mode in GREY
-        watch(f"looking through {name}", i + 1, len(files))
+        watch(f"looking through {name}", i + 1, len(paths))
     height, width = first[0] if first and not size else (size, size)
     return height, width, "grey" if grey else "rgb"
 
 
 def _decode(name, pil, file, size: int, mode: str) -> np.ndarray:
     try:
-        with pil.open(file) as image:
+        with images.opened(pil, file) as image:
             return images.array(image, size, mode)
-    except OSError as error:  # cut short
+    except Exception as error:  # of Pillow's, of many kinds
         raise _no_image(name, file, error) from error
 
 
-def _no_image(name: str, file: pathlib.Path, error: OSError) -> ValueError:
+def _no_image(name: str, file: pathlib.Path, error: Exception) -> ValueError:
     return ValueError(
         f"{name}: expected an image that Pillow can read, got {file} "
-        f"({' '.join(str(error).split())})"
+        f"({reading.gist(error)})"
     )
 
 

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+import math
+import pathlib
+import warnings
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
+from fljax import memory
 from fljax.data import progress
 
 MODES = {"grey": "L", "rgb": "RGB"}  # to Pillow's names
 INSTALL = "pip install 'fljax[images]'"
+# Not Pillow's other ones: among them is PostScript, which is a program to be run.
+FORMATS = ("PNG", "JPEG", "BMP", "DIB", "GIF", "TIFF", "WEBP", "PPM")
 
 
 def pillow(name: str) -> Any:
@@ -26,6 +33,26 @@ def pillow(name: str) -> Any:
             f"{name} needs Pillow, which does not import ({error}): {INSTALL}"
         ) from error
     return Image
+
+
+@contextlib.contextmanager
+def opened(pil: Any, path: pathlib.Path) -> Iterator[Any]:
+    """Opens a file as Pillow's image, whatever its suffix.
+
+    Pillow refuses what would unfold to twice its MAX_IMAGE_PIXELS. It also warns, on
+    lines of its own, of half as many and of flaws that it gets over.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with pil.open(path, formats=FORMATS) as image:
+            yield image
+
+
+def require(name: str, number: int, shape: tuple[int, int, int]) -> None:
+    """Raises ValueError unless so many uint8 images of a shape fit into memory."""
+    what = f"{number:,} images of {shape[0]:,} x {shape[1]:,}"
+    size = number * math.prod(shape)
+    memory.require(f"{name}: --image_size", what, size, memory.of_host())
 
 
 def array(image: Any, size: int, mode: str) -> np.ndarray:
@@ -83,6 +110,7 @@ def fit(
             )
         kind = mode if mode != "stored" else "grey" if x.shape[-1] == 1 else "rgb"
         shape = (size or x.shape[1], size or x.shape[2], 1 if kind == "grey" else 3)
+        require(name, len(x), shape)
         out = np.empty((len(x), *shape), np.uint8)
         for i, row in enumerate(x):
             image = pil.fromarray(row[..., 0] if row.shape[-1] == 1 else row)

@@ -2,18 +2,17 @@
 
 {"text": "...", "label": 1, "split": "train", "user": "..."}; split and user are
 optional, but then for all lines. Labels are integers from 0, or names, numbered in
-sorted order.
+sorted order. Empty lines are passed over.
 """
 
 from __future__ import annotations
 
-import json
-import os
 import pathlib
 from typing import Any
 
 import numpy as np
 
+from fljax import reading
 from fljax.data import progress
 
 EXPECTED = '{"text": "...", "label": 0, "split": "train" or "test"}'
@@ -37,13 +36,13 @@ def read(
     Raises:
       ValueError: there is no file, or a line is not as above; names the line.
     """
-    if not os.path.isfile(path):
-        raise ValueError(f"{name}: there is no file {path.absolute()}; check the path")
+    reading.check(name, path)
     lines: list[dict[str, Any]] = []
     size, done = path.stat().st_size, 0
     with open(path, "rb") as file:
         for number, line in enumerate(file, start=1):
-            lines.append(_line(name, number, line, lines))
+            if line.strip():
+                lines.append(_line(name, number, line, lines))
             done += len(line)
             watch(f"reading {name} (bytes)", done, size)
     if not lines:
@@ -56,7 +55,7 @@ def read(
         for part in ("train", "test")
     }
     if "user" in lines[0]:
-        users = np.array([str(line["user"]) for line in lines])
+        users = _numbered([str(line["user"]) for line in lines])
         arrays["users"] = users[split == "train"]
         arrays["users_test"] = users[split == "test"]
     return arrays
@@ -65,7 +64,7 @@ def read(
 def _line(name: str, number: int, line: bytes, before: list) -> dict[str, Any]:
     """Parses a line and checks it, also against the first one."""
     try:
-        value = json.loads(line)
+        value = reading.parse_json(line)
     except ValueError as error:
         raise _refuse(name, number, f"{_short(line)} ({error})") from None
     wanted = set(before[0]) if before else {"text", "label"}
@@ -75,12 +74,18 @@ def _line(name: str, number: int, line: bytes, before: list) -> dict[str, Any]:
     if before and fields.keys() != wanted:
         raise _refuse(name, number, f"fields that line 1 has not: {_short(line)}")
     for key, field in fields.items():
-        if type(field) not in FIELDS[key]:
-            raise _refuse(name, number, f"{key} {field!r:.60}")
+        too_long = key == "label" and isinstance(field, int) and abs(field) >= 2**31
+        if type(field) not in FIELDS[key] or too_long:
+            raise _refuse(name, number, f"{key} {reading.short(field)}")
     if fields.get("split", "train") not in ("train", "test"):
-        raise _refuse(name, number, f"split {fields['split']!r}")
+        raise _refuse(name, number, f"split {reading.short(fields['split'])}")
     if before and type(before[0]["label"]) is not type(fields["label"]):
-        raise _refuse(name, number, f"label {fields['label']!r} of another type")
+        other = reading.short(fields["label"])
+        raise _refuse(name, number, f"label {other} of another type")
+    if not _is_unicode(fields["text"]):
+        raise _refuse(
+            name, number, f"half a character in {reading.short(value['text'])}"
+        )
     return fields
 
 
@@ -93,7 +98,21 @@ def _texts(lines: list[dict[str, Any]]) -> np.ndarray:
 def _labels(labels: list) -> np.ndarray:
     if isinstance(labels[0], int):
         return np.array(labels)
-    return np.unique(labels, return_inverse=True)[1]
+    return _numbered(labels)
+
+
+def _numbered(names: list[str]) -> np.ndarray:
+    """Numbers names from 0 in sorted order."""
+    numbers = {name: number for number, name in enumerate(sorted(set(names)))}
+    return np.array([numbers[name] for name in names])
+
+
+def _is_unicode(text: str) -> bool:
+    """Tells whether a text is one; JSON may hold halves of pairs, such as "\\ud800"."""
+    try:
+        return text.isascii() or bool(text.encode())
+    except UnicodeEncodeError:
+        return False
 
 
 def _short(line: bytes) -> str:

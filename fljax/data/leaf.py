@@ -13,7 +13,6 @@ are left out (as LEAF does). A user who would keep no training example keeps all
 
 from __future__ import annotations
 
-import json
 import os
 import pathlib
 import zlib
@@ -22,6 +21,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from fljax import reading
 from fljax.data import progress, text
 
 LAYOUT = "DIR/train/*.json and DIR/test/*.json, DIR/*.json or a file"
@@ -56,27 +56,28 @@ def find(name: str, root: pathlib.Path) -> Files:
     Raises:
       ValueError: there are none.
     """
-    if os.path.isfile(root):
-        return Files((root,), ())
     if not os.path.isdir(root):
-        raise ValueError(f"{name}: there is no {root.absolute()}; check the path")
+        reading.check(name, root)
+        return Files((root,), ())
     there = Files(_json(root / "train"), _json(root / "test"))
     if there.train and there.test:
         return there
-    files = _json(root)
-    if not files or there.train or there.test:
+    flat = _json(root)
+    if not flat or there.train or there.test:
         names = ", ".join(sorted(os.listdir(root))[:5]) or "nothing"
         raise ValueError(f"{name}: expected {LAYOUT}, got a folder with {names}")
-    return Files(files, ())
+    return Files(flat, ())
 
 
 def _json(folder: pathlib.Path) -> tuple[pathlib.Path, ...]:
-    return tuple(sorted(folder.glob("*.json")))
+    """Lists files and what else has such a name, but for what systems hide."""
+    found = (p for p in folder.glob("*.json") if not p.name.startswith("."))
+    return tuple(sorted(found))
 
 
 def read(
     name: str,
-    files: Files,
+    found: Files,
     share: float = 0.0,
     seed: int = 0,
     watch: progress.Watch = progress.ignore,
@@ -85,25 +86,26 @@ def read(
 
     Args:
       name: opens every error.
-      files: of `find`.
+      found: of `find`.
       share: of each user's examples that are for testing; 0: LEAF's split where there
         is one, and else SHARE.
       seed: of the split.
       watch: is told of the progress, in files.
 
     Returns:
-      x_train, y_train, x_test, y_test, users (numbered in sorted order of their names)
-      and for text vocabulary and num_classes. Images are uint8 where all pixels lie
-      in [0, 1] (LEAF's are 255ths), else float32, as other features are.
+      x_train, y_train, x_test, y_test, users and users_test (numbered in sorted order
+      of their names, -1 for who has no training example) and for text vocabulary and
+      num_classes. Images are uint8 where all pixels lie in [0, 1] (LEAF's are 255ths),
+      else float32, as other features are.
 
     Raises:
       ValueError: a file is no such JSON.
     """
-    numbered = list(enumerate((*files.train, *files.test), start=1))
+    numbered = list(enumerate((*found.train, *found.test), start=1))
     train: Users = {}
     test: Users = {}
     for i, path in numbered:
-        _add(name, path, train if share or path in files.train else test)
+        _add(name, path, train if share or path in found.train else test)
         watch(f"reading {name} (files)", i, len(numbered))
     if not train:
         raise ValueError(f"{name}: expected examples, got none")
@@ -119,18 +121,16 @@ def read(
         "y_test": [test[user][1] for user in sorted(test)],
     }
     arrays = _joined(name, columns)
-    arrays["users"] = np.repeat(
-        np.arange(len(names)), [len(train[user][1]) for user in names]
-    )
+    number = {user: i for i, user in enumerate(names)}
+    for key, part in (("users", train), ("users_test", test)):
+        numbers = [number.get(user, -1) for user in sorted(part)]  # -1: only tests
+        arrays[key] = np.repeat(numbers, [len(part[user][1]) for user in sorted(part)])
     return _characters(arrays) if is_text else _features(arrays)
 
 
 def _add(name: str, path: pathlib.Path, users: Users) -> None:
     """Adds the users of a file; one that is known gets its examples appended."""
-    try:
-        content = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise ValueError(f"{name}: {path} is no JSON ({error})") from None
+    content = reading.read_json(path, name)
     data = content.get("user_data") if isinstance(content, dict) else None
     if not isinstance(data, dict) or not data:
         raise ValueError(
@@ -150,28 +150,42 @@ def _add(name: str, path: pathlib.Path, users: Users) -> None:
 def _examples(
     name: str, path: pathlib.Path, user: str, examples: Any
 ) -> tuple[np.ndarray, np.ndarray]:
-    where = f"user {user!r} of {path}"
+    where = f"user {reading.short(user)} of {path}"
+    columns = [examples.get(key) for key in "xy"] if isinstance(examples, dict) else []
+    if not columns or not all(isinstance(column, list) for column in columns):
+        raise ValueError(
+            f'{name}: expected {{"x": [...], "y": [...]}}, got '
+            f"{reading.short(examples)} for {where}"
+        )
+    if len(columns[0]) != len(columns[1]):
+        raise ValueError(
+            f"{name}: expected as many x as y, got {len(columns[0])} and "
+            f"{len(columns[1])} for {where}"
+        )
+    if all(map(_is_text, columns)) and set(map(len, columns[1])) == {1}:
+        return np.array(columns[0]), np.array(columns[1])
     try:
-        x, y = np.array(examples["x"]), np.array(examples["y"])
-    except (ValueError, KeyError, TypeError) as error:
+        x, y = (np.array(column) for column in columns)
+    except (ValueError, OverflowError) as error:
         raise ValueError(
             f"{name}: expected x of rows of one length and y, got others for {where} "
-            f"({' '.join(str(error).split())})"
+            f"({reading.gist(error)})"
         ) from None
-    if len(x) != len(y):
-        raise ValueError(
-            f"{name}: expected as many x as y, got {len(x)} and {len(y)} for {where}"
-        )
-    numbers = x.ndim == 2 and x.dtype.kind in "iuf" and y.dtype.kind in "iu"
-    letters = x.ndim == 1 and x.dtype.kind == "U" and y.dtype.kind == "U"
-    fits = (numbers and y.ndim == 1) or (letters and y.dtype.itemsize == 4)
-    if len(y) and not fits:
+    numbers = (
+        x.ndim == 2 and x.dtype.kind in "iuf" and set(map(type, columns[1])) == {int}
+    )
+    if len(y) and not numbers:
         raise ValueError(
             f"{name}: expected rows of numbers with class numbers, or texts with a "
             f"character each, got x {x.dtype}{list(x.shape)} and y "
             f"{y.dtype}{list(y.shape)} for {where}"
         )
-    return x if letters else x.astype(np.float32), y
+    with np.errstate(over="ignore"):  # `checks` tells of what is not finite
+        return x.astype(np.float32), y
+
+
+def _is_text(column: list) -> bool:
+    return bool(column) and all(isinstance(value, str) for value in column)
 
 
 def _split(users: Users, share: float, seed: int, is_text: bool) -> tuple[Users, Users]:
@@ -185,7 +199,7 @@ def _split(users: Users, share: float, seed: int, is_text: bool) -> tuple[Users,
         if is_text:
             rows, others = np.arange(cut), np.arange(len(y) - held, len(y))
         else:
-            key = [seed, 4, zlib.crc32(user.encode())]
+            key = [seed, 4, zlib.crc32(user.encode(errors="surrogatepass"))]
             order = np.random.default_rng(key).permutation(len(y))
             rows, others = np.sort(order[held:]), np.sort(order[:held])
         train[user] = x[rows], y[rows]

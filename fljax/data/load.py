@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fljax import types
+from fljax import reading, types
 from fljax.data import (
     cache,
     checks,
@@ -79,7 +79,7 @@ def load(
 
     - `digits`: 1,797 images of handwritten digits, 8 x 8 (see digits_notice.txt).
     - `npz:PATH`: a numpy file with x_train, y_train, x_test, y_test and, optionally,
-      users: who wrote each training example, integers or strings.
+      users: who wrote each training example, integers or strings; users_test: likewise.
     - `folder:DIR`: images in class folders, see `folder`.
     - `leaf:DIR`: LEAF's JSON, with users, see `leaf`; it splits user by user.
     - `jsonl:PATH`: texts with labels, see `jsonl`; they become subwords, see `text`.
@@ -107,31 +107,32 @@ def load(
     (1437, 8, 8, 1)
     """
     kind, _, rest = name.partition(":")
-    path = pathlib.Path(os.path.expanduser(rest))
-    if name == "digits":
-        arrays = _from_npz(name, npz.DIGITS, options, watch)
-    elif kind == "npz" and rest:
-        arrays = _from_npz(name, path, options, watch)
-    elif kind == "folder" and rest:
-        arrays = _from_folder(name, path, options, watch)
-    elif kind == "leaf" and rest:
-        arrays = _from_leaf(name, path, options, watch)
-    elif kind == "jsonl" and rest:
-        read = functools.partial(jsonl.read, name, path, watch)
-        source = functools.partial(_content, name, path.parent, [path], watch)
-        arrays = _from_texts(name, read, source, options, watch)
-    elif kind == "tfds" and rest:
-        arrays = _from_tfds(name, rest, options, watch)
-    else:
+    if name != "digits" and not (kind in SOURCES and rest):
         named = ", ".join(f"'{key}:{value}'" for key, value in SOURCES.items())
         raise ValueError(
             f"the data set must be 'digits', {' or '.join(named.rsplit(', ', 1))}, got "
             f"{name!r}; did you mean {_nearest(name)!r}?"
         )
-    return checks.dataset(name, arrays)
+    with reading.one_line(name):
+        return checks.dataset(name, _arrays(name, kind, rest, options, watch))
 
 
 Arrays = dict[str, np.ndarray]
+
+
+def _arrays(name: str, kind: str, rest: str, options: Options, watch) -> Arrays:
+    path = pathlib.Path(os.path.expanduser(rest))
+    if kind == "tfds":
+        return _from_tfds(name, rest, options, watch)
+    if kind == "folder":
+        return _from_folder(name, path, options, watch)
+    if kind == "leaf":
+        return _from_leaf(name, path, options, watch)
+    if kind == "jsonl":
+        read = functools.partial(jsonl.read, name, path, watch)
+        source = functools.partial(_content, name, path.parent, [path], watch)
+        return _from_texts(name, read, source, options, watch)
+    return _from_npz(name, npz.DIGITS if name == "digits" else path, options, watch)
 
 
 def _from_npz(name, path, options: Options, watch) -> Arrays:
@@ -140,22 +141,22 @@ def _from_npz(name, path, options: Options, watch) -> Arrays:
 
 
 def _from_folder(name, path, options: Options, watch) -> Arrays:
-    files = folder.find(name, path)
+    found = folder.find(name, path, watch)
     size, mode = options.image_size, options.image_mode
     about = {"kind": "folder", "image_size": size, "image_mode": mode}
     if options.cache:
-        listed = [file for file, _ in (*files.train, *files.test)]
+        listed = [file for file, _ in (*found.train, *found.test)]
         about["source"] = _content(name, path, listed, watch)
     arrays = cache.keep(
-        options.cache, about, lambda: folder.read(name, files, size, mode, watch)
+        options.cache, about, lambda: folder.read(name, found, size, mode, watch)
     )
     return resplit.split(name, arrays, options.test_share, options.seed)
 
 
 def _from_leaf(name, path, options: Options, watch) -> Arrays:
-    files = leaf.find(name, path)
+    found = leaf.find(name, path)
     share = options.test_share
-    seed = options.seed if share or not files.test else 0  # LEAF's own split needs none
+    seed = options.seed if share or not found.test else 0  # LEAF's own split needs none
     about = {
         "kind": "leaf",
         "test_share": share,
@@ -166,10 +167,10 @@ def _from_leaf(name, path, options: Options, watch) -> Arrays:
     }
     if options.cache:
         root = path if os.path.isdir(path) else path.parent
-        about["source"] = _content(name, root, [*files.train, *files.test], watch)
+        about["source"] = _content(name, root, [*found.train, *found.test], watch)
 
     def make() -> Arrays:
-        arrays = leaf.read(name, files, share, seed, watch)
+        arrays = leaf.read(name, found, share, seed, watch)
         if "vocabulary" in arrays:  # what comes next depends on the last characters
             for key in ("x_train", "x_test"):
                 arrays[key] = arrays[key][:, -options.max_tokens :]
@@ -238,12 +239,10 @@ def _from_texts(
     return {**arrays, "tokenizer": np.frombuffer(tokenizer, np.uint8)}
 
 
-def _content(name, root, files, watch) -> str:
-    missing = [file for file in files if not os.path.isfile(file)]
-    if missing:
-        absent = missing[0].absolute()
-        raise ValueError(f"{name}: there is no file {absent}; check the path")
-    return cache.content(name, root, files, watch)
+def _content(name, root, paths, watch) -> str:
+    for path in paths:
+        reading.check(name, path)
+    return cache.content(name, root, paths, watch)
 
 
 def _fit(name, arrays: Mapping[str, np.ndarray], options: Options, watch) -> Arrays:
@@ -270,7 +269,7 @@ def digest(dataset: types.Dataset) -> str:
     """
     whole = hashlib.sha256()
     parts: dict[str, Any] = dataset._asdict()
-    for key in (*checks.KEYS, "users"):
+    for key in (*checks.KEYS, "users", "users_test"):
         if parts[key] is not None:
             whole.update(f"{key} {parts[key].dtype.str} {parts[key].shape}\0".encode())
             whole.update(np.ascontiguousarray(parts[key]).data)

@@ -6,8 +6,8 @@ and Computation-Aware Federated Learning via Partial NN Freezing and Quantizatio
 TMLR 2023), so equal seeds give equal splits, index for index. The Dirichlet split is
 that of Hsu et al. (arXiv 1909.06335), with shards of equal size.
 
-A split is a sequence of N int arrays, one a client; `index_table` turns it into the
-rectangular arrays that a device can gather from.
+A split is a sequence of N int arrays, one a client; `index_table` turns it into flat
+arrays that a device can gather from.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+
+from fljax import types
 
 NAMED = 10  # how many empty clients an error names
 
@@ -52,10 +54,17 @@ class Split(Sequence):
 
 
 class Shards(NamedTuple):
-    """The examples of every client, in a rectangle; `most` is the largest count."""
+    """The examples of every client, one client's after the other's.
 
-    indices: np.ndarray  # [N, most] int32; a row is padded with 0 behind its count
-    counts: np.ndarray  # [N] int32, all positive
+    Attributes:
+      indices: [sum of counts] int32.
+      starts: [N] int32, where each client's begin.
+      counts: [N] int32, all positive.
+    """
+
+    indices: types.ArrayLike
+    starts: np.ndarray
+    counts: np.ndarray
 
 
 def iid(labels: np.ndarray, num_clients: int, seed: int) -> Split:
@@ -176,19 +185,20 @@ def natural(users: np.ndarray | None) -> Split:
 
 
 def index_table(parts: Sequence[np.ndarray]) -> Shards:
-    """Lay the shards out as one padded table.
+    """Lay the shards out one after the other.
 
     Args:
       parts: N index arrays, none empty.
 
     Returns:
-      The table; its memory is N times the largest shard.
+      The table; one number an example, however uneven the shards.
 
     Raises:
       ValueError: there is no client, or a client has no example.
 
-    >>> index_table([np.array([4, 2]), np.array([1])]).indices.tolist()
-    [[4, 2], [1, 0]]
+    >>> table = index_table([np.array([4, 2]), np.array([1])])
+    >>> table.indices.tolist(), table.starts.tolist()
+    ([4, 2, 1], [0, 2])
     """
     parts = _flat(parts)
     counts = parts.sizes
@@ -202,9 +212,8 @@ def index_table(parts: Sequence[np.ndarray]) -> Shards:
             f"none (clients {', '.join(map(str, empty[:NAMED]))}{more}); use fewer "
             "clients or a larger alpha"
         )
-    indices = np.zeros((len(parts), counts.max()), np.int32)
-    indices[np.arange(counts.max()) < counts[:, None]] = parts.order
-    return Shards(indices, counts.astype(np.int32))
+    starts = parts.ends - counts
+    return Shards(*(x.astype(np.int32) for x in (parts.order, starts, counts)))
 
 
 def class_counts(

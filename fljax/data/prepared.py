@@ -10,11 +10,11 @@ import contextlib
 import importlib.util
 import os
 import pathlib
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from fljax import reading
 from fljax.data import progress
 
 INSTALL = "pip install 'fljax[data]'"
@@ -95,7 +95,7 @@ def read(
     """
     arrays: dict[str, np.ndarray] = {}
     for part, split in (("train", "train"), ("test", found.test)):
-        with _one_line(found.source):
+        with reading.one_line(found.source, INSTALL):
             x, y = _read_split(found, split, watch)
         if found.is_text:
             x = _decoded(x)
@@ -112,12 +112,14 @@ def _decoded(texts: np.ndarray) -> np.ndarray:
 def _builder(tfds: Any, source: str, name: str) -> Any:
     """Finds the set, and prepares it where it is not there yet."""
     folder = os.environ.get("TFDS_DATA_DIR") or None  # tfds reads it only at import
-    with _one_line(source):
+    with reading.one_line(source, INSTALL):
         builder = tfds.builder(name, data_dir=folder)
         if builder.is_prepared():
             return builder
     _use_tensorflow(source, f"is not prepared in {builder.data_dir}")
-    with _one_line(source):  # array_record: later runs need no TensorFlow
+    with reading.one_line(
+        source, INSTALL
+    ):  # array_record: later runs need no TensorFlow
         builder = tfds.builder(name, data_dir=folder, file_format="array_record")
         builder.download_and_prepare()
     return builder
@@ -130,23 +132,6 @@ def _use_tensorflow(source: str, why: str) -> None:
 
     with contextlib.suppress(RuntimeError):  # the caller has used its devices already
         tf.config.set_visible_devices([], "GPU")  # their memory is for JAX
-
-
-@contextlib.contextmanager
-def _one_line(source: str) -> Iterator[None]:
-    """Turns an error of tensorflow-datasets into one line, with itself as the cause.
-
-    It raises ValueError, AssertionError, ImportError, OSError and its own classes for
-    what are all bad names or incomplete installations, with pages of text.
-    """
-    try:
-        yield
-    except Exception as error:
-        lines = [line for line in str(error).splitlines() if line.strip()]
-        gist = [line for line in lines[1:] if line.startswith("Did you mean")]
-        fix = f": {INSTALL}" if isinstance(error, ImportError) else ""
-        text = " ".join([*lines[:1], *gist]) or repr(error)
-        raise ValueError(f"{source}: {text}{fix}") from error
 
 
 def _supervised(tfds: Any, source: str, info: Any) -> tuple[tuple[str, str], bool]:

@@ -9,3 +9,8 @@ Watch = Callable[[str, int, int], None]  # what is being done, how much, of how 
 
 def ignore(what: str, done: int, total: int) -> None:
     """Does nothing with what a watch is given."""
+
+
+def note(watch: Watch, text: str) -> None:
+    """Tells what a reader should know though nothing failed: a step of nothing."""
+    watch(text, 0, 0)

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from fljax.data import checks
+
 
 def split(
     name: str, arrays: Mapping[str, np.ndarray], share: float, seed: int
@@ -28,7 +30,7 @@ def split(
       ValueError: a part is empty, or the users of the test examples are not known.
     """
     arrays = dict(arrays)
-    users_test = arrays.pop("users_test", None)
+    users_test = arrays.get("users_test")
     if not share:
         if not len(arrays["x_test"]):
             raise ValueError(
@@ -41,6 +43,7 @@ def split(
             f"{name}: --test_share expects a set whose users are known for the test "
             f"examples too, or none, got users of the training examples only"
         )
+    checks.rows(name, arrays)
     size = len(arrays["y_train"]) + len(arrays["y_test"])
     held = round(share * size)
     if not 0 < held < size:
@@ -54,5 +57,6 @@ def split(
         whole = np.concatenate([arrays[f"{key}_train"], arrays[f"{key}_test"]])
         arrays |= {f"{key}_train": whole[train], f"{key}_test": whole[test]}
     if users_test is not None:
-        arrays["users"] = np.concatenate([arrays["users"], users_test])[train]
+        users = np.concatenate([arrays["users"], users_test])
+        arrays |= {"users": users[train], "users_test": users[test]}
     return arrays

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from fljax import memory
 from fljax.data import progress
 
 INSTALL = "pip install 'fljax[text]'"
@@ -113,7 +114,11 @@ def encode(
         ) from error
     tokenizer.enable_truncation(length)
     ids = tokenizer.get_vocab_size()
-    out = np.zeros((len(texts), length), np.uint16 if ids <= 2**16 else np.int32)
+    kind = np.dtype(np.uint16 if ids <= 2**16 else np.int32)
+    what = f"{len(texts):,} texts of {length:,} tokens"
+    size = len(texts) * length * kind.itemsize
+    memory.require(f"{name}: --max_tokens", what, size, memory.of_host())
+    out = np.zeros((len(texts), length), kind)
     row = 0
     for batch in _batches(f"tokenising {name}", texts, watch):
         for encoded in tokenizer.encode_batch(batch):

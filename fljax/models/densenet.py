@@ -61,7 +61,7 @@ class Classifier(nn.Module):
 
     Attributes:
       num_classes: width of the logits.
-      tracked: keep running statistics.
+      tracked: send running statistics.
     """
 
     num_classes: int

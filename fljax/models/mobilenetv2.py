@@ -60,7 +60,7 @@ class Outer(nn.Module):
     Attributes:
       features: output channels.
       kernel_size: 3 for the stem, 1 for the last convolution.
-      tracked: keep running statistics.
+      tracked: send running statistics.
       stride: of the convolution.
       group_norm: instead of a batch norm.
     """
@@ -149,8 +149,8 @@ def mobilenetv2(
     Args:
       input_shape: [height, width, channels], at least 8 x 8.
       num_classes: width of the logits.
-      tracked: the first and last norms keep running statistics too, which evaluation
-        by running statistics needs (and clients then upload).
+      tracked: clients send the running statistics of the first and last norms, too,
+        which evaluation by them needs; they are kept all the same.
 
     Returns:
       A network of 20 blocks.
@@ -166,7 +166,7 @@ def mobilenetv2_gn(
     num_classes: int = 10,
     tracked: bool = False,
 ) -> network.Network:
-    """Makes the network with group norms (which keep no statistics to track).
+    """Makes the network with group norms (which have no statistics).
 
     Arguments as of `mobilenetv2`.
     """

@@ -8,6 +8,7 @@ slice of it.
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -20,12 +21,13 @@ from fljax import layers, quant, signals, trees, types
 STATE = ("params", "norms", "ranges", "backward")
 # What layers may put into the collection `counts`, of one example: the fields of
 # `types.BlockCounts` of these names, and values that are not sent where the block is
-# the window's first, or by a slip of the reference sent where it is after the window.
+# the window's first, or by a slip of the reference sent where it is after the window,
+# or never.
 WORK = (
     *("macs", "depthwise_macs", "float_macs", "kept"),
     *("values", "after_values", "before_values", "coded"),
 )
-COUNTED = (*WORK, "entry", "after")
+COUNTED = (*WORK, "entry", "after", "unsent")
 
 
 class Network(NamedTuple):
@@ -93,6 +95,12 @@ def init(network: Network, key: types.Key) -> tuple[dict, ...]:
         x = block.apply(variables, x, layers.Call())
         state.append({name: variables.get(name, {}) for name in STATE})
     return tuple(state)
+
+
+@functools.cache
+def shapes(network: Network) -> tuple[dict, ...]:
+    """Gives the state of `init` in shapes and dtypes alone; nothing is run."""
+    return jax.eval_shape(lambda: init(network, jax.random.key(0)))
 
 
 def run(
@@ -175,8 +183,7 @@ def nonnegative(network: Network) -> tuple[bool, ...]:
       A flag for each block.
     """
 
-    def outputs():
-        state = init(network, jax.random.key(0))
+    def outputs(state):
         call = layers.Call(types.Role.FROZEN_AFTER)
         roles = (call.role,) * network.num_blocks
         frozen = freeze(network, state, roles, call.spec)
@@ -187,7 +194,8 @@ def nonnegative(network: Network) -> tuple[bool, ...]:
         return given
 
     return tuple(
-        isinstance(x, signals.Ranged) and x.nonnegative for x in jax.eval_shape(outputs)
+        isinstance(x, signals.Ranged) and x.nonnegative
+        for x in jax.eval_shape(outputs, shapes(network))
     )
 
 
@@ -206,7 +214,7 @@ def counts(
     Returns:
       A tuple over the blocks.
     """
-    state = jax.eval_shape(lambda: init(network, jax.random.key(0)))
+    state = shapes(network)
     x = jax.eval_shape(lambda: zeros(network))
     result = []
     for index, variables in enumerate(state):
@@ -223,7 +231,8 @@ def counts(
 
         x = jax.eval_shape(trace, variables, x)
         norms = len(jax.tree.leaves(variables["norms"])) // 2
-        upload = 4 * (trees.size([variables[name] for name in STATE]) + norms)
+        size = trees.size([variables[name] for name in STATE])
+        upload = 4 * (size + norms - work["unsent"])
         sent_before = reference_quirks and index in network.always_sent
         result.append(
             types.BlockCounts(
@@ -237,6 +246,81 @@ def counts(
             )
         )
     return tuple(result)
+
+
+def check(network: Network, data: types.Dataset) -> None:
+    """Checks a network of one's own against the data that it is to train on.
+
+    Args:
+      network: it is traced, not run.
+      data: checked.
+
+    Raises:
+      ValueError: one line that says what was expected and what came.
+    """
+    if not isinstance(network, Network):
+        raise ValueError(f"expected a models.network.Network, got {_kind(network)}")
+    name = f"network {network.name!r}"
+    if not isinstance(network.blocks, tuple) or not network.blocks:
+        raise ValueError(
+            f"{name}: expected blocks as a tuple of modules, got "
+            f"{'none' if network.blocks == () else _kind(network.blocks)}"
+        )
+    for field, wanted in (
+        ("input_shape", data.x_train.shape[1:]),
+        ("num_classes", data.num_classes),
+        ("vocabulary", data.vocabulary),
+    ):
+        given = getattr(network, field)
+        if wanted != given:
+            raise ValueError(
+                f"{name}: expected {field} {wanted!r}, as the data have it, got "
+                f"{given!r}"
+            )
+    x: Any = zeros(network)
+    for index, block in enumerate(network.blocks):
+        x = _traced(f"{name}: block {index}", block, x)
+    if getattr(signals.bare(x), "shape", None) != (1, network.num_classes):
+        raise ValueError(
+            f"{name}: expected the last block to give logits [B, "
+            f"{network.num_classes}], one a class, got {_shape(x)}"
+        )
+
+
+def _kind(value: Any) -> str:
+    return type(value).__name__
+
+
+def _shape(x: Any) -> str:
+    shape = getattr(signals.bare(x), "shape", None)
+    return _kind(x) if shape is None else f"[{', '.join(['B', *map(str, shape[1:])])}]"
+
+
+def _traced(name: str, block: Any, x: Any) -> Any:
+    """Traces a block on one example; what is wrong with it is one line."""
+    if not isinstance(block, nn.Module):
+        given = block.__name__ if isinstance(block, type) else _kind(block)
+        raise ValueError(f"{name}: expected an instance of a linen module, got {given}")
+    try:
+        inspect.signature(type(block).__call__).bind(block, x, None)
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"{name}: expected a module that is called with (x, call), as those of "
+            f"fljax.layers are, got {_kind(block)}; wrap it in flax_block.FlaxBlock"
+        ) from None
+
+    def run(x):
+        variables = block.init(jax.random.key(0), x, layers.Call())
+        return block.apply(variables, x, layers.Call())
+
+    try:
+        return jax.eval_shape(run, x)
+    except Exception as error:  # whatever a module of the user's raises
+        gist = " ".join(str(error).split())[:300]
+        raise ValueError(
+            f"{name}: expected {_kind(block)} to take {_shape(x)}, got "
+            f"{_kind(error)}: {gist}"
+        ) from error
 
 
 def check_image(name: str, shape: tuple[int, ...], smallest: int) -> None:

@@ -1,0 +1,171 @@
+"""What the fields of settings may be: declared beside each, checked in one place.
+
+A field without bounds is held to the type of its default alone. Bounds are what makes
+sense with room to spare; what a machine can hold is another question (`memory`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import numbers
+from collections.abc import Callable
+from typing import Any
+
+MOST = 2**31 - 1  # of whole numbers: what counts rounds and clients has 32 bits
+_LONGEST = 80  # of a value in an error
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Bounds:
+    """A range of numbers; what is not a number is in none."""
+
+    least: float = 0
+    most: float = MOST
+    above: bool = False  # not `least` itself
+    below: bool = False  # not `most` itself
+    off: bool = False  # or 0, which turns it off
+
+    def __contains__(self, value: float) -> bool:
+        """Tell whether a value is a number in the range."""
+        if isinstance(value, bool) or not isinstance(value, numbers.Real):
+            return False
+        if self.off and value == 0:
+            return True
+        low = value > self.least if self.above else value >= self.least
+        return low and (value < self.most if self.below else value <= self.most)
+
+    def __str__(self) -> str:
+        """Say it in words, such as "from 1 to 10"."""
+        low = f"{'above' if self.above else 'from'} {_number(self.least)}"
+        high = _number(self.most)
+        if self.below:
+            return f"{low}, below {high}"
+        return f"{low}, up to {high}" if self.above else f"{low} to {high}"
+
+
+def _number(value: float) -> str:
+    return str(value) if isinstance(value, int) else f"{value:g}"
+
+
+def field(
+    default: Any,
+    text: str = "",
+    *,
+    kind: type | None = None,
+    within: Bounds | None = None,
+    **bounds: Any,
+) -> Any:
+    """Declare a field of a dataclass of settings.
+
+    Args:
+      default: of the field; None needs a `kind` and stays allowed.
+      text: for users.
+      kind: str, bool, int or float; the default's type if None.
+      within: bounds of a number; None and no others: it may be what it likes.
+      **bounds: instead, the fields of `Bounds`.
+
+    Returns:
+      The field.
+    """
+    about: dict[str, Any] = {"help": text, "kind": kind or type(default)}
+    about["bounds"] = Bounds(**bounds) if bounds else within
+    return dataclasses.field(default=default, metadata=about)
+
+
+def of(settings: Any, name: str) -> Bounds:
+    """Give the bounds of a field of a dataclass, for another one that passes it on."""
+    (found,) = [f for f in dataclasses.fields(settings) if f.name == name]
+    return found.metadata["bounds"]
+
+
+def kind(field: dataclasses.Field) -> type:
+    """Give the type of what a field holds."""
+    if "kind" in field.metadata:
+        return field.metadata["kind"]
+    untold = field.default is None or field.default is dataclasses.MISSING
+    return object if untold else type(field.default)
+
+
+def words(kind: type, within: Bounds | None) -> str:
+    """Say what a value may be, such as "a whole number from 1 to 10"."""
+    kinds = {int: "a whole number", float: "a number", bool: "true or false"}
+    of = kinds.get(kind, "a text")
+    return of if within is None else f"{'0 or ' * within.off}{of} {within}"
+
+
+def wanted(field: dataclasses.Field) -> str:
+    """Say in words what a field may be."""
+    return words(kind(field), field.metadata.get("bounds"))
+
+
+_TYPES: dict[type, type] = {int: numbers.Integral, float: numbers.Real}
+
+
+def holds(field: dataclasses.Field, value: Any) -> bool:
+    """Tell whether a value has the type of a field and lies within its bounds."""
+    if value is None:
+        return field.default is None
+    of = kind(field)
+    if not isinstance(value, _TYPES.get(of, of)):
+        return False
+    if of in _TYPES:
+        within = field.metadata.get("bounds")
+        return value in within if within else not isinstance(value, bool)
+    return True
+
+
+def check(
+    settings: Any, opening: Callable[[str], str] = "expected {} to be".format
+) -> None:
+    """Check all fields of a dataclass of settings.
+
+    Args:
+      settings: an instance.
+      opening: (name of a field) -> how its error begins.
+
+    Raises:
+      ValueError: the first field that is of another type or out of its bounds.
+    """
+    for each in dataclasses.fields(settings):
+        value = getattr(settings, each.name)
+        if not holds(each, value):
+            raise ValueError(f"{opening(each.name)} {wanted(each)}, got {shown(value)}")
+
+
+def shown(value: Any) -> str:
+    """Write a value into an error: in one line that is not too long."""
+    try:
+        text = " ".join(repr(value).split())
+    except ValueError:  # Python writes no number of thousands of digits
+        text = f"a number of {value.bit_length()} bits"
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
+
+
+def read(kind: type, text: str) -> Any:
+    """Read a number as people write it: 10, 1e3, -.5, 1_000.
+
+    Args:
+      kind: int or float; a text is given back as it is.
+      text: of the number.
+
+    Returns:
+      The number.
+
+    Raises:
+      ValueError: it is none; with what was expected.
+    """
+    if kind not in _TYPES:
+        return text
+    try:
+        text.encode("ascii")  # other scripts' digits look like what they are not
+        try:
+            return kind(text)
+        except ValueError:  # 1e3 is a whole number, too
+            number = float(text)
+            if not number.is_integer() or math.isinf(number):
+                raise
+            return int(number)
+    except ValueError:
+        words = "whole number such as 10" if kind is int else "number such as 0.1"
+        raise ValueError(f"expected a {words}, got {shown(text)}") from None

@@ -1,0 +1,96 @@
+"""Files of a run folder: whole at any moment, durable, grown a line at a time."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pathlib
+from collections.abc import Sequence
+
+
+def temporary(path: pathlib.Path) -> pathlib.Path:
+    """Names what `replace` writes before it is whole."""
+    return path.with_name(path.name + ".tmp")
+
+
+def replace(path: pathlib.Path, data: bytes) -> None:
+    """Put a whole file in place at once: a kill leaves the old one or the new one.
+
+    Args:
+      path: the file; until it is whole, it lies beside under its name and `.tmp`.
+      data: its content.
+
+    Raises:
+      OSError: if it cannot be written; the old file is still there.
+    """
+    with open(temporary(path), "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())  # or a power cut can leave the new name without data
+    os.replace(temporary(path), path)
+    _sync_folder(path.parent)
+
+
+def sync(path: pathlib.Path) -> None:
+    """Make what was written to a file durable; nothing if there is none."""
+    with contextlib.suppress(FileNotFoundError), open(path, "rb+") as file:
+        os.fsync(file.fileno())
+
+
+def _sync_folder(folder: pathlib.Path) -> None:
+    """Make names in a folder durable, where the system can: Windows cannot."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def read(path: pathlib.Path) -> bytes:
+    """Read a file; empty if there is none.
+
+    Raises:
+      OSError: it cannot be read, or is none: a named pipe would wait for ever.
+    """
+    if path.exists() and not path.is_file():
+        raise OSError(f"{path}: expected a file, got a folder or a device")
+    return path.read_bytes() if path.exists() else b""
+
+
+class Lines:
+    """A file of lines that this process alone appends to.
+
+    It keeps what it wrote: a file that somebody deletes or cuts while the process
+    goes on is written anew, without a hole.
+    """
+
+    def __init__(self, path: pathlib.Path, lines: Sequence[bytes]) -> None:
+        """Write nothing yet.
+
+        Args:
+          path: the file.
+          lines: that it has, without their ends.
+        """
+        self.path = path
+        self._lines = [line + b"\n" for line in lines]
+        self._size = sum(map(len, self._lines))
+
+    def append(self, line: bytes) -> bool:
+        """Add a line; tell whether the file had to be mended before."""
+        mended = self.mend()
+        with open(self.path, "ab") as file:
+            file.write(line + b"\n")
+        if not self._size:  # it may be new
+            _sync_folder(self.path.parent)
+        self._lines.append(line + b"\n")
+        self._size += len(line) + 1
+        return mended
+
+    def mend(self) -> bool:
+        """Write the file anew if others changed it; tell whether they did."""
+        size = self.path.stat().st_size if self.path.exists() else 0
+        if size == self._size:
+            return False
+        replace(self.path, b"".join(self._lines))
+        return True
