@@ -340,7 +340,7 @@ def naming(flag: str) -> Iterator[None]:
     """Puts a flag before the library's errors, which know no flags."""
     try:
         yield
-    except ValueError as error:
+    except (ValueError, OSError) as error:  # OSError: of a path
         raise ValueError(f"--{flag}: {error}") from error
 
 
@@ -377,10 +377,12 @@ def schedule(config: Config) -> tuple[int, ...]:
     """
     parts = [part for part in config.lr_schedule.split(",") if part.strip()]
     try:
-        rounds = tuple(int(part) for part in parts)
+        rounds = tuple(bounds.read(int, part) for part in parts)
     except ValueError:
         rounds = (-1,)
-    if list(rounds) != sorted(set(rounds)) or any(r < 0 for r in rounds):
+    if list(rounds) != sorted(set(rounds)) or any(
+        r not in bounds.Bounds() for r in rounds
+    ):
         raise ValueError(
             f"--lr_schedule: expected rising round numbers such as 600,800, got "
             f"{config.lr_schedule!r}"

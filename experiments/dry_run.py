@@ -90,9 +90,8 @@ def estimate(
     config, algorithm = ready.settings, experiment.algorithm(ready)
     fed = experiment.seen_by(ready)
     looked_at = min(config.rounds, _LOOKED_AT)
-    tell(
-        f"drawing {fed.model.net.name} and playing {looked_at} rounds without training"
-    )
+    rounds = f"{looked_at} round{'s' * (looked_at > 1)}"
+    tell(f"drawing {fed.model.net.name} and playing {rounds} without training")
     seen = rehearsal.rehearse(algorithm, fed, looked_at)
     everything = single.Single(plans.full(fed.model.net.num_blocks))
     shared = [one for one in sorted(seen.programs) if one.any_window]

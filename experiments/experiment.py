@@ -106,7 +106,9 @@ def _numbers(flag: str, text: str, channels: int, otherwise: np.ndarray) -> np.n
     if not text:
         return otherwise
     try:
-        values = np.array([float(part) for part in text.split(",")], np.float32)
+        values = np.array(
+            [bounds.read(float, part) for part in text.split(",")], np.float32
+        )
     except ValueError:
         values = np.full(0, np.nan, np.float32)
     low = 0 if flag == "std" else -np.inf
@@ -242,7 +244,8 @@ def _fleet(config: configs.Config, num_clients: int) -> fleet.Fleet:
 
 def _floats(text: str) -> list[float]:
     try:
-        values = [float(part) for part in text.split(":")] if text else []
+        parts = text.split(":") if text else []
+        values = [bounds.read(float, part) for part in parts]
     except ValueError:
         values = [np.nan]
     if len(values) > 3 or not np.all(np.isfinite(values)):
@@ -263,7 +266,8 @@ def _table(config: configs.Config, net, counts) -> costs.CostTable:
         with configs.naming("device_class"):
             made = config.device_class
             return cost_model.from_counts(counts, config.batch_size, made)
-    table = costs.load(config.cost_table)
+    with configs.naming("cost_table"):
+        table = costs.load(config.cost_table)
     if table.num_blocks != net.num_blocks:
         raise ValueError(
             f"--cost_table: expected a table of {net.name}'s {net.num_blocks} blocks, "

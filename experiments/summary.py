@@ -9,7 +9,7 @@ import numpy as np
 from scipy import special
 
 from experiments import define
-from fljax import simulation
+from fljax import bounds, simulation
 
 TARGET = define.number(
     "target_accuracy",
@@ -116,7 +116,7 @@ def numbers(flag: str, texts: Sequence[str]) -> list[int]:
       ValueError: it is none.
     """
     try:
-        seeds = [int(text) for text in texts]
+        seeds = [bounds.read(int, text) for text in texts]
     except ValueError:
         seeds = []
     if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds):

@@ -54,8 +54,8 @@ def require(opening: str, what: str, size: float, most: float) -> None:
 
 def written(size: float) -> str:
     """Write a number of bytes as 20 kB, 1.5 GB."""
-    for unit in ("B", "kB", "MB", "GB"):
+    for unit in ("B", "kB", "MB", "GB", "TB"):
         if size < 1000:
             return f"{size:.3g} {unit}"
         size /= 1000
-    return f"{size:.4g} TB"
+    return f"{size:.3g} PB"

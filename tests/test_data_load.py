@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import doctest
 import hashlib
+import os
+import zipfile
 
 import numpy as np
 import pytest
 
-from fljax import types
+from fljax import memory, types
 from fljax.data import checks, load, npz
 
 
@@ -96,6 +98,31 @@ def test_labels_may_be_a_column(save):
     np.testing.assert_array_equal(data.y_train, arrays["y_train"])
 
 
+def test_names_and_labels_of_medmnist(save):
+    arrays = _arrays()
+    stored = {
+        "train_images": arrays["x_train"],
+        "train_labels": arrays["y_train"][:, None].astype(np.uint8),
+        "val_images": arrays["x_test"],
+        "val_labels": arrays["y_test"][:, None].astype(np.uint8),
+        "test_images": arrays["x_test"],
+        "test_labels": arrays["y_test"][:, None].astype(np.uint8),
+    }
+    data = load.load(save(stored))
+    for key in checks.KEYS:
+        np.testing.assert_array_equal(getattr(data, key), arrays[key])
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int64, bool])
+def test_one_hot_labels_become_class_numbers(save, dtype):
+    arrays, rows = _arrays(), np.eye(5, dtype=dtype)
+    hot = {key: rows[arrays[key]] for key in ("y_train", "y_test")}
+    data = load.load(save({**arrays, **hot}))
+    np.testing.assert_array_equal(data.y_train, arrays["y_train"])
+    np.testing.assert_array_equal(data.y_test, arrays["y_test"])
+    assert data.num_classes == 5
+
+
 @pytest.mark.parametrize(
     "users", [np.array([9, 4, 9, 4, 5, 9]), np.array(list("zazamz"))]
 )
@@ -167,6 +194,61 @@ def test_pickled_objects_are_refused(save):
         load.load(save(_arrays(users=users)))
 
 
+@pytest.mark.parametrize(
+    ("shape", "words"),
+    [
+        ("(99999999999999,)", "is damaged"),
+        ("(1099511627776, 16777216)", "is damaged"),
+        ("(-5,)", "is damaged"),
+        ("(" * 400 + ")" * 400, "is damaged"),
+        ("None", "is damaged"),
+    ],
+)
+def test_headers_that_ask_for_the_impossible(tmp_path, shape, words):
+    header = f"{{'descr': '<i8', 'fortran_order': False, 'shape': {shape}}}".encode()
+    size = len(header).to_bytes(2, "little")
+    path = tmp_path / "set.npz"
+    with zipfile.ZipFile(path, "w") as file:
+        for key in checks.KEYS:
+            file.writestr(f"{key}.npy", b"\x93NUMPY\1\0" + size + header + bytes(64))
+    with pytest.raises(ValueError, match=words) as caught:
+        load.load(f"npz:{path}")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_bomb_an_array_twice_and_a_pipe(save, tmp_path, monkeypatch):
+    np.savez_compressed(tmp_path / "bomb.npz", **_arrays(x_train=np.zeros((6, 10**5))))
+    with monkeypatch.context() as patch:
+        patch.setattr(memory, "of_host", lambda: 1e6)
+        with pytest.raises(ValueError, match=r"4 arrays, which would take 4\.8 MB"):
+            load.load(f"npz:{tmp_path}/bomb.npz")
+    name = save(_arrays())
+    twice = pytest.warns(UserWarning, match="Duplicate name")
+    with zipfile.ZipFile(tmp_path / "set.npz", "a") as file, twice:
+        file.writestr("y_train.npy", b"")
+    with pytest.raises(ValueError, match="expected y_train once, got it twice"):
+        load.load(name)
+    os.mkfifo(tmp_path / "pipe.npz")
+    with pytest.raises(ValueError, match="but a named pipe; check the path"):
+        load.load(f"npz:{tmp_path}/pipe.npz")
+
+
+def test_whatever_a_library_raises_is_one_line(save, monkeypatch):
+    def raises(*_):
+        raise TypeError("a\nb")
+
+    monkeypatch.setattr(checks, "dataset", raises)
+    name = save(_arrays())
+    with pytest.raises(ValueError, match=f"^{name}: TypeError: a$"):
+        load.load(name)
+
+
+def test_lengths_are_checked_before_a_new_split(save):
+    name = save(_arrays(y_train=np.zeros(5, int)))
+    with pytest.raises(ValueError, match="one row an example, got 6 and 5 rows"):
+        load.load(name, load.Options(test_share=0.3))
+
+
 def test_missing_keys(save):
     arrays = _arrays(note=np.zeros(1))
     del arrays["y_test"], arrays["x_test"]
@@ -199,6 +281,7 @@ def test_missing_keys(save):
         ),
         ({"y_test": np.array(["a", "b", "c"])}, r"y_test must be integer .*<U1\[3\]"),
         ({"y_train": np.zeros((6, 4), int)}, r"got int64\[6, 4\]; .*\.argmax\(1\)"),
+        ({"y_train": np.zeros((6, 4))}, r"got float64\[6, 4\]; .*\.argmax\(1\)"),
         ({"y_train": np.array(3)}, r"\[examples\] or \[examples, 1\], got int64\[\]"),
         (
             {"y_train": np.array([0, 1, -1, 2, -3, 0])},

@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from experiments import progress
+from experiments import compilations, progress, train
 
 
 def test_one_line_a_round_where_there_is_no_terminal():
@@ -97,6 +97,48 @@ def test_a_load_is_a_line_every_ten_seconds_where_there_is_no_terminal(monkeypat
             watch("decoding x", done, 2000)
         watch("hashing x", 1, 2)  # a new task, that has just begun
     assert stream.getvalue() == "decoding x: 500 of 2,000, 25 %\n"
+
+
+def test_time_moves_on_a_terminal_while_nothing_else_does():
+    leader, follower = pty.openpty()
+    termios.tcsetwinsize(follower, (24, 80))
+    with open(follower, "w") as stream, progress.Progress(3, stream=stream) as shown:
+        shown.start(0)
+        time.sleep(2.5)  # a program compiles
+    assert "[00:02" in _read_all(leader)
+
+
+def test_steps_are_lines_and_on_a_terminal_have_their_seconds():
+    stream = io.StringIO()
+    with progress.Steps(stream) as tell:
+        tell("compiling")
+        tell("timing")
+    assert stream.getvalue() == "compiling\ntiming\n"
+    leader, follower = pty.openpty()
+    termios.tcsetwinsize(follower, (24, 80))
+    with open(follower, "w") as stream, progress.Steps(stream) as tell:
+        tell("compiling")
+    assert "compiling [00:00]" in _read_all(leader)
+
+
+def test_how_long_a_compilation_took_is_told_when_the_next_one_begins(kept, call):
+    arguments = ("--network=logistic", "--algorithm=fedavg", "--num_clients=12",
+                 "--clients_per_round=3", "--rounds=1", "--data_cache=",
+                 "--batch_size=7", f"--compilation_cache={kept}")  # fmt: skip
+    said = r"\[fedavg\] the last such compilation took \d+ s"
+    assert not re.search(said, call(train, *arguments).err)
+    lines = call(train, *arguments).err.splitlines()
+    (place,) = [i for i, line in enumerate(lines) if "compiling for plan" in line]
+    assert re.fullmatch(said, lines[place + 1])
+    assert not compilations._read(kept / "other.json")
+    for damaged in ("", "[", "[1]", '{"a": null}', "[" * 100_000):
+        (kept / "compile_seconds.json").write_text(damaged)
+        assert compilations._read(kept / "compile_seconds.json") == {}
+    asked = call(train, *arguments, "--dry_run")
+    assert asked.err.splitlines() == [
+        "drawing logistic and playing 1 round without training",
+        "compiling the program of the full network anew, to time it",
+    ]
 
 
 def test_a_load_is_a_bar_on_a_terminal():

@@ -126,7 +126,7 @@ def _check_count(key: str, value: Any) -> None:
 
 def _own_tokens(key: str, x: np.ndarray, vocabulary: int) -> np.ndarray:
     """Checks tokens that no loader has made; those of 8 bits would pass for images."""
-    if x.dtype.kind not in "iu" or x.ndim < 2:
+    if x.dtype.kind not in "iu" or x.ndim != 2:
         raise ValueError(
             f"data: expected {key} as token ids [examples, length], got {_describe(x)}"
         )

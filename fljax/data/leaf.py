@@ -151,7 +151,9 @@ def _examples(
     name: str, path: pathlib.Path, user: str, examples: Any
 ) -> tuple[np.ndarray, np.ndarray]:
     where = f"user {reading.short(user)} of {path}"
-    columns = [examples.get(key) for key in "xy"] if isinstance(examples, dict) else []
+    columns: list[Any] = []
+    if isinstance(examples, dict):
+        columns = [examples.get(key) for key in "xy"]
     if not columns or not all(isinstance(column, list) for column in columns):
         raise ValueError(
             f'{name}: expected {{"x": [...], "y": [...]}}, got '

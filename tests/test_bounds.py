@@ -1,0 +1,166 @@
+"""Settings of any kind of wrong value: one line that names what is wrong with which."""
+
+import contextlib
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+from absl import flags
+
+from experiments import config as configs
+from experiments import experiment, main, rehearsal, train
+from fljax import bounds, clock, failures, fleet, guard, memory
+from fljax.algorithms import fedavg
+from fljax.data import images
+
+# What people and scripts write where a number belongs.
+TEXTS = (
+    *("", " ", "-1", "0", "-0.0", "nan", "inf", "-inf", "1e3", "1e-320", "1e400"),
+    *("1" * 5000, "1.5", "+5", "1_0", "\u0663", "0x10", "None", "[]", "a,b", "x="),
+)
+VALUES = (None, "0.1", "", 0.5, -1, 10**24, 10**5000, math.nan, math.inf, True, [1],
+          {}, np.zeros(3), np.float32(-2), b"1")  # fmt: skip
+MINE = [
+    name
+    for module in (train, configs, main)
+    for name in (flag.name for flag in flags.FLAGS.get_key_flags_for_module(module))
+]
+SETTINGS = {"clock": clock.Clock, "changes": fleet.Changes, "failures": failures.Rates}
+SMALL = {"network": "logistic", "algorithm": "fedavg", "num_clients": 6,
+         "clients_per_round": 3, "devices": "1"}  # fmt: skip
+FIELDS = [(n, f) for n, kind in SETTINGS.items() for f in dataclasses.fields(kind)]
+
+
+def _within(name):
+    """Gives the bounds of a flag, or None where it is no number."""
+    return getattr(flags.FLAGS[name].parser, "_within", None)
+
+
+@pytest.mark.parametrize("name", sorted({n for n in MINE if _within(n) is not None}))
+def test_a_flag_takes_a_number_in_its_bounds_and_nothing_else(name, capsys):
+    for text in TEXTS:
+        flags.FLAGS.unparse_flags()
+        with contextlib.suppress(SystemExit):
+            main._parse(["train", f"--{name}={text}"])
+            assert flags.FLAGS[name].value in _within(name)
+            continue
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith(f"error: flag --{name}=")
+        assert ": expected a" in line or ": expected 0 or a" in line
+        assert "got" in line
+    flags.FLAGS.unparse_flags()
+    flags.FLAGS[name].unparse()
+
+
+def test_every_number_of_a_run_has_bounds():
+    fields = [*dataclasses.fields(configs.Config), *(f for _, f in FIELDS)]
+    numbers = [f for f in fields if bounds.kind(f) in (int, float)]
+    assert len(numbers) > 40
+    assert [f.name for f in numbers if f.metadata["bounds"] is None] == []
+
+
+@pytest.mark.parametrize(
+    "field", dataclasses.fields(configs.Config), ids=lambda f: f.name
+)
+def test_a_field_of_another_type_is_refused_by_its_name(field):
+    for value in VALUES:
+        settings = dataclasses.replace(configs.Config(), **{field.name: value})
+        if bounds.holds(field, value):
+            continue
+        with pytest.raises(ValueError, match=f"^--{field.name}: expected ") as error:
+            configs.check(settings)
+        assert len(str(error.value)) < 250
+        assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("flag", "field"), FIELDS, ids=lambda x: getattr(x, "name", x))
+def test_an_entry_takes_a_value_in_its_bounds_and_nothing_else(flag, field):
+    for text in TEXTS:
+        said = ""
+        try:
+            made = configs.settings(flag, f"{field.name}={text}", SETTINGS[flag])
+        except ValueError as error:
+            said = str(error)
+        if said:
+            assert said.startswith(f"--{flag}")
+            assert field.name in said or text == "a,b"
+        else:
+            assert bounds.holds(field, getattr(made, field.name))
+
+
+@pytest.mark.parametrize(
+    ("flag", "text", "words"),
+    [
+        ("clock", "upload_rate=0", "upload_rate to be a number from 0.001"),
+        ("clock", "upload_rate=1e-320", "upload_rate to be a number from 0.001"),
+        ("clock", "over_selection=1e9", "over_selection to be a number from 1 to 1000"),
+        ("clock", "max_staleness=1000000,buffer=2", "max_staleness to be a whole"),
+        ("clock", "buffer=2,buffer=3", "buffer once, got it twice"),
+        ("clock", "buffer", "buffer= and a whole number"),
+        ("changes", "bandwidth=1000", "bandwidth to be a number from 0 to 10, got"),
+    ],
+)
+def test_entries_that_were_taken_once(flag, text, words):
+    with pytest.raises(ValueError, match=f"--{flag}: expected {words}"):
+        configs.settings(flag, text, SETTINGS[flag])
+
+
+def test_numbers_are_read_as_people_write_them():
+    read = [bounds.read(int, text) for text in ("1e3", "+5", "1_000", "-0")]
+    assert read == [1000, 5, 1000, 0]
+    assert bounds.read(float, " .5 ") == 0.5
+    for kind, text in ((int, "0.1"), (int, "1e-3"), (float, "\u0663"), (int, "inf")):
+        with pytest.raises(ValueError, match=r"expected a .*number such as"):
+            bounds.read(kind, text)
+    assert bounds.holds(dataclasses.fields(clock.Clock)[0], np.float32(2))
+
+
+def test_bounds_say_what_they_are():
+    said = [
+        (bounds.Bounds(least=1, most=8), "from 1 to 8"),
+        (bounds.Bounds(most=1.0, below=True), "from 0, below 1"),
+        (bounds.Bounds(above=True, most=1), "above 0, up to 1"),
+        (bounds.Bounds(above=True, below=True, most=1), "above 0, below 1"),
+    ]
+    assert [str(b) for b, _ in said] == [text for _, text in said]
+    assert bounds.of(guard.Guard, "loss_factor").off
+
+
+def test_all_that_bounds_allow_plays_on_the_clock():
+    """No rate or deviation leads to a time that is not finite."""
+    settings = configs.Config(**SMALL)
+    ready = experiment.build(settings)
+    needs = {"drift_rounds": "drift=1", "day_rounds": "diurnal=.5",
+             "delay": "delayed=.5", "max_staleness": "buffer=2"}  # fmt: skip
+    for flag, field in FIELDS:
+        limits = field.metadata.get("bounds")
+        if limits is None or field.name == "buffer":
+            continue
+        for value in (limits.least, min(limits.most, 1e300)):
+            text = f"{field.name}={value},{needs.get(field.name, '')}"
+            made = configs.settings(flag, text, SETTINGS[flag])
+            fed = ready.federation
+            if flag == "changes":
+                fed = fed.having(fleet=fed.population.fleet._replace(changes=made))
+            else:
+                fed = fed.having(**{flag: made})
+            played = rehearsal.rehearse(fedavg.fedavg(fed), fed, 2)
+            assert math.isfinite(played.clock_seconds), text
+
+
+def test_what_cannot_fit_is_refused_before_it_is_allocated(monkeypatch):
+    with pytest.raises(
+        ValueError, match=r"npz:x: --image_size: expected what fits .*take 12.9 PB"
+    ):
+        images.require("npz:x", 10**6, (65_536, 65_536, 3))
+    monkeypatch.setattr(memory, "of_host", lambda: 1e6)
+    base = configs.Config(**SMALL)
+    for fields, words in (
+        ({"local_epochs": 1000}, "--local_epochs: .* order of 1,000 passes over 240"),
+        ({"clock": "buffer=2,max_staleness=1000"}, "--clock: .*1000, so many old"),
+    ):
+        settings = dataclasses.replace(base, **fields)
+        ready = experiment.build(settings)
+        with pytest.raises(ValueError, match=words):
+            experiment.algorithm(settings, ready)
