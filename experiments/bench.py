@@ -27,16 +27,18 @@ from experiments import config as configs
 from experiments import define, experiment, machine, main, traces, windows, workloads
 from fljax import (
     client,
-    cohort,
     federation,
+    group,
+    initial,
     mesh,
     plans,
+    program,
     programs,
     quant,
     simulation,
     types,
 )
-from fljax.algorithms import averaging, fedavg
+from fljax.algorithms import base, fedavg
 
 _WORKLOAD = flags.DEFINE_list("workload", ["small_cnn", "logistic"], "Which to time.")
 _REPEATS = define.number("repeats", 10, "Rounds to time.", least=1, most=1_000_000)
@@ -95,7 +97,7 @@ def _operations(plan: plans.Plan, counts: tuple[types.BlockCounts, ...]) -> int:
     return 2 * total
 
 
-def _traffic(fed: federation.Federation) -> dict[cohort.Program, float]:
+def _traffic(fed: federation.Federation) -> dict[program.Program, float]:
     """Gives the bytes that a step reads and writes, by program, as XLA counts them.
 
     It counts the body of a loop once, which is a step of a chunk of clients; what is
@@ -104,9 +106,9 @@ def _traffic(fed: federation.Federation) -> dict[cohort.Program, float]:
     Nothing is told of blocks that branch: it counts their dearest branch.
     """
     return {
-        made_for: windows.bytes_accessed(program) - fed.data.x.nbytes
-        for made_for, program in cohort.compiled_programs()
-        if fed.width > 1 or isinstance(made_for.plan, plans.Plan)
+        made_for: windows.bytes_accessed(compiled) - fed.population.data.x.nbytes
+        for made_for, compiled in group.compiled_programs()
+        if fed.layout.width > 1 or not made_for.any_window
     }
 
 
@@ -145,13 +147,13 @@ class _Played(NamedTuple):
 
     records: list[simulation.Record]
     memory: list[float]
-    state: averaging.State
+    state: base.State
     compiling: float
 
 
-def _warm(algorithm: averaging.Algorithm, state, rounds: int) -> None:
+def _warm(algorithm: base.Algorithm, state, rounds: int) -> None:
     """Runs those of the rounds that compile."""
-    seen: set[cohort.Program] = set()
+    seen: set[program.Program] = set()
     for index in range(rounds):
         assignment = algorithm.assign(state, index)
         wanted = set(algorithm.programs(assignment))
@@ -161,7 +163,7 @@ def _warm(algorithm: averaging.Algorithm, state, rounds: int) -> None:
 
 
 def _play(
-    algorithm: averaging.Algorithm,
+    algorithm: base.Algorithm,
     repeats: int,
     evaluator: simulation.Evaluator | None = None,
 ) -> _Played:
@@ -185,18 +187,18 @@ def _play(
 def _figures_of(
     played: _Played,
     fed: federation.Federation,
-    algorithm: averaging.Algorithm,
+    algorithm: base.Algorithm,
     roof: Figures,
 ) -> Figures:
     """Says how fast rounds were, and what share of the machine's ceilings that is."""
     times = [record["wall_seconds"] for record in played.records]
-    traffic, counts = _traffic(fed), np.asarray(fed.shards.counts)
+    traffic, counts = _traffic(fed), np.asarray(fed.population.shards.counts)
     operations, moved, images = [], [], []
     for record in played.records:
         assigned = algorithm.assign(played.state, record["round"])
         of_clients = counts[assigned.ids]
-        steps = client.steps_of(of_clients, fed.training) / fed.width
-        work = [_operations(plan, fed.counts) for plan in assigned.plans]
+        steps = client.steps_of(of_clients, fed.training) / fed.layout.width
+        work = [_operations(plan, fed.model.counts) for plan in assigned.plans]
         bytes_ = [traffic.get(p, np.nan) for p in algorithm.programs(assigned)]
         operations.append(float(np.dot(work, of_clients)))
         moved.append(float(np.dot(bytes_, steps)))
@@ -231,11 +233,11 @@ def measure(load: workloads.Workload, repeats: int, roof: Figures, **fields: Any
     settings = workloads.config(load, **fields)
     ready = workloads.build(load, settings)
     algorithm = experiment.algorithm(ready)
-    made, found = cohort.num_programs(), programs.found_on_disk()
+    made, found = group.num_programs(), programs.found_on_disk()
     evaluator = ready.evaluator if load.eval_every else None
     played = _play(algorithm, repeats, evaluator)
     figures = _figures_of(played, ready.federation, algorithm, roof) | {
-        "programs": cohort.num_programs() - made,
+        "programs": group.num_programs() - made,
         "programs_from_disk": programs.found_on_disk() - found,
     }
     if _TRACE.value:
@@ -262,7 +264,7 @@ def measure_windows(repeats: int, roof: Figures, steps: int = 16) -> Figures:
     load = workloads.BY_NAME["mobilenetv2"]
     settings = workloads.config(load, num_clients=2, clients_per_round=1)
     fed = workloads.build(load, settings).federation
-    blocks = averaging.initial_blocks(fed)
+    blocks = initial.blocks(fed)
     made: dict[str, windows.Step] = {}
     plan_of: dict[str, plans.Plan] = {}
     machine.forget_peak()
@@ -292,7 +294,7 @@ def measure_windows(repeats: int, roof: Figures, steps: int = 16) -> Figures:
 
     def figures(name: str) -> Figures:
         step, median = made[name], statistics.median(seconds[name])
-        operations = size * _operations(plan_of[name], fed.counts)
+        operations = size * _operations(plan_of[name], fed.model.counts)
         return {
             **_spread(seconds[name], "milliseconds", 1e-3),
             "ratio": median / full_step,
@@ -328,16 +330,16 @@ def measure_tiers(repeats: int, roof: Figures) -> Figures:
     )
     ready = workloads.build(load, settings)
     algorithm, fed = experiment.algorithm(ready), ready.federation
-    state, before = algorithm.init(), cohort.num_programs()
-    counts, steps = np.asarray(fed.shards.counts), dict[plans.Plan, int]()
+    state, before = algorithm.init(), group.num_programs()
+    counts, steps = np.asarray(fed.population.shards.counts), dict[plans.Plan, int]()
     for index in range(1, repeats + 1):
         assigned = algorithm.assign(state, index)
         of_clients = client.steps_of(counts[assigned.ids], fed.training).tolist()
         for plan, more in zip(assigned.plans, of_clients, strict=True):
             steps[plan] = steps.get(plan, 0) + more
-    full = plans.full(fed.net.num_blocks)
+    full = plans.full(fed.model.net.num_blocks)
     used = list(dict.fromkeys((full, *steps)))
-    blocks = averaging.initial_blocks(fed)
+    blocks = initial.blocks(fed)
     made = [windows.compile_step(fed, blocks, plan, 4) for plan in used]
     _warm(algorithm, state, repeats + 1)
     early = windows.interleaved(made, 4)
@@ -352,7 +354,7 @@ def measure_tiers(repeats: int, roof: Figures) -> Figures:
     everything = sum(steps.values()) * alone[full]
     taken = figures["total_seconds"]
     return figures | {
-        "programs": cohort.num_programs() - before,
+        "programs": group.num_programs() - before,
         "windows_seconds": expected,
         "excess": taken / expected - 1,
         "rounds_ratio": taken / everything,

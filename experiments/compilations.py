@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 import jax
 
 from fljax import federation, programs, writers
-from fljax.algorithms import averaging
+from fljax.algorithms import base
 
 _FILE = "compile_seconds.json"  # beside what JAX keeps of them
 _MOST = 200  # that are remembered
@@ -28,11 +28,12 @@ def watched(
       message: is given a line, if such a compilation is remembered.
     """
     path = _path()
+    net, layout = fed.model.net, fed.layout
     name = ", ".join(
         (
-            f"{fed.net.name} of {fed.net.num_blocks} blocks on {fed.net.input_shape}",
-            f"batches of {fed.training.batch_size}, {fed.width} at a time",
-            f"on {fed.devices.size} x {fed.devices.devices.flat[0].device_kind}",
+            f"{net.name} of {net.num_blocks} blocks on {net.input_shape}",
+            f"batches of {fed.training.batch_size}, {layout.width} at a time",
+            f"on {layout.devices.size} x {layout.devices.devices.flat[0].device_kind}",
             *sorted(map(str, wanted)),
         )
     )
@@ -51,10 +52,10 @@ def watched(
 
 
 def told(
-    made: averaging.Algorithm,
+    made: base.Algorithm,
     fed: federation.Federation,
     message: Callable[[str], None],
-) -> averaging.Algorithm:
+) -> base.Algorithm:
     """Gives the algorithm with rounds that are watched where they compile."""
     seen: set = set()
 

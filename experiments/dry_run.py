@@ -6,6 +6,7 @@ that the rounds will assign and from the cost table.
 
 from __future__ import annotations
 
+import functools
 import statistics
 import time
 from collections.abc import Callable
@@ -15,8 +16,20 @@ import jax
 import numpy as np
 
 from experiments import compilations, experiment, rehearsal
-from fljax import client, cohort, federation, memory, mesh, plans, programs
-from fljax.algorithms import averaging
+from fljax import (
+    client,
+    cohort,
+    federation,
+    group,
+    memory,
+    mesh,
+    plans,
+    program,
+    programs,
+    single,
+)
+from fljax import sums as totals
+from fljax.algorithms import base
 
 _LOOKED_AT = 1000  # rounds whose plans are drawn; a longer run goes on like them
 _TIMED = 3
@@ -78,20 +91,20 @@ def estimate(
     fed = experiment.seen_by(ready)
     looked_at = min(config.rounds, _LOOKED_AT)
     rounds = f"{looked_at} round{'s' * (looked_at > 1)}"
-    tell(f"drawing {fed.net.name} and playing {rounds} without training")
+    tell(f"drawing {fed.model.net.name} and playing {rounds} without training")
     seen = rehearsal.rehearse(algorithm, fed, looked_at)
-    mixed = [p.plan for p in seen.programs if isinstance(p.plan, plans.Mixed)]
-    plan = mixed[0] if mixed else plans.full(fed.net.num_blocks)
-    measured = "all windows" if mixed else "the full network"
+    everything = single.Single(plans.full(fed.model.net.num_blocks))
+    shared = [one for one in sorted(seen.programs) if one.any_window]
+    made_for = _of_mean(fed, (*shared, everything)[0])
+    measured = "all windows" if shared else "the full network"
     tell(f"compiling the program of {measured} anew, to time it")
-    with compilations.watched(fed, [plan], tell):
-        compile_seconds, step_seconds, size = _measure(fed, seen.state, plan)
-    training = seen.steps * step_seconds / fed.devices.size
-    real = client.fitting(fed.training, int(fed.shards.counts.max()))
+    with compilations.watched(fed, [made_for], tell):
+        compile_seconds, step_seconds, size = _measure(fed, seen.state, made_for)
+    training = seen.steps * step_seconds / fed.layout.devices.size
+    real = client.fitting(fed.training, int(fed.population.shards.counts.max()))
     batches = ready.evaluator.examples / real.batch_size
     evaluation = _EVALUATION * batches * step_seconds / config.eval_every
-    round_seconds = training + evaluation / fed.devices.size
-    sent = 0 if config.algorithm == "centralized" else seen.upload_bytes
+    round_seconds = training + evaluation / fed.layout.devices.size
     return Estimate(
         rounds=config.rounds,
         programs=len(seen.programs),
@@ -103,68 +116,88 @@ def estimate(
             config.rounds * round_seconds + len(seen.programs) * compile_seconds
         ),
         device_bytes=size,
-        upload_bytes=sent * config.rounds // looked_at,
+        upload_bytes=seen.upload_bytes * config.rounds // looked_at,
         clock_seconds=seen.clock_seconds * config.rounds / looked_at,
         rehearsal=seen,
     )
 
 
-def _measure(fed: federation.Federation, state: averaging.State, plan):
-    """Compiles a plan's program and times a chunk of clients of the mean size.
+def _mean_client(fed: federation.Federation) -> int:
+    """Finds a client whose examples are as many as the mean."""
+    counts = np.asarray(fed.population.shards.counts)
+    return int(np.argmin(np.abs(counts - counts.mean())))
+
+
+def _of_mean(fed: federation.Federation, kind: program.Program) -> program.Program:
+    """Gives the program with room for a client of the mean size."""
+    counts = np.asarray(fed.population.shards.counts)
+    rooms = client.capacities(counts, fed.training.batch_size)
+    return kind.holding(int(rooms[_mean_client(fed)]), short=False)
+
+
+def _measure(fed: federation.Federation, state: base.State, made_for: program.Program):
+    """Compiles a program and times a chunk of clients of the mean size.
 
     Returns:
       Seconds to compile, seconds a step of a client, bytes on a device or None.
     """
-    counts = np.asarray(fed.shards.counts)
-    number = int(np.argmin(np.abs(counts - counts.mean())))
-    ids = np.full(fed.clients_per_round, number)
-    windows = np.tile([0, fed.net.num_blocks - 1], (len(ids), 1))
-    clients = cohort.gather(ids, fed.shards, np.ones(len(counts)), windows=windows)
-    work = np.ones(len(ids))
-    chunk = min(fed.width, len(ids))
-    (group,) = cohort.spread([np.arange(chunk)], work, fed.devices.size, fed.width)
-    everywhere = [
-        mesh.replicate(fed.devices, x)
-        for x in (state.server.blocks, fed.data, clients, jax.random.key(0))
-    ]
-    blocks, data, clients, key = everywhere
-    rate = mesh.replicate(fed.devices, np.float32(fed.learning_rate(0)))
-    limits = np.full((2, fed.net.num_blocks), np.inf, np.float32)
-    limits = mesh.replicate(fed.devices, limits)
-    group = mesh.distribute(fed.devices, group)
-    sums = cohort.zero_sums(blocks, size=len(ids), devices=fed.devices)
+    devices, width = fed.layout.devices, fed.layout.width
+    call, steps = _call(fed, state.server.blocks)
+    begun, sums, *shares = call
+    static = client.Static(fed.model.net, made_for, fed.training, width)
     start = time.perf_counter()
-    room = client.capacities(counts, fed.training.batch_size)[number]
-    made_for = cohort.Program(plan, int(room))
     with programs.anew():  # what is kept of this program says nothing of the others
-        program = cohort.compile_groups(
-            [made_for],
-            *(blocks, sums, data, clients, group, key, rate, limits),
-            net=fed.net,
-            training=fed.training,
-            width=fed.width,
-            devices=fed.devices,
-        )[made_for]
+        compiled = group.compile_groups([static], call, devices)[static]
     compiling, seconds = time.perf_counter() - start, []
     for _ in range(_TIMED + 1):
         start = time.perf_counter()
-        sums = program(blocks, sums, data, clients, group, key, rate, limits)
+        sums = compiled(begun, sums, *shares)
         jax.block_until_ready(sums)
         seconds.append(time.perf_counter() - start)
-    steps = chunk * client.steps_of(counts[number], fed.training)
-    size = _size(program, state, fed)
+    size = _size(compiled, state, fed)
     return compiling, float(statistics.median(seconds[1:]) / steps), size
 
 
+def _call(
+    fed: federation.Federation, blocks: tuple[dict, ...]
+) -> tuple[group.Call, int]:
+    """Makes arguments of a program: a chunk of clients of the mean size.
+
+    Returns:
+      The arguments, and the steps of all of them.
+    """
+    layout, shards = fed.layout, fed.population.shards
+    everywhere = functools.partial(mesh.replicate, layout.devices)
+    number, num_blocks = _mean_client(fed), fed.model.net.num_blocks
+    ids = np.full(fed.rules.clients_per_round, number)
+    windows = np.tile([0, num_blocks - 1], (len(ids), 1))
+    weights = np.ones(len(shards.counts))
+    clients = cohort.gather(ids, shards, weights, windows=windows)
+    chunk, work = min(layout.width, len(ids)), np.ones(len(ids))
+    (few,) = cohort.spread([np.arange(chunk)], work, layout.devices.size, layout.width)
+    blocks = everywhere(blocks)
+    begun = group.Round(
+        blocks,
+        everywhere(fed.population.data),
+        everywhere(jax.random.key(0)),
+        everywhere(np.float32(fed.rules.learning_rate(0))),
+        everywhere(np.full((2, num_blocks), np.inf, np.float32)),
+    )
+    sums = totals.zero_sums(blocks, size=len(ids), devices=layout.devices)
+    few = mesh.distribute(layout.devices, few)
+    steps = chunk * client.steps_of(shards.counts[number], fed.training)
+    return (begun, sums, everywhere(clients), few), steps
+
+
 def _size(
-    program: jax.stages.Compiled, state: averaging.State, fed: federation.Federation
+    compiled: jax.stages.Compiled, state: base.State, fed: federation.Federation
 ) -> int | None:
     """Gives the bytes that a device holds while a program runs; None: it is not told.
 
     That is what lies there (data, network, test set), what the program takes for
     itself, and the old networks that late updates begin from.
     """
-    usage = program.memory_analysis()
+    usage = compiled.memory_analysis()
     if usage is None:
         return None
     device = jax.local_devices()[0]

@@ -28,7 +28,6 @@ from fljax import (
     bounds,
     client,
     clock,
-    cohort,
     cost_model,
     costs,
     devices,
@@ -46,9 +45,10 @@ from fljax import (
     simulation,
     types,
     typical,
+    width,
     writers,
 )
-from fljax.algorithms import averaging, centralized, cocofl
+from fljax.algorithms import base, centralized, cocofl
 from fljax.data import checks, load, partition
 from fljax.models import network
 
@@ -376,36 +376,36 @@ def build(
     most = arrivals.most_arrivals(rules, config.clients_per_round, len(parts))
     share = -(-config.clients_per_round // over.size)
     real = client.fitting(training, int(shards.counts.max()))
-    fitting = cohort.default_width(counts, real, share)
-    width = min(config.client_width or fitting, -(-most // over.size))
+    fit = width.default_width(counts, real, share)
+    beside = min(config.client_width or fit, -(-most // over.size))
     fed = federation.Federation(
-        net=net,
-        data=train_data,
-        shards=shards._replace(indices=mesh.replicate(over, shards.indices)),
-        fleet=made,
-        table=_table(config, net, counts),
-        counts=counts,
-        training=training,
-        learning_rate=_learning_rate(config),
-        server_learning_rate=config.server_lr,
-        clients_per_round=config.clients_per_round,
-        weighting=config.weighting,
-        width=width,
-        mixed=config.programs == "one",
-        seed=config.seed,
-        devices=over,
-        clock=rules,
-        failures=configs.settings("failures", config.failures, failures.Rates),
-        norm_bound=config.norm_bound,
-        table_error=config.table_error,
+        federation.Population(
+            train_data,
+            shards._replace(indices=mesh.replicate(over, shards.indices)),
+            made,
+            configs.settings("failures", config.failures, failures.Rates),
+            config.table_error,
+        ),
+        federation.Model(net, counts, _table(config, net, counts)),
+        training,
+        federation.Rules(
+            config.clients_per_round,
+            _learning_rate(config),
+            config.server_lr,
+            config.weighting,
+            rules,
+            config.norm_bound,
+        ),
+        federation.Layout(over, beside, config.programs == "one"),
+        config.seed,
     )
     if config.max_windows:
         known = cocofl.setting(fed)
         with configs.naming("max_windows"):
             few = typical.restrict(
-                fed.table, known.typical, known.lowest, config.max_windows
+                fed.model.table, known.typical, known.lowest, config.max_windows
             )
-        fed = fed._replace(table=few)
+        fed = fed.having(table=few)
     counts_by_class = partition.class_counts(data.y_train, parts, data.num_classes)
     mixes = evaluate.tier_mixes(counts_by_class, made.tier, len(made.names))
     tested = np.unique(test_data.y)
@@ -465,7 +465,7 @@ def _small(config: configs.Config, fed: federation.Federation, size: int) -> lis
     least = size % batch or batch
     if config.norm_statistics == "running" or least >= FEWEST:
         return []
-    state = jax.eval_shape(lambda: network.init(fed.net, jax.random.key(0)))
+    state = jax.eval_shape(lambda: network.init(fed.model.net, jax.random.key(0)))
     if not any(jax.tree.leaves(block["norms"]) for block in state):
         return []
     few = f"{least} example{'s' * (least > 1)}"
@@ -515,28 +515,25 @@ def _tiers_of_test(config, data, devices: fleet.Fleet, by_tier) -> np.ndarray | 
 
 def _evaluator(config, fed, test_data, mixes, tiers) -> simulation.Evaluator:
     running = config.norm_statistics == "running"
-    size, over = len(test_data.y), fed.devices
+    size, over = len(test_data.y), fed.layout.devices
     batch_size = min(config.eval_batch_size, size)
-    largest = max(count.outputs for count in fed.counts)
+    largest = max(count.outputs for count in fed.model.counts)
     memory.require(
         "--eval_batch_size",
         f"batches of {batch_size:,} examples",
         4 * batch_size * largest,
         memory.of_device(),
     )
-    order = evaluate.batches(size, batch_size, config.seed, over.size)
-    indices, mask = mesh.distribute(over, order)
-    names, tiers = fed.fleet.names, mesh.replicate(over, tiers)
+    order = evaluate.batches(size, batch_size, config.seed, over.size, tiers)
+    batches, names = mesh.distribute(over, order), fed.population.fleet.names
 
-    def scores(state: averaging.State) -> evaluate.Scores:
+    def scores(state: base.State) -> evaluate.Scores:
         blocks = mesh.replicate(over, state.server.blocks)
         return evaluate.evaluate(
             blocks,
             test_data,
-            indices,
-            mask,
-            tiers,
-            net=fed.net,
+            batches,
+            net=fed.model.net,
             running=running,
             devices=over,
         )
@@ -549,7 +546,7 @@ def _evaluator(config, fed, test_data, mixes, tiers) -> simulation.Evaluator:
     )
 
 
-def algorithm(ready: Experiment) -> averaging.Algorithm:
+def algorithm(ready: Experiment) -> base.Algorithm:
     """Makes the configured algorithm.
 
     Raises:
@@ -557,16 +554,17 @@ def algorithm(ready: Experiment) -> averaging.Algorithm:
     """
     config, fed = ready.settings, ready.federation
     _check_memory(seen_by(ready))
-    if config.algorithm == "cocofl" and fed.net.num_blocks == 1:
+    if config.algorithm == "cocofl" and fed.model.net.num_blocks == 1:
         raise ValueError(
             f"--network: expected one of two blocks or more for --algorithm=cocofl, "
-            f"which freezes some of them, got {fed.net.name!r}, whose only block is "
-            f"always trained; take --algorithm=fedavg"
+            f"which freezes some of them, got {fed.model.net.name!r}, whose only block "
+            f"is always trained; take --algorithm=fedavg"
         )
-    if fed.clock.buffer > len(fed.shards.counts):
+    everyone = len(fed.population.shards.counts)
+    if fed.rules.clock.buffer > everyone:
         raise ValueError(
-            f"--clock: expected a buffer of at most {len(fed.shards.counts)}, the "
-            f"number of clients, got {fed.clock.buffer}"
+            f"--clock: expected a buffer of at most {everyone}, the number of clients, "
+            f"got {fed.rules.clock.buffer}"
         )
     with _naming_tiers(config):
         if config.algorithm == "cocofl":
@@ -581,13 +579,13 @@ def _check_memory(fed: federation.Federation) -> None:
     Raises:
       ValueError: one line that names the flag and says what it would take.
     """
-    capacity = int(fed.shards.counts.max())
+    capacity = int(fed.population.shards.counts.max())
     training = client.fitting(fed.training, capacity)
-    beside = f"{fed.width:,} client{'s' * (fed.width > 1)} at a time"
-    step = fed.width * cohort.bytes_of_client(fed.counts, training)
-    orders = fed.width * training.local_epochs * capacity * _BYTES_OF_SLOT
-    kept = fed.clock.max_staleness if fed.clock.carries else 0
-    networks = kept * sum(count.upload_bytes for count in fed.counts)
+    beside = f"{fed.layout.width:,} client{'s' * (fed.layout.width > 1)} at a time"
+    step = fed.layout.width * width.bytes_of_client(fed.model.counts, training)
+    orders = fed.layout.width * training.local_epochs * capacity * _BYTES_OF_SLOT
+    kept = fed.rules.clock.max_staleness if fed.rules.clock.carries else 0
+    networks = kept * sum(count.upload_bytes for count in fed.model.counts)
     most = memory.of_device()
     for flag, what, size in (
         ("batch_size", f"steps of {training.batch_size:,} examples, {beside}", step),
@@ -608,7 +606,7 @@ def _check_memory(fed: federation.Federation) -> None:
 
 def rollback(ready: Experiment) -> guard.Guard | None:
     """Makes the configured guard; None: there is none."""
-    config, devices = ready.settings, ready.federation.fleet
+    config, devices = ready.settings, ready.federation.population.fleet
     if not (config.rollback_drop or config.rollback_loss):
         return None
     return guard.Guard(
@@ -633,18 +631,18 @@ def _facts(
 ) -> dict[str, Any]:
     """Tells what was built where settings are empty or name a file."""
     return {
-        "num_clients": len(fed.shards.counts),
-        "mean": fed.data.mean,
-        "std": fed.data.std,
+        "num_clients": len(fed.population.shards.counts),
+        "mean": fed.population.data.mean,
+        "std": fed.population.data.std,
         "tiers": _described_tiers(config, fed),
-        "fleet_sha256": _digest(fed.fleet),
-        "clock": dataclasses.asdict(federation.rules(fed)),
+        "fleet_sha256": _digest(fed.population.fleet),
+        "clock": dataclasses.asdict(federation.clock(fed)),
         "dataset_sha256": load.digest(data),
-        "cost_table": fed.table.source,
+        "cost_table": fed.model.table.source,
         "cost_table_sha256": _sha256(config.cost_table),
-        "client_width": fed.width,
+        "client_width": fed.layout.width,
         # A network may be one's own, whose name says nothing.
-        "blocks_sha256": hashlib.sha256(_described(fed.net.blocks)).hexdigest(),
+        "blocks_sha256": hashlib.sha256(_described(fed.model.net.blocks)).hexdigest(),
     } | _own_prices(config)
 
 
@@ -666,7 +664,7 @@ def _sha256(path: str) -> str | None:
 
 def _described_tiers(config: configs.Config, fed) -> list:
     if config.fleet != "tiers":
-        return list(fed.fleet.names)
+        return list(fed.population.fleet.names)
     return [dataclasses.asdict(tier) for tier in _tiers(config)]
 
 
@@ -686,12 +684,12 @@ def seen_by(ready: Experiment) -> federation.Federation:
 
 def describe(fed: federation.Federation) -> str:
     """Says in a line what a run trains, on whose data, and on which devices."""
-    params = sum(count.params for count in fed.counts)
-    there, counts = fed.devices.devices, fed.shards.counts
+    params = sum(count.params for count in fed.model.counts)
+    there, counts = fed.layout.devices.devices, fed.population.shards.counts
     clients = f"{len(counts):,} client{'s' * (len(counts) > 1)}"
-    beside = f"{fed.width} client{'s' * (fed.width > 1)}"
+    beside = f"{fed.layout.width} client{'s' * (fed.layout.width > 1)}"
     return (
-        f"{fed.net.name} of {params:,} parameters; {counts.sum():,} examples of "
+        f"{fed.model.net.name} of {params:,} parameters; {counts.sum():,} examples of "
         f"{clients}; on {there.size} x {there.flat[0].device_kind}, {beside} at a "
         f"time on each"
     )
@@ -756,7 +754,9 @@ def run(
 
         hooks = hooks._replace(start=start)
         if config.algorithm == "cocofl":
-            small = policies.too_small(ready.federation.table, ready.federation.fleet)
+            small = policies.too_small(
+                ready.federation.model.table, ready.federation.population.fleet
+            )
             if small.any():
                 bar.message(
                     f"{small.sum()} of {len(small)} devices have less memory than any "

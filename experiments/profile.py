@@ -21,8 +21,7 @@ from absl import flags
 
 from experiments import config as configs
 from experiments import define, experiment, main, windows
-from fljax import cost_model, costs, federation, models, plans, types
-from fljax.algorithms import averaging
+from fljax import cost_model, costs, federation, initial, models, plans, types
 
 _NETWORK = flags.DEFINE_string(
     "network", "small_convnet", "As in experiments.train.", allow_override=True
@@ -94,7 +93,7 @@ def measure(
     Raises:
       ValueError: this backend does not tell a program's memory.
     """
-    blocks = averaging.initial_blocks(fed)
+    blocks = initial.blocks(fed)
     made = []
     for number, window in enumerate(chosen):
         tell(f"compiling window {window[0]}-{window[1]} ({number + 1}/{len(chosen)})")
@@ -104,14 +103,14 @@ def measure(
         raise ValueError("expected a backend that tells a program's memory, got none")
     tell(f"timing {len(chosen)} windows, {repeats} times each")
     times = [statistics.median(t) for t in windows.interleaved(made, repeats)]
-    full = list(chosen).index((0, fed.net.num_blocks - 1))
+    full = list(chosen).index((0, fed.model.net.num_blocks - 1))
     memory = np.array(sizes, np.float64)
     array = np.array(chosen)
     return costs.CostTable(
-        num_blocks=fed.net.num_blocks,
+        num_blocks=fed.model.net.num_blocks,
         windows=array,
         time=np.array(times) / times[full],
-        upload=cost_model.upload_share(array, fed.counts),
+        upload=cost_model.upload_share(array, fed.model.counts),
         memory=memory / memory[full],
         full_step_seconds=times[full],
         full_step_memory_gb=memory[full] / 1e9,
@@ -212,29 +211,29 @@ def _main() -> None:
         num_clients=1, clients_per_round=1,
     )  # fmt: skip
     fed = experiment.build(settings, data).federation
-    if fed.net.num_blocks < 2:
+    if fed.model.net.num_blocks < 2:
         raise ValueError(
             f"--network: expected one of two blocks or more, which has windows to "
-            f"compare, got {fed.net.name!r}"
+            f"compare, got {fed.model.net.name!r}"
         )
-    chosen = spread(fed.net.num_blocks, _number(fed.net.num_blocks))
+    chosen = spread(fed.model.net.num_blocks, _number(fed.model.net.num_blocks))
 
     def tell(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
 
     table = measure(fed, chosen, _STEPS.value, _TIMINGS.value, tell)
-    sample = cost_model.Sample(fed.counts, table, _BATCH.value)
+    sample = cost_model.Sample(fed.model.counts, table, _BATCH.value)
     fitted = cost_model.fit([sample], "this machine", f"fitted to {_NETWORK.value}")
     held_out = cost_model.held_out_errors(sample)
     print(
-        f"{fed.net.name}: {len(chosen)} windows measured, full step "
+        f"{fed.model.net.name}: {len(chosen)} windows measured, full step "
         f"{table.full_step_seconds:.4g} s, {table.full_step_memory_gb:.4g} GB"
     )
     print(
         f"mean absolute error of the fit for windows held out of it: "
         f"{_errors('time', held_out.time)}, {_errors('memory', held_out.memory)}"
     )
-    every = complete(table, fitted, fed.counts, _BATCH.value)
+    every = complete(table, fitted, fed.model.counts, _BATCH.value)
     costs.save(every, _OUT.value)
     if _CLASS_OUT.value:
         cost_model.save_class(fitted, pathlib.Path(_CLASS_OUT.value))

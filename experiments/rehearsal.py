@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fljax import arrivals, client, federation, plans, schedule
-from fljax.algorithms import averaging
+from fljax import catalogue, client, federation
+from fljax.algorithms import base
 
 
 class Rehearsal(NamedTuple):
@@ -31,7 +31,7 @@ class Rehearsal(NamedTuple):
       blocks: [n] share of the updates that train each block.
     """
 
-    state: averaging.State
+    state: base.State
     programs: frozenset
     steps: float
     upload_bytes: int
@@ -44,7 +44,7 @@ class Rehearsal(NamedTuple):
 
 
 def rehearse(
-    algorithm: averaging.Algorithm, fed: federation.Federation, rounds: int
+    algorithm: base.Algorithm, fed: federation.Federation, rounds: int
 ) -> Rehearsal:
     """Plays rounds without training.
 
@@ -56,33 +56,30 @@ def rehearse(
     Returns:
       What they do.
     """
-    state, times = algorithm.init(), schedule.columns(fed.table)[0]
+    state, listed = algorithm.init(), catalogue.make(fed.model.table, fed.model.counts)
     programs: set = set()
     events: collections.Counter[str] = collections.Counter()
-    names, tier_of = fed.fleet.names, fed.fleet.tier
-    trained = np.zeros(fed.net.num_blocks)
+    names, tier_of = fed.population.fleet.names, fed.population.fleet.tier
+    trained = np.zeros(fed.model.net.num_blocks)
     over, there = np.zeros((2, len(names)))
     steps, upload = 0.0, 0
     for index in range(rounds):
         assigned = algorithm.assign(state, index)
         programs |= set(algorithm.programs(assigned))
         number = client.steps_of(
-            np.asarray(fed.shards.counts)[assigned.ids], fed.training
+            np.asarray(fed.population.shards.counts)[assigned.ids], fed.training
         )
-        alone = np.array([times[plan.first, plan.last] for plan in assigned.plans])
+        alone = listed.time[listed.rows(assigned.plans)]
         steps += float(number @ federation.work(fed, assigned.plans, alone))
         for plan in assigned.plans:
             trained[plan.first : plan.last + 1] += 1
         outcome, done = assigned.outcome, assigned.outcome.finished
-        sizes = [
-            plans.upload_bytes(plan, fed.counts) for plan in arrivals.plans_of(done)
-        ]
-        upload += arrivals.sent_bytes(done, outcome.spent, sizes)
         over += np.bincount(tier_of[done.ids], minlength=len(names))
         there += np.bincount(tier_of[assigned.ids], minlength=len(names))
         for event, ids in outcome.events.items():
             events[event] += len(ids)
-        state = algorithm.rehearse(state, assigned)
+        state, books = algorithm.rehearse(state, assigned)
+        upload += books.upload_bytes
     shares = there / np.maximum(over, 1)
     return Rehearsal(
         state,

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from fljax import client, federation, plans, programs
+from fljax import client, federation, mixed, plans, programs, single
 
 
 class Step(NamedTuple):
@@ -59,7 +59,8 @@ def compile_step(
       The step.
     """
     training = training or fed.training
-    train = functools.partial(_train, fed.net, plan, training)
+    static = client.Static(fed.model.net, single.Single(plan), training)
+    train = functools.partial(_train, static)
     arguments = _arguments(fed, blocks, steps, training)
     options = programs.compiler_options()
     program = jax.jit(train).lower(*arguments).compile(compiler_options=options)
@@ -68,9 +69,11 @@ def compile_step(
     if usage is not None:
         kinds = ("argument", "output", "temp")
         size = sum(getattr(usage, f"{kind}_size_in_bytes") for kind in kinds)
-        size -= sum(leaf.nbytes for leaf in jax.tree.leaves(fed.data))
+        size -= sum(leaf.nbytes for leaf in jax.tree.leaves(fed.population.data))
     run = functools.partial(program, *arguments)
-    return Step(run, steps, size, bytes_accessed(program) - fed.data.x.nbytes)
+    return Step(
+        run, steps, size, bytes_accessed(program) - fed.population.data.x.nbytes
+    )
 
 
 def compile_shared(
@@ -90,19 +93,16 @@ def compile_shared(
     Returns:
       For each window its step, of unknown memory and traffic.
     """
-    net, training, plan = fed.net, fed.training, plans.Mixed()
+    static = client.Static(fed.model.net, mixed.Mixed(), fed.training)
 
     def places(blocks):
-        frozen = client.freeze(net, plan, training, blocks, None)
-        return client.places(net, plan, training, blocks, frozen)
+        return client.places(static, blocks, client.freeze(static, blocks, None))
 
-    def train(places, window, blocks, data, indices, key, rate):
-        result = _train(
-            *(net, plan, training, blocks, data, indices, key, rate), window, places
-        )
+    def train(places, window, start, one):
+        result = _train(static, start, one, window, places)
         return result.places, result._replace(places=None)
 
-    arguments = _arguments(fed, blocks, steps, training)
+    arguments = _arguments(fed, blocks, steps, fed.training)
     # Of a round: each client leaves them to the next.
     given = [jax.jit(places)(blocks)]
     windows = [(jnp.int32(p.first), jnp.int32(p.last)) for p in wanted]
@@ -122,20 +122,26 @@ def compile_shared(
 
 
 def _train(
-    net, plan, training, blocks, data, indices, key, rate, window=None, places=None
+    static: client.Static,
+    start: client.Start,
+    one: client.Client,
+    window=None,
+    places=None,
 ) -> client.Result:
-    frozen = client.freeze(net, plan, training, blocks, None)
-    count = jnp.int32(indices.shape[0])
-    return client.train(
-        *(net, plan, training, blocks, frozen, data, indices, count, key, rate),
-        window,
-        places,
+    frozen = client.freeze(static, start.state, None)
+    start, one = start._replace(frozen=frozen), one._replace(window=window)
+    return client.train(static, start, one, places)
+
+
+def _arguments(
+    fed, blocks, steps: int, training: client.Training
+) -> tuple[client.Start, client.Client]:
+    count = steps * training.batch_size
+    indices = jnp.arange(count, dtype=jnp.int32)
+    return (
+        client.Start(blocks, (), fed.population.data, jnp.float32(0.1)),
+        client.Client(indices, jnp.int32(count), jax.random.key(0)),
     )
-
-
-def _arguments(fed, blocks, steps: int, training: client.Training) -> tuple:
-    indices = jnp.arange(steps * training.batch_size, dtype=jnp.int32)
-    return blocks, fed.data, indices, jax.random.key(0), jnp.float32(0.1)
 
 
 def interleaved(steps: Sequence[Step], repeats: int) -> list[list[float]]:

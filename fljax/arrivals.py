@@ -14,14 +14,13 @@ Legend: K clients of a draw, M at work beyond the end of a round.
 
 from __future__ import annotations
 
-import functools
 import heapq
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from fljax import clock, failures, plans
+from fljax import clock, failures
 
 FREE = -1  # number of the client in a slot that nobody works in
 
@@ -31,7 +30,7 @@ class Work(NamedTuple):
 
     Attributes:
       ids: int32 client numbers; FREE: nobody.
-      plans: [.., 3] int32, first and last trained block and bits.
+      rows: int32, of their plans in the catalogue.
       versions: int32, server steps that were done when they began.
       seconds: [.., 3] float64, download, training, upload.
       finish: float64, when they will be ready (or notice that they will not).
@@ -44,7 +43,7 @@ class Work(NamedTuple):
     """
 
     ids: np.ndarray
-    plans: np.ndarray
+    rows: np.ndarray
     versions: np.ndarray
     seconds: np.ndarray
     finish: np.ndarray
@@ -91,7 +90,7 @@ def empty(slots: int) -> Work:
     """Makes rows that nobody works in."""
     return Work(
         np.full(slots, FREE, np.int32),
-        np.zeros((slots, 3), np.int32),
+        np.zeros(slots, np.int32),
         np.zeros(slots, np.int32),
         np.zeros((slots, 3)),
         np.zeros(slots),
@@ -138,14 +137,6 @@ def take(work: Work, rows: np.ndarray) -> Work:
 def join(*parts: Work) -> Work:
     """Puts rows behind one another."""
     return Work(*(np.concatenate(fields) for fields in zip(*parts, strict=True)))
-
-
-def plans_of(work: Work) -> list[plans.Plan]:
-    """Gives the plan of every row."""
-    return [_plan(*row) for row in work.plans.tolist()]
-
-
-_plan = functools.cache(plans.Plan)  # checked once, not once a client and round
 
 
 def synchronous(

@@ -110,7 +110,7 @@ def solve(
     if not fairness >= 0:
         raise ValueError(f"fairness: expected a number of at least 0, got {fairness}")
     fits, shares = typical.feasible_sets(table, budgets)
-    options = costs.maximal(table.windows, fits)
+    options = costs.maximal(table.covers, fits)
     trained = trains(table)
     # Uniform draws: every block that anybody can train starts and stays above 0.
     part = shares @ typical.evenly(options) @ trained

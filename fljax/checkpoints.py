@@ -42,7 +42,7 @@ from fljax import durable, types, writers
 
 _CHECKPOINTS = "checkpoints"
 _MAGIC = b"fljaxckp"
-_FORMAT = 2  # 1 had neither run nor records
+_FORMAT = 3  # 2 had plans in three numbers
 _FRONT = struct.Struct("<8sIQQ")  # magic, format version, round, payload bytes
 _DIGEST_BYTES = hashlib.sha256().digest_size
 _UNKNOWN = bytes(_DIGEST_BYTES)
@@ -192,16 +192,14 @@ def _decode(data: bytes) -> tuple[int, Origin, bytes]:
     magic, version, round, size = _FRONT.unpack(front)
     if magic != _MAGIC:
         raise ValueError("not a checkpoint of fljax (wrong magic)")
-    if version not in (1, _FORMAT):
-        raise ValueError(f"format version {version}, this fljax reads 1 and {_FORMAT}")
+    if version != _FORMAT:
+        raise ValueError(f"format version {version}, this fljax reads {_FORMAT}")
     if len(payload) != size:
         raise ValueError(f"truncated: {len(payload)} of {size} payload bytes")
     if digest != _digest(front, payload):
         raise ValueError("damaged (wrong sha256)")
     if round > _MOST_ROUNDS:
         raise ValueError(f"of round {round}, there are at most {_MOST_ROUNDS}")
-    if version == 1:
-        return round, Origin(), payload
     run, records = payload[:_DIGEST_BYTES], payload[_DIGEST_BYTES : 2 * _DIGEST_BYTES]
     return round, Origin(run, records), payload[2 * _DIGEST_BYTES :]
 
@@ -215,9 +213,6 @@ def _unpacked(payload: bytes) -> dict[str, Any]:
     if not isinstance(leaves, dict) or not all(isinstance(k, str) for k in leaves):
         raise ValueError("holds no state")
     return leaves
-
-
-_STATISTICS = "['norms']"  # in the path of a leaf
 
 
 def _digest(front: bytes, payload: bytes) -> bytes:
@@ -235,8 +230,6 @@ def _by_path(tree: types.Tree) -> dict[str, Any]:
 def _fit(leaves: dict[str, Any], template: types.Tree) -> types.Tree:
     """Put the leaves into the template's tree if they are its leaves."""
     wanted = _by_path(template)
-    # Before statistics of all norms were kept, checkpoints had fewer of them.
-    leaves = {k: v for k, v in wanted.items() if _STATISTICS in k} | leaves
     if odd := sorted(leaves.keys() ^ wanted.keys()):
         raise ValueError(
             f"another tree than the template: {len(odd)} leaves are in one only, "

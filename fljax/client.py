@@ -1,8 +1,4 @@
-"""Local training of ONE client under a plan; pure, and written unbatched.
-
-Blocks before the window run in fixed point and pass no gradient on; the window
-trains in float32; blocks after it run in fixed point both ways (CoCoFL, Fig. 2).
-"""
+"""Local training of ONE client in a program; pure, and written unbatched."""
 
 from __future__ import annotations
 
@@ -16,7 +12,7 @@ import numpy as np
 import optax
 from jax import lax
 
-from fljax import layers, mixed, plans, quant, signals, trees, types
+from fljax import plans, program, quant, single, trees, types
 from fljax.models import network
 
 
@@ -66,11 +62,69 @@ class Training(NamedTuple):
     precision: Literal["float32", "bfloat16"] = "float32"
 
 
+class Static(NamedTuple):
+    """What a compiled program depends on beside shapes; hashable.
+
+    Attributes:
+      net: the network.
+      program: what it is made for.
+      training: how clients train.
+      width: W, clients that run side by side.
+    """
+
+    net: network.Network
+    program: program.Program
+    training: Training
+    width: int = 1
+
+    @property
+    def spec(self) -> quant.Spec:
+        """Gives the fixed point choices: the training's, at the program's width."""
+        return dataclasses.replace(self.training.spec, bits=self.program.bits)
+
+    @property
+    def span(self) -> slice:
+        """Gives the blocks that may train."""
+        return self.program.span(self.net.num_blocks)
+
+
+class Start(NamedTuple):
+    """What all clients of a group begin with.
+
+    Attributes:
+      state: of the global network, a tuple over all blocks.
+      frozen: `freeze` of it.
+      data: all training data.
+      learning_rate: [].
+    """
+
+    state: tuple[dict, ...]
+    frozen: tuple
+    data: Data
+    learning_rate: types.Array
+
+
+class Client(NamedTuple):
+    """One client of a round: what is its alone.
+
+    Attributes:
+      indices: [capacity] int32, its examples, padded.
+      size: how many of them are real, []; the rest is never read.
+      key: of this round and client.
+      window: first and last block that it trains, [] each, if the program is of any.
+    """
+
+    indices: types.Array
+    size: types.Array
+    key: types.Key
+    window: program.Window | None = None
+
+
 class Result(NamedTuple):
     """What a client gives back; one client's, without the client axis.
 
     Attributes:
-      delta: new minus old state of the window's blocks, None for the others.
+      delta: new minus old state of the program's blocks, None for the others.
       loss: mean training loss over the examples of the round, [].
       examples: examples that were trained on, all epochs together, [].
       places: that `train` was given, for the next client.
@@ -79,7 +133,7 @@ class Result(NamedTuple):
     delta: tuple
     loss: types.Array
     examples: types.Array
-    places: tuple[mixed.Place, ...] | None = None
+    places: tuple | None = None
 
 
 def inputs(data: Data, indices: types.Array) -> types.Array:
@@ -131,14 +185,6 @@ def partitioned(
         for trained, p in zip(mask, params, strict=True)
     )
     return optax.partition({"train": optimiser, "freeze": optax.set_to_zero()}, labels)
-
-
-def cross_entropy(logits, labels, mask) -> types.Array:
-    """Averages the cross-entropy of logits [B, C] over the rows of the mask [B]."""
-    # With one-hot rows the gradient is a difference; with integers a scatter.
-    rows = jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
-    losses = optax.softmax_cross_entropy(logits, rows)
-    return jnp.sum(losses * mask) / jnp.maximum(jnp.sum(mask), 1.0)
 
 
 def steps_of(count, training: Training):
@@ -223,214 +269,110 @@ def _batches(key, indices, count, training: Training):
     return batch
 
 
-def _window(plan: plans.Plan | plans.Mixed, num_blocks: int) -> tuple[bool, ...]:
-    span = plans.span(plan, num_blocks)
-    return tuple(span.start <= i < span.stop for i in range(num_blocks))
-
-
-def _gradient_step(
-    net,
-    plan,
-    spec,
-    frozen,
-    trained,
-    x,
-    labels,
-    mask,
-    key,
-    observe=None,
-    fresh=False,
-):
-    """Computes loss, gradients of the window, and its blocks' new norms and ranges."""
-    roles = plans.roles(plan, net.num_blocks)
-    first, last = plan.first, plan.last
-    dtype = x.dtype if jnp.issubdtype(x.dtype, jnp.floating) else jnp.float32
-    calls = [
-        layers.Call(role, spec, mask, observe=observe, first=i == first, fresh=fresh)
-        for i, role in enumerate(roles)
-    ]
-    x, _ = network.run(net, frozen[:first], x, calls[:first], key=key)
-    x = signals.cast(lax.stop_gradient(x), dtype)  # the border of the frozen prefix
-
-    def loss_of(params, backward):
-        state = [
-            {**trained[i], "params": params[i], "backward": backward[i]}
-            for i in range(first, last + 1)
-        ]
-        window = calls[first : last + 1]
-        h, updates = network.run(
-            net, state, x, window, first, mutable=("norms", "ranges"), key=key
-        )
-        if last + 1 < net.num_blocks:
-            h = signals.known(h, network.nonnegative(net)[last])
-        h, _ = network.run(
-            net, frozen[last + 1 :], h, calls[last + 1 :], last + 1, key=key
-        )
-        logits = signals.to_float(h).astype(jnp.float32)
-        return cross_entropy(logits, labels, mask), updates
-
-    params, backward = (
-        tuple(None if block is None else block[name] for block in trained)
-        for name in ("params", "backward")
-    )
-    (loss, updates), gradients = jax.value_and_grad(
-        loss_of, argnums=(0, 1), has_aux=True
-    )(params, backward)
-    return loss, gradients, updates
-
-
-def _next(trained, params, backward, updates, first: int, probed: bool):
-    """Puts what a step changed into the state of the window's blocks."""
+def _next(trained, params, done: program.Stepped, first: int, probed: bool):
+    """Puts what a step changed into the state of the blocks from the first on."""
     blocks = list(trained)
-    for i, update in enumerate(updates, start=first):
+    for i, update in enumerate(done.updates, start=first):
         blocks[i] = {
             **blocks[i],
             **update,
             "params": params[i],
-            "backward": backward[i] if probed else blocks[i]["backward"],
+            "backward": done.backward[i] if probed else blocks[i]["backward"],
         }
     return tuple(blocks)
 
 
+def _batch(static: Static, start: Start, rows, mask, key) -> program.Batch:
+    """Gathers the batch of a step, augmented and in the precision of training."""
+    net, training, x = static.net, static.training, inputs(start.data, rows)
+    if training.augment is not None:  # the blocks' keys are 0 to num_blocks - 1
+        x = training.augment(jax.random.fold_in(key, net.num_blocks), x)
+        real = mask.reshape((-1,) + (1,) * (x.ndim - 1)) > 0
+        x = jnp.where(real, x, x[:1])  # padding repeats the first, see `_batches`
+    if net.vocabulary is None:
+        x = x.astype(training.precision)
+    return program.Batch(x, start.data.y[rows], mask, key)
+
+
 def train(
-    net: network.Network,
-    plan: plans.Plan | plans.Mixed,
-    training: Training,
-    state: tuple[dict, ...],
-    frozen: tuple,
-    data: Data,
-    indices: types.Array,
-    count: types.Array,
-    key: types.Key,
-    learning_rate: types.Array,
-    window: tuple[types.Array, types.Array] | None = None,
-    places: tuple[mixed.Place, ...] | None = None,
+    static: Static, start: Start, one: Client, places: tuple | None = None
 ) -> Result:
     """Trains one client for a round.
 
     Args:
-      net: the network, static.
-      plan: the window it trains, static; `plans.Mixed`: any.
-      training: how, static.
-      state: global state, a tuple over all blocks.
-      frozen: `freeze` of it under the plan.
-      data: all training data, shared by the clients.
-      indices: [capacity] int32, the client's examples, padded.
-      count: how many of them are real, []; the rest is never read.
-      key: of this round and client.
-      learning_rate: [].
-      window: first and last block that it trains, [] each, if the plan is any.
-      places: of `places`, if the plan is any and no other client runs beside it; what
-        is in them does not matter.
+      static: the network, the program, and how clients train.
+      start: what it begins with.
+      one: its examples and draws.
+      places: of `places`, if no other client runs beside it; what is in them does not
+        matter.
 
     Returns:
       The client's result.
     """
-    spec = plan_spec(plan, training)
-    mask = _window(plan, net.num_blocks)
-    start = trees.keep(state, mask)
-    params = tuple(None if block is None else block["params"] for block in start)
-    optimiser = partitioned(make_optimiser(training, learning_rate), mask, params)
-    shuffle_key, noise_key = jax.random.split(key)
-    batch = _batches(shuffle_key, indices, count, training)
+    net, training, spec, span = static.net, static.training, static.spec, static.span
+    mask = tuple(span.start <= i < span.stop for i in range(net.num_blocks))
+    begun = trees.keep(start.state, mask)
+    params = tuple(None if block is None else block["params"] for block in begun)
+    optimiser = partitioned(make_optimiser(training, start.learning_rate), mask, params)
+    shuffle_key, noise_key = jax.random.split(one.key)
+    batch_of = _batches(shuffle_key, one.indices, one.size, training)
     probed = spec.gradient_place != "nowhere"
-    first = plans.span(plan, net.num_blocks).start
 
     def step(i, carry):
         trained, optimiser_state, total, places = carry
-        rows, valid = batch(i)
-        step_key, x = jax.random.fold_in(noise_key, i), inputs(data, rows)
-        if training.augment is not None:  # the blocks' keys are 0 to num_blocks - 1
-            x = training.augment(jax.random.fold_in(step_key, net.num_blocks), x)
-            real = valid.reshape((-1,) + (1,) * (x.ndim - 1)) > 0
-            x = jnp.where(real, x, x[:1])  # padding repeats the first, see `_batches`
-        if net.vocabulary is None:
-            x = x.astype(training.precision)
-        batched = (frozen, trained, x, data.y[rows], valid, step_key)
-        observe = i + 1 == steps
-        if window is None:
-            loss, (gradients, backward), updates = _gradient_step(
-                net, plan, spec, *batched, observe=observe
-            )
-        else:
-            loss, (gradients, backward), updates, places = mixed.gradient_step(
-                net, spec, *batched, window, cross_entropy, observe, places
-            )
+        rows, valid = batch_of(i)
+        batch = _batch(static, start, rows, valid, jax.random.fold_in(noise_key, i))
+        batch = batch._replace(observe=i + 1 == steps)
+        mine = program.Own(one.window, places)
+        blocks = program.Blocks(start.frozen, trained)
+        done = static.program.step(net, spec, blocks, batch, mine)
         # Weights are read before they are updated: else XLA updates copies of them.
-        gradients = lax.optimization_barrier(gradients)
+        gradients = lax.optimization_barrier(done.gradients)
         params = tuple(None if block is None else block["params"] for block in trained)
         moves, optimiser_state = optimiser.update(gradients, optimiser_state, params)
         params = optax.apply_updates(params, moves)
-        new = _next(trained, params, backward, updates, first, probed)
-        if window is not None:  # blocks outside it stay as they are
-            inside = mixed.inside(window, net.num_blocks)
-            new = tuple(map(trees.select, inside, new, trained))
-        return new, optimiser_state, total + loss * jnp.sum(valid), places
+        new = _next(trained, params, done, span.start, probed)
+        new = static.program.settle(new, trained, mine)
+        return new, optimiser_state, total + done.loss * jnp.sum(valid), done.places
 
-    steps = steps_of(count, training)
-    carry = (start, optimiser.init(params), jnp.zeros(()), places)
+    steps = steps_of(one.size, training)
+    carry = (begun, optimiser.init(params), jnp.zeros(()), places)
     # A loop of as many steps as the shard has: an uneven client costs what it trains.
     trained, _, total, places = lax.fori_loop(0, steps, step, carry)
-    examples = (count * training.local_epochs).astype(jnp.float32)
-    delta, loss = trees.subtract(trained, start), total / jnp.maximum(examples, 1.0)
+    examples = (one.size * training.local_epochs).astype(jnp.float32)
+    delta, loss = trees.subtract(trained, begun), total / jnp.maximum(examples, 1.0)
     return Result(delta, loss, examples, places)
 
 
-def freeze(
-    net: network.Network,
-    plan: plans.Plan | plans.Mixed,
-    training: Training,
-    state: tuple[dict, ...],
-    key: types.Key | None,
-) -> tuple:
-    """Freezes what a program of the plan runs frozen; the same for all its clients.
+def freeze(static: Static, state: tuple[dict, ...], key: types.Key | None) -> tuple:
+    """Freezes what a program runs frozen; the same for all its clients.
 
     Args:
-      net: the network, static.
-      plan: of the program, static.
-      training: how clients train, static.
+      static: the network, the program, and how clients train.
       state: global state.
       key: of the round, for stochastic rounding.
 
     Returns:
-      What `train` takes as `frozen`.
+      What `Start` takes as `frozen`.
     """
-    spec = plan_spec(plan, training)
-    if isinstance(plan, plans.Mixed):
-        return mixed.freeze(net, state, spec, key)
-    return network.freeze(net, state, plans.roles(plan, net.num_blocks), spec, key)
+    return static.program.freeze(static.net, static.spec, state, key)
 
 
-def places(
-    net: network.Network,
-    plan: plans.Plan | plans.Mixed,
-    training: Training,
-    state: tuple[dict, ...],
-    frozen: tuple,
-) -> tuple[mixed.Place, ...] | None:
+def places(static: Static, state: tuple[dict, ...], frozen: tuple) -> tuple | None:
     """Makes places for the blocks of clients that run one after the other.
 
     Args:
-      net: the network, static.
-      plan: of the program, static.
-      training: how clients train, static.
+      static: the network, the program, and how clients train.
       state: global state.
-      frozen: `freeze` of it under the plan.
+      frozen: `freeze` of it.
 
     Returns:
-      What `train` takes as `places`; None if the plan is a window.
+      What `train` takes as `places`; None if the program needs none.
     """
-    if not isinstance(plan, plans.Mixed):
-        return None
+    net, training = static.net, static.training
     dtype = training.precision if net.vocabulary is None else jnp.int32
     x = jnp.zeros((training.batch_size, *net.input_shape), dtype)
-    spec = plan_spec(plan, training)
-    return mixed.places(net, spec, frozen, state, x, jax.random.key(0))
-
-
-def plan_spec(plan: plans.Plan | plans.Mixed, training: Training) -> quant.Spec:
-    """Gives the fixed point choices of a plan: the training's, at the plan's width."""
-    return dataclasses.replace(training.spec, bits=plan.bits)
+    return static.program.places(net, static.spec, program.Blocks(frozen, state), x)
 
 
 # What the reference starts every range at: op_scale 0.1, of 63.5 codes.
@@ -463,13 +405,12 @@ def calibrate(
             tuple({name: block[name] for name in ranges} for block in state),
         )
         return tuple(old | new for old, new in zip(state, start, strict=True))
-    plan = plans.full(net.num_blocks)
     input_key, label_key = jax.random.split(key)
     x = network.noise(net, input_key, 32)
     labels = jax.random.randint(label_key, (32,), 0, net.num_classes)
-    nothing, valid = (None,) * net.num_blocks, jnp.ones(32)
-    _, (_, backward), updates = _gradient_step(
-        net, plan, spec, nothing, state, x, labels, valid, None, fresh=True
-    )
+    blocks = program.Blocks((None,) * net.num_blocks, state)
+    batch = program.Batch(x, labels, jnp.ones(32), None)
+    plan = plans.full(net.num_blocks)
+    done = single.gradient_step(net, spec, plan, blocks, batch, fresh=True)
     params = tuple(block["params"] for block in state)
-    return _next(state, params, backward, updates, 0, spec.gradient_place != "nowhere")
+    return _next(state, params, done, 0, spec.gradient_place != "nowhere")

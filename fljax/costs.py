@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from fljax import reading, writers
+from fljax import plans, reading, writers
 
 _MOST = 2**31  # whole numbers of a table are below
 
@@ -40,6 +40,8 @@ class CostTable:
     full_step_memory_gb: float | None = None  # GB (1e9 bytes) of that step
     batch: int = 32  # examples of that step (the published tables' 32)
     source: str = "cost table"  # where it comes from: opens every error message
+    # [P, P] bool: which window covers which other one
+    covers: np.ndarray = dataclasses.field(init=False, repr=False)
 
     def __post_init__(self):
         _freeze(self, "windows", np.int64)
@@ -48,6 +50,11 @@ class CostTable:
         _check_shapes(self)
         _check_windows(self)
         _check_costs(self)
+        object.__setattr__(self, "covers", plans.covering(self.listed()))
+
+    def listed(self, bits: int = plans.DEFAULT_BITS) -> tuple[plans.Plan, ...]:
+        """List the plans of the rows, [P], at one width of codes."""
+        return tuple(plans.Plan(a, b, bits) for a, b in self.windows.tolist())
 
 
 def _freeze(table: CostTable, name: str, dtype: type) -> None:
@@ -241,21 +248,18 @@ def feasible(
     return fits[0] & fits[1] & fits[2]
 
 
-def maximal(windows: np.ndarray, feasible: np.ndarray) -> np.ndarray:
-    """Keep the feasible windows that lie in no other feasible window.
+def maximal(covers: np.ndarray, feasible: np.ndarray) -> np.ndarray:
+    """Keep the feasible plans that no other feasible plan covers.
 
     Args:
-      windows: [P, 2] first and last trained block, no window twice.
+      covers: [P, P] bool, of the table.
       feasible: bool [P] or [K, P].
 
     Returns:
       bool, shaped like `feasible`.
     """
-    first, last = windows.T
-    inside = (first[:, None] <= first) & (last[:, None] >= last)  # [outer, inner]
-    np.fill_diagonal(inside, False)
     # float32 rather than bool: a product of bools misses the fast matrix product.
-    covered = feasible.astype(np.float32) @ inside.astype(np.float32)
+    covered = feasible.astype(np.float32) @ covers.astype(np.float32)
     return feasible & (covered == 0)
 
 

@@ -40,9 +40,27 @@ class Scores(NamedTuple):
     tier_total: types.ArrayLike = ()
 
 
+class Batches(NamedTuple):
+    """A test set in an order.
+
+    Attributes:
+      indices: [batches, B] int32, padding repeats a batch's first.
+      mask: [batches, B] 1 for examples, 0 for padding.
+      tiers: [batches, B, T], as of `tiers_of_test`; None: there are none.
+    """
+
+    indices: types.ArrayLike
+    mask: types.ArrayLike
+    tiers: types.ArrayLike | None = None
+
+
 def batches(
-    size: int, batch_size: int, seed: int, devices: int = 1
-) -> tuple[np.ndarray, np.ndarray]:
+    size: int,
+    batch_size: int,
+    seed: int,
+    devices: int = 1,
+    tiers: np.ndarray | None = None,
+) -> Batches:
     """Fixes the order of a test set.
 
     Args:
@@ -50,9 +68,10 @@ def batches(
       batch_size: B.
       seed: of the experiment.
       devices: D; empty batches make the number of batches a multiple of it.
+      tiers: [examples, T] of `tiers_of_test`; None: there are none.
 
     Returns:
-      Indices [batches, B] int32, padding repeats a batch's first; mask [batches, B].
+      The batches, on the host.
     """
     order = np.random.default_rng([seed, 2]).permutation(size).astype(np.int32)
     number = -(-size // batch_size)
@@ -60,16 +79,16 @@ def batches(
     slots = np.arange(number * batch_size).reshape(number, batch_size)
     valid = slots < size
     repeated = np.where(valid, slots, np.minimum(slots[:, :1], size - 1))
-    return order[repeated], valid.astype(np.float32)
+    rows = order[repeated]
+    by_row = None if tiers is None else tiers[rows]
+    return Batches(rows, valid.astype(np.float32), by_row)
 
 
 @functools.partial(jax.jit, static_argnames=("net", "running", "devices"))
 def evaluate(
     blocks: tuple[dict, ...],
     data: client.Data,
-    indices: types.Array,
-    mask: types.Array,
-    tiers: types.ArrayLike | None = None,
+    batches: Batches,
     *,
     net: network.Network,
     running: bool = False,
@@ -80,9 +99,7 @@ def evaluate(
     Args:
       blocks: state of the network.
       data: the test data on the device.
-      indices: [batches, B] of `batches`.
-      mask: [batches, B] likewise.
-      tiers: [examples, T] of `tiers_of_test`; None: there are none.
+      batches: of the function `batches`.
       net: static.
       running: use running statistics, static.
       devices: the mesh that the batches are spread over, a multiple of its size;
@@ -92,10 +109,12 @@ def evaluate(
       The sums.
     """
 
-    tiers = jnp.zeros((len(data.y), 0)) if tiers is None else tiers
+    tiers = batches.tiers
+    tiers = jnp.zeros((*batches.mask.shape, 0)) if tiers is None else tiers
+    batches = batches._replace(tiers=tiers)
 
-    def batch(blocks, data, tiers, total: Scores, inputs) -> tuple[Scores, None]:
-        rows, valid = inputs
+    def batch(blocks, data, total: Scores, inputs: Batches) -> tuple[Scores, None]:
+        rows, valid, tiers = inputs
         call = layers.Call(mask=valid, running=running)
         x = client.inputs(data, rows)
         logits, _ = network.run(net, blocks, x, [call] * net.num_blocks)
@@ -110,26 +129,26 @@ def evaluate(
             # Where all rows are padding a norm has nothing to go by, and may overflow.
             loss=jnp.sum(jnp.where(valid > 0, losses, 0.0)),
             predicted=valid @ jax.nn.one_hot(chosen, net.num_classes),
-            tier_correct=(right * valid) @ tiers[rows],
-            tier_total=valid @ tiers[rows],
+            tier_correct=(right * valid) @ tiers,
+            tier_total=valid @ tiers,
         )
         return jax.tree.map(jnp.add, total, scores), None
 
-    def on_device(blocks, data, tiers, indices, mask):
-        zeros, by_tier = jnp.zeros(net.num_classes), jnp.zeros(tiers.shape[1])
+    def on_device(blocks, data, batches: Batches):
+        zeros, by_tier = jnp.zeros(net.num_classes), jnp.zeros(tiers.shape[2])
         start = Scores(zeros, zeros, jnp.zeros(()), zeros, by_tier, by_tier)
-        step = functools.partial(batch, blocks, data, tiers)
-        return lax.scan(step, start, (indices, mask))[0]
+        step = functools.partial(batch, blocks, data)
+        return lax.scan(step, start, batches)[0]
 
     if devices is None:
-        return on_device(blocks, data, tiers, indices, mask)
+        return on_device(blocks, data, batches)
     return jax.shard_map(
         lambda *arguments: lax.psum(on_device(*arguments), mesh.CLIENTS),
         mesh=devices,
-        in_specs=(*(mesh.SHARED,) * 3, *(mesh.PER_DEVICE,) * 2),
+        in_specs=(mesh.SHARED, mesh.SHARED, mesh.PER_DEVICE),
         out_specs=mesh.SHARED,
         check_vma=False,
-    )(blocks, data, tiers, indices, mask)
+    )(blocks, data, batches)
 
 
 def per_class(scores: Scores) -> np.ndarray:

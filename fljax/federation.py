@@ -1,15 +1,18 @@
-"""The federation: what the algorithms of a comparison have in common."""
+"""The federation: what the algorithms of a comparison have in common.
+
+Legend: N all clients, K clients of a round.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from fljax import client, costs, plans, types
+from fljax import client, costs, mixed, plans, program, single, types
 from fljax import clock as clocks
 from fljax import failures as faults
 from fljax import fleet as fleets
@@ -17,64 +20,133 @@ from fljax.data import partition
 from fljax.models import network
 
 
-class Federation(NamedTuple):
-    """What the algorithms of a comparison have in common; N clients, K a round.
+class Population(NamedTuple):
+    """Who there is: clients, their data and their devices.
 
     Attributes:
-      net: the network.
       data: training data on the device.
       shards: the clients' examples; their numbers on the device, or put there.
       fleet: the clients' devices.
-      table: costs of the windows.
-      counts: of the blocks.
-      training: how clients train.
-      learning_rate: (round) -> of the clients.
-      server_learning_rate: 1 takes the mean of the deltas as it is.
-      clients_per_round: K.
-      weighting: "uniform" as in the paper, or "examples".
-      width: clients that run side by side in a program.
-      seed: of everything that is drawn.
-      devices: the mesh that rounds are spread over.
-      clock: what time costs and how long the server waits.
       failures: what goes wrong, how often.
-      norm_bound: an update is refused whose length is above this many times the usual
-        one of its window; 0: none is.
       table_error: standard deviation of the log of what windows really cost against
         what the table says.
-      mixed: the windows of a round share one program instead of having one each.
     """
 
-    net: network.Network
     data: client.Data
     shards: partition.Shards
     fleet: fleets.Fleet
-    table: costs.CostTable
-    counts: tuple[types.BlockCounts, ...]
-    training: client.Training
-    learning_rate: Callable[[int], float]
-    server_learning_rate: float
-    clients_per_round: int
-    weighting: str
-    width: int
-    seed: int
-    devices: Mesh
-    clock: clocks.Clock = clocks.Clock()
     failures: faults.Rates = faults.Rates()
-    norm_bound: float = 0.0
     table_error: float = 0.0
+
+
+class Model(NamedTuple):
+    """What is trained, and what it costs.
+
+    Attributes:
+      net: the network.
+      counts: of its blocks.
+      table: costs of its windows.
+    """
+
+    net: network.Network
+    counts: tuple[types.BlockCounts, ...]
+    table: costs.CostTable
+
+
+class Rules(NamedTuple):
+    """How the server goes about a round.
+
+    Attributes:
+      clients_per_round: K.
+      learning_rate: (round) -> of the clients.
+      server_learning_rate: 1 takes the mean of the deltas as it is.
+      weighting: "uniform" as in the paper, or "examples".
+      clock: what time costs and how long the server waits.
+      norm_bound: an update is refused whose length is above this many times the usual
+        one of its window; 0: none is.
+    """
+
+    clients_per_round: int
+    learning_rate: Callable[[int], float]
+    server_learning_rate: float = 1.0
+    weighting: str = "uniform"
+    clock: clocks.Clock = clocks.Clock()
+    norm_bound: float = 0.0
+
+
+class Layout(NamedTuple):
+    """Where a round is computed; changes nothing but the order of sums.
+
+    Attributes:
+      devices: the mesh that rounds are spread over.
+      width: clients that run side by side in a program.
+      mixed: the windows of a round share one program instead of having one each.
+    """
+
+    devices: Mesh
+    width: int = 1
     mixed: bool = False
 
 
-def rules(fed: Federation) -> clocks.Clock:
+class Federation(NamedTuple):
+    """What the algorithms of a comparison have in common.
+
+    Attributes:
+      population: who there is.
+      model: what is trained.
+      training: how clients train.
+      rules: how the server goes about it.
+      layout: where it is computed.
+      seed: of everything that is drawn.
+    """
+
+    population: Population
+    model: Model
+    training: client.Training
+    rules: Rules
+    layout: Layout
+    seed: int
+
+    def having(self, **changes: Any) -> Federation:
+        """Gives the federation with some fields changed, of whichever part they are.
+
+        So `fed.having(clients_per_round=3, width=2, seed=4)`.
+
+        Raises:
+          TypeError: a field is of no part.
+        """
+        parts = self._asdict()
+        for name, value in changes.items():
+            part = parts.get(_PART.get(name, ""))
+            if part is None:
+                parts[name] = value
+            else:
+                parts[_PART[name]] = part._replace(**{name: value})
+        return Federation(**parts)
+
+
+# The part of each field.
+_PART = (
+    dict.fromkeys(Population._fields, "population")
+    | dict.fromkeys(Model._fields, "model")
+    | dict.fromkeys(client.Training._fields, "training")
+    | dict.fromkeys(Rules._fields, "rules")
+    | dict.fromkeys(Layout._fields, "layout")
+)
+
+
+def clock(fed: Federation) -> clocks.Clock:
     """Gives the clock with all that it leaves open filled in."""
     return clocks.resolve(
-        fed.clock, fed.fleet.reference, fed.table, fed.counts, fed.training.batch_size
+        fed.rules.clock,
+        fed.population.fleet.reference,
+        fed.model.table,
+        fed.model.counts,
+        fed.training.batch_size,
     )
 
 
-def programs(
-    fed: Federation, assigned: Sequence[plans.Plan]
-) -> list[plans.Plan | plans.Mixed]:
+def programs(fed: Federation, assigned: Sequence[plans.Plan]) -> list[program.Program]:
     """Says what the program of each client of a round is made for.
 
     Args:
@@ -82,15 +154,15 @@ def programs(
       assigned: the plans of the round's clients.
 
     Returns:
-      Their plans; where windows share a program, and somebody freezes something,
-      `plans.Mixed` for each.
+      That of each one's plan; where windows share a program, and somebody freezes
+      something, that of all windows.
     """
-    blocks = fed.net.num_blocks
+    blocks = fed.model.net.num_blocks
     widths = {plan.bits for plan in assigned if not plans.is_full(plan, blocks)}
-    if not fed.mixed or not widths:
-        return list(assigned)
+    if not fed.layout.mixed or not widths:
+        return [single.Single(plan) for plan in assigned]
     # Who trains everything has no codes, and needs no program of its width.
-    return [plans.Mixed(p.bits if p.bits in widths else min(widths)) for p in assigned]
+    return [mixed.Mixed(p.bits if p.bits in widths else min(widths)) for p in assigned]
 
 
 def work(
@@ -107,10 +179,10 @@ def work(
       [K]; 1 where clients of all windows run side by side in a program, and compute
       all that any of them needs.
     """
-    if fed.width == 1:
+    if fed.layout.width == 1:
         return alone
-    mixed = [isinstance(p, plans.Mixed) for p in programs(fed, assigned)]
-    return np.where(mixed, 1.0, alone)
+    of_any = [program.any_window for program in programs(fed, assigned)]
+    return np.where(of_any, 1.0, alone)
 
 
 def round_key(seed: int, round_index: int) -> types.Key:

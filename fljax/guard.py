@@ -21,8 +21,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fljax import arrivals, bounds, cohort, failures, types
-from fljax.algorithms import averaging
+from fljax import arrivals, bounds, failures, types
+from fljax import sums as totals
+from fljax.algorithms import base
 
 LOWERS = ("server", "tier")
 _ROUNDING = 1e-6  # accuracies are kept in float32
@@ -80,7 +81,7 @@ class Memory(NamedTuple):
       count: [] int32 rollbacks so far.
     """
 
-    good: averaging.State
+    good: base.State
     round: types.ArrayLike
     place: types.ArrayLike
     accuracies: types.ArrayLike
@@ -96,7 +97,7 @@ class Guarded(NamedTuple):
       memory: of the guard.
     """
 
-    state: averaging.State
+    state: base.State
     memory: Memory
 
 
@@ -115,11 +116,11 @@ class Verdict(NamedTuple):
     reason: str
     finite: bool
     stop: bool
-    state: averaging.State
+    state: base.State
     fields: dict[str, Any]
 
 
-def init(guard: Guard, state: averaging.State) -> Memory:
+def init(guard: Guard, state: base.State) -> Memory:
     """Makes the memory before the first round; `state` may be shapes alone."""
     none = np.full(guard.window, np.nan, np.float32)
     return Memory(state, _integer(-1), _integer(-1), none, none, _integer(0))
@@ -132,9 +133,9 @@ def _integer(value: int) -> np.ndarray:
 def judge(
     guard: Guard,
     memory: Memory,
-    state: averaging.State,
+    state: base.State,
     record: Mapping[str, Any],
-    report: averaging.Report,
+    report: base.Report,
 ) -> tuple[Memory, Verdict | None]:
     """Judges a round.
 
@@ -170,9 +171,7 @@ def judge(
     return _passed(memory, state, record), None
 
 
-def _back(
-    good: averaging.State, state: averaging.State, caution: averaging.Caution
-) -> averaging.State:
+def _back(good: base.State, state: base.State, caution: base.Caution) -> base.State:
     """Gives the good state at the present time.
 
     The clock does not go back; who is still at work began with a network that is given
@@ -186,12 +185,12 @@ def _back(
     )
 
 
-def _of_clients(values: types.ArrayLike, report: averaging.Report) -> np.ndarray:
+def _of_clients(values: types.ArrayLike, report: base.Report) -> np.ndarray:
     """Cuts the padding off what a report says of its clients."""
     return np.asarray(values, np.float64)[: len(report.assignment.ids)]
 
 
-def not_finite(report: averaging.Report) -> str | None:
+def not_finite(report: base.Report) -> str | None:
     """Says what of a round is not finite; None: what was not has been refused.
 
     Updates that a failure spoilt on their way say nothing of the training.
@@ -199,7 +198,7 @@ def not_finite(report: averaging.Report) -> str | None:
     assigned = report.assignment
     failed = _of_clients(report.failed, report)
     trained = assigned.outcome.arrived.faults != failures.Fault.NONFINITE
-    if trained.any() and np.all(failed[trained] == cohort.NOT_FINITE):
+    if trained.any() and np.all(failed[trained] == totals.NOT_FINITE):
         names = [
             f"{number} (plan {plan})"
             for number, plan, one in zip(
@@ -242,9 +241,7 @@ def _number(count: int, what: str) -> str:
     return f"{count} {what}{'s' * (count != 1)}"
 
 
-def _passed(
-    memory: Memory, state: averaging.State, record: Mapping[str, Any]
-) -> Memory:
+def _passed(memory: Memory, state: base.State, record: Mapping[str, Any]) -> Memory:
     """Remembers a round that stands, as the good one if it is."""
     if record["train_loss"] is not None:  # None: nobody was left
         memory = memory._replace(losses=_push(memory.losses, record["train_loss"]))
@@ -267,8 +264,8 @@ def _push(values: types.ArrayLike, new: float) -> np.ndarray:
 
 
 def _lowered(
-    guard: Guard, caution: averaging.Caution, report: averaging.Report
-) -> tuple[averaging.Caution, str, float]:
+    guard: Guard, caution: base.Caution, report: base.Report
+) -> tuple[base.Caution, str, float]:
     """Lowers what the guard says; returns it, its name and its factor by now."""
     if guard.lower == "server":
         rate = np.float32(caution.server) * np.float32(guard.factor)
@@ -279,7 +276,7 @@ def _lowered(
     return caution._replace(tiers=factors), guard.tiers[tier], float(factors[tier])
 
 
-def _worst_tier(guard: Guard, report: averaging.Report) -> int:
+def _worst_tier(guard: Guard, report: base.Report) -> int:
     """Finds the tier with the most refused clients, or else the largest mean loss.
 
     Updates that a failure spoilt on their way say nothing of the training.

@@ -75,7 +75,7 @@ def online(
         )
     # What a table shows above 1 is noise, see costs.feasible.
     believed = np.minimum([table.time, table.memory], 1.0)  # [2, P]
-    all_plans = policy_base.every_plan(table, bits)
+    all_plans = table.listed(bits)
     find_rows = policy_base.rows_of(table)
 
     def init():
@@ -96,7 +96,7 @@ def online(
         fits = (learned <= bold) & (sent <= 1)
         rows = np.where(
             fits.any(axis=1),
-            policy_base.pick(costs.maximal(table.windows, fits), draws[:, 1]),
+            policy_base.pick(costs.maximal(table.covers, fits), draws[:, 1]),
             np.argmin(np.maximum(learned, sent), axis=1),
         )
         return [all_plans[row] for row in rows]
@@ -138,7 +138,7 @@ def round_robin(
       whether its updates arrived or not; `assign` raises ValueError if nothing fits a
       client.
     """
-    all_plans = policy_base.every_plan(table, bits)
+    all_plans = table.listed(bits)
 
     def assign(state, round_key, ids, budgets):
         options = policy_base.maximal(table, ids, budgets)
@@ -207,7 +207,7 @@ def adaptive_bits(
             "adaptive_bits: expected an ascending ladder, patience of at least 1 and "
             f"tight above 0, got {ladder}, {patience} and {tight}"
         )
-    all_plans = [policy_base.every_plan(table, width) for width in widths]
+    all_plans = [table.listed(width) for width in widths]
     needs = np.minimum([table.time, table.memory], 1.0)[..., None, :]  # [2, 1, P]
     span = table.windows[:, 1] - table.windows[:, 0] + 1
     top = len(widths) - 1

@@ -11,19 +11,65 @@ What a client does not take passes no gradient on.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from fljax import branches, layers, quant, signals, trees, types
+from fljax import branches, layers, plans, program, quant, signals, trees, types
 from fljax.models import network
 
 # Collections of a block that training it changes beside its parameters.
 _RECORDS = ("norms", "ranges")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Mixed(program.Program):
+    """The program of clients of all windows."""
+
+    bits: int = plans.DEFAULT_BITS
+    capacity: int = 0
+    short: bool = False
+
+    any_window: ClassVar[bool] = True
+
+    @property
+    def name(self) -> str:
+        """Names the width of the codes, where it is another than usual."""
+        return "mixed" if self.bits == plans.DEFAULT_BITS else f"mixed@{self.bits}"
+
+    @property
+    def order(self) -> tuple:
+        """Puts programs of all windows last, by their widths."""
+        return True, self.bits, self.capacity
+
+    def span(self, num_blocks: int) -> slice:
+        """Gives all blocks."""
+        return slice(0, num_blocks)
+
+    def freeze(self, net, spec, state, key) -> tuple:
+        """Freezes every block for both frozen roles."""
+        return freeze(net, state, spec, key)
+
+    def places(self, net, spec, blocks, x) -> tuple[Place, ...]:
+        """Makes a place for each block."""
+        return places(net, spec, blocks, x)
+
+    def step(self, net, spec, blocks, batch, own) -> program.Stepped:
+        """Takes a step of the client's window; see `gradient_step`."""
+        return gradient_step(net, spec, blocks, batch, own)
+
+    def settle(self, new, old, own) -> tuple:
+        """Keeps the blocks outside the client's window as they were."""
+        return tuple(map(trees.select, inside(own.window, len(new)), new, old))
+
+    def trains(self, windows, num_blocks) -> types.Array:
+        """Tells which blocks each client's window holds."""
+        return jax.vmap(lambda w: inside((w[0], w[1]), num_blocks))(windows)
 
 
 def freeze(
@@ -117,11 +163,15 @@ def _valid(net, trained, x) -> list[types.Array | None]:
     return valid
 
 
-def _blocks(net, spec, frozen, trained, x, mask, key, window, observe) -> Callable:
+def _blocks(
+    net, spec, blocks: program.Blocks, batch: program.Batch, window
+) -> Callable:
     """Gives (i, passed) -> `_Block`; arguments as of `gradient_step`."""
+    frozen, trained = blocks
+    mask, key, observe = batch.mask, batch.key, batch.observe
     first, last = window
     nonnegative = network.nonnegative(net)
-    valid = _valid(net, trained, x)
+    valid = _valid(net, trained, batch.x)
 
     def run(i, state, x, role, mutable=()):
         call = layers.Call(role, spec, mask, observe=observe, first=first == i)
@@ -162,12 +212,7 @@ def _records(block: dict) -> dict:
 
 
 def places(
-    net: network.Network,
-    spec: quant.Spec,
-    frozen: tuple[tuple, tuple],
-    trained: tuple[dict, ...],
-    x: types.Array,
-    key: types.Key,
+    net: network.Network, spec: quant.Spec, blocks: program.Blocks, x: types.Array
 ) -> tuple[Place, ...]:
     """Makes the places of a network's blocks; arguments as of `gradient_step`."""
     made: list[Place] = []
@@ -183,9 +228,11 @@ def places(
         return Place(codes, value, largest, kept, kept_after, (passed.value,))
 
     window, mask = (jnp.zeros((), jnp.int32),) * 2, jnp.ones(x.shape[0])
+    key = jax.random.key(0)
+    batch = program.Batch(x, jnp.zeros(0), mask, key, jnp.array(True))
     passed = _Passed(x, x, None)
-    make = _blocks(net, spec, frozen, trained, x, mask, key, window, jnp.array(True))
-    for i, state in enumerate(trained):
+    make = _blocks(net, spec, blocks, batch, window)
+    for i, state in enumerate(blocks.trained):
         shapes = jax.eval_shape(functools.partial(place, i), state, passed)
         made.append(jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes))
         passed = _Passed(*made[-1][:3])
@@ -264,52 +311,42 @@ def _select(i: int, block: _Block, window, passed: _Passed, state: dict, place: 
 def gradient_step(
     net: network.Network,
     spec: quant.Spec,
-    frozen: tuple[tuple, tuple],
-    trained: tuple[dict, ...],
-    x: types.Array,
-    labels: types.Array,
-    mask: types.Array,
-    key: types.Key,
-    window: tuple[types.Array, types.Array],
-    loss,
-    observe: types.Array | None = None,
-    places: tuple[Place, ...] | None = None,
-):
-    """Computes what `client`'s step of one window does, for a window that is data.
+    blocks: program.Blocks,
+    batch: program.Batch,
+    own: program.Own,
+) -> program.Stepped:
+    """Computes what `single.gradient_step` does, for a window that is data.
 
     Args:
       net: the network, static.
       spec: of the frozen blocks, static.
-      frozen: of `freeze`.
-      trained: state of all blocks.
-      x: batch [B, *features].
-      labels: [B].
-      mask: [B] 1 for real rows.
-      key: for dropout and stochastic rounding.
-      window: first and last trained block, [] each.
-      loss: (logits, labels, mask) -> [].
-      observe: [] whether ranges are recorded.
-      places: of a client that no other one runs beside, whose blocks branch; given up
-        to the result. None: all roles run, and one is selected.
+      blocks: all of them, frozen by `freeze` and trained.
+      batch: what to train on.
+      own: the client's window; places of a client that no other one runs beside, whose
+        blocks branch; given up to the result. None: all roles run, and one is selected.
 
     Returns:
-      Loss; gradients of params and backward ranges of all blocks, 0 outside the window;
+      Gradients of params and backward ranges of all blocks, 0 outside the window;
       new norms and ranges of all blocks, those of the state outside; the places.
     """
+    window, places = own
     run: Callable = _select if places is None else _branch
     given = (None,) * net.num_blocks if places is None else places
-    make = _blocks(net, spec, frozen, trained, x, mask, key, window, observe)
-    passed, updates, pulls, used = _Passed(x, x, None), [], [], []
-    for i, (state, place) in enumerate(zip(trained, given, strict=True)):
+    make = _blocks(net, spec, blocks, batch, window)
+    passed, updates, pulls, used = _Passed(batch.x, batch.x, None), [], [], []
+    for i, (state, place) in enumerate(zip(blocks.trained, given, strict=True)):
         block = make(i, passed)
         passed, update, pull, place = run(i, block, window, passed, state, place)
         updates.append(update)
         pulls.append(pull)
         used.append(place)
-    value, pull = jax.vjp(
-        lambda y: loss(y.astype(jnp.float32), labels, mask), passed.value
+    loss, pull = jax.vjp(
+        lambda y: program.cross_entropy(
+            y.astype(jnp.float32), batch.labels, batch.mask
+        ),
+        passed.value,
     )
-    cotangent = pull(jnp.ones_like(value))
+    cotangent = pull(jnp.ones_like(loss))
     gradients = []
     for i in reversed(range(net.num_blocks)):
         *cotangent, params, backward = pulls[i](*cotangent)
@@ -318,4 +355,4 @@ def gradient_step(
             used[i] = used[i]._replace(cotangent=tuple(cotangent))
     params, backward = zip(*reversed(gradients), strict=True)
     new = None if places is None else tuple(used)
-    return value, (params, backward), tuple(updates), new
+    return program.Stepped(loss, params, backward, tuple(updates), new)

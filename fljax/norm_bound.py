@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import NamedSharding
 
-from fljax import cohort, mesh, types
+from fljax import mesh, types
 
 # A client whose parameters moved, in the mean, this many times as far as the median
 # client's teaches nothing of what is usual; windows differ by less than that.
@@ -72,12 +72,13 @@ def _usual_part(
 
 
 @functools.partial(jax.jit, static_argnames=("sizes", "devices"))
-def first(norms, sums, *, sizes, devices):
+def first(norms, lengths, *, sizes, devices):
     """Learns the usual lengths from a round in which nothing is taken yet.
 
     Args:
       norms: [2, n] of such rounds before; the shorter of two is believed.
-      sums: of the round, on the devices.
+      lengths: [D, K, 2, n] of the round's updates, a row on each device, 0 in those
+        of the others.
       sizes: of the blocks.
       devices: the mesh.
 
@@ -85,7 +86,7 @@ def first(norms, sums, *, sizes, devices):
       The lengths [2, n], and the number of updates that were measured.
     """
     # One program: several that each wait for all devices may block each other.
-    seen = cohort.total(sums).norms
+    seen = jnp.sum(lengths, axis=0)
     new = usual(jnp.zeros_like(norms), seen, sizes)
     both = (norms > 0) & (new > 0)
     new = jnp.where(both, jnp.minimum(norms, new), jnp.maximum(norms, new))

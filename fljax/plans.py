@@ -2,7 +2,7 @@
 
 CoCoFL (Pfeiffer et al., TMLR 2023, arXiv 2203.05468): a client trains one
 contiguous window [a, b] of blocks in float32, everything else is frozen and runs in
-fixed point. A plan is static and hashable: one compiled program per plan.
+fixed point. A plan is static and hashable.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import numpy as np
 
 from fljax import types
 
+WIDTHS = (2, 3, 4, 5, 6, 7, 8)  # bits of the codes in frozen blocks
 DEFAULT_BITS = 8
 
 
@@ -40,32 +41,39 @@ class Plan:
             raise ValueError(
                 f"a window needs 0 <= first <= last, got {self.first}-{self.last}"
             )
-        if not 2 <= self.bits <= 8:
+        if self.bits not in WIDTHS:
             raise ValueError(f"codes are 2 to 8 bits wide, got bits={self.bits}")
 
     def __str__(self) -> str:
         width = "" if self.bits == DEFAULT_BITS else f"@{self.bits}"
         return f"{self.first}-{self.last}{width}"
 
+    def at(self, bits: int) -> Plan:
+        """Gives the plan at another width of codes."""
+        return dataclasses.replace(self, bits=bits)
 
-@dataclasses.dataclass(frozen=True, slots=True, order=True)
-class Mixed:
-    """All windows in one program, in which each client's is data (see `fljax.mixed`).
+    def covers(self, other: Plan) -> bool:
+        """Tells whether all that another plan trains is trained, at any width of codes.
 
-    It stands where a plan says what a program is made for; nobody is assigned it.
+        >>> Plan(1, 4).covers(Plan(2, 4)), Plan(1, 4).covers(Plan(0, 2))
+        (True, False)
+        """
+        return self.first <= other.first and other.last <= self.last
+
+
+def covering(listed: Sequence[Plan]) -> np.ndarray:
+    """Tells which plans cover which others.
+
+    Args:
+      listed: P plans, none twice.
+
+    Returns:
+      [P, P] bool: `listed[i].covers(listed[j])`, and i is not j.
     """
-
-    bits: int = DEFAULT_BITS  # width of the codes in the frozen blocks
-
-    def __str__(self) -> str:
-        return "mixed" if self.bits == DEFAULT_BITS else f"mixed@{self.bits}"
-
-
-def span(plan: Plan | Mixed, num_blocks: int) -> slice:
-    """Returns the blocks that a program of the plan trains."""
-    if isinstance(plan, Mixed):
-        return slice(0, num_blocks)
-    return slice(plan.first, plan.last + 1)
+    first, last = np.array([(plan.first, plan.last) for plan in listed]).T
+    covers = (first[:, None] <= first) & (last[:, None] >= last)
+    np.fill_diagonal(covers, False)
+    return covers
 
 
 def full(num_blocks: int) -> Plan:

@@ -98,7 +98,7 @@ def uniform(
     alone = types.Budgets(*(np.reshape(limit, 1) for limit in lowest))
     (fits,) = policy_base.feasible(table, alone, lambda k: "the lowest budgets")
     row = int(np.argmax(np.where(fits, table.upload, 0.0)))
-    plan = policy_base.every_plan(table, bits)[row]
+    plan = table.listed(bits)[row]
     return policy_base.stateless(lambda round_key, ids, budgets: [plan] * len(ids))
 
 

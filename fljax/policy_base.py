@@ -124,7 +124,7 @@ def maximal(
 ) -> np.ndarray:
     """Tell which windows are maximal for each client, [K, P]; raise as `feasible`."""
     fits = feasible(table, budgets, lambda k: f"client {ids[k]}")
-    return costs.maximal(table.windows, fits)
+    return costs.maximal(table.covers, fits)
 
 
 def pick(options: np.ndarray, draw: np.ndarray) -> np.ndarray:
@@ -141,21 +141,18 @@ def pick(options: np.ndarray, draw: np.ndarray) -> np.ndarray:
     return np.argmax(np.cumsum(options, axis=1) > rank[:, None], axis=1)
 
 
-def every_plan(table: costs.CostTable, bits: int) -> list[plans.Plan]:
-    """List the plans of the table's windows, [P], at one width of codes."""
-    return [plans.Plan(first, last, bits) for first, last in table.windows.tolist()]
-
-
 def rows_of(
     table: costs.CostTable,
 ) -> Callable[[Sequence[plans.Plan]], np.ndarray]:
     """Make a function that finds plans' rows in the table: K plans -> [K] int64."""
-    windows = map(tuple, table.windows.tolist())
-    places = {window: row for row, window in enumerate(windows)}
+    of_plan = {
+        plan: row
+        for bits in plans.WIDTHS
+        for row, plan in enumerate(table.listed(bits))
+    }
 
     def find(assigned: Sequence[plans.Plan]) -> np.ndarray:
-        rows = [places[plan.first, plan.last] for plan in assigned]
-        return np.array(rows, np.int64)
+        return np.array([of_plan[plan] for plan in assigned], np.int64)
 
     return find
 
@@ -186,7 +183,7 @@ def from_rows(
     Returns:
       The policy; `assign` raises ValueError if nothing fits a client.
     """
-    all_plans = every_plan(table, bits)
+    all_plans = table.listed(bits)
 
     def assign(round_key, ids, budgets):
         rows = choose(round_key, ids, maximal(table, ids, budgets))

@@ -20,15 +20,14 @@ import numpy as np
 from fljax import (
     alerts,
     checkpoints,
-    cohort,
     evaluate,
     guard,
     mesh,
-    plans,
     types,
     writers,
 )
-from fljax.algorithms import averaging
+from fljax import sums as totals
+from fljax.algorithms import base
 
 Record = dict[str, Any]
 
@@ -66,7 +65,7 @@ class Evaluator(NamedTuple):
       examples: of the test set, for estimates of its cost.
     """
 
-    scores: Callable[[averaging.State], evaluate.Scores]
+    scores: Callable[[base.State], evaluate.Scores]
     fields: Callable[[evaluate.Scores], Record]
     every: int = 1
     examples: int = 0
@@ -115,19 +114,19 @@ class _Start(NamedTuple):
 class _Pending(NamedTuple):
     """A round that was dispatched."""
 
-    state: averaging.State
-    report: averaging.Report
+    state: base.State
+    report: base.Report
     scores: evaluate.Scores | None
 
 
-def _require_finite(report: averaging.Report, record: Record) -> Record:
+def _require_finite(report: base.Report, record: Record) -> Record:
     """Gives the record back, or raises NonFiniteError."""
     if reason := guard.not_finite(report):
         raise NonFiniteError(record, _advise(report, reason))
     return record
 
 
-def _advise(report: averaging.Report, reason: str) -> str:
+def _advise(report: base.Report, reason: str) -> str:
     """Adds what would help to what of a round is not finite."""
     if np.asarray(report.failed).any():
         return f"{reason}; lower the learning rate or look at their data"
@@ -135,9 +134,9 @@ def _advise(report: averaging.Report, reason: str) -> str:
 
 
 REFUSED = {  # names in records
-    "nonfinite": cohort.NOT_FINITE,
-    "large": cohort.TOO_LARGE,
-    "unmeasured": cohort.UNMEASURED,
+    "nonfinite": totals.NOT_FINITE,
+    "large": totals.TOO_LARGE,
+    "unmeasured": totals.UNMEASURED,
 }
 
 
@@ -150,9 +149,9 @@ _RECORDED = frozenset(
 )
 
 
-def _training_fields(report: averaging.Report) -> Record:
+def _training_fields(report: base.Report) -> Record:
     """Reads the losses of a round."""
-    assigned = report.assignment
+    assigned, books = report.assignment, report.books
     size = len(assigned.ids)
     failed = np.asarray(report.failed)[:size]
     plans_used = collections.Counter(map(str, sorted(assigned.plans)))
@@ -166,17 +165,17 @@ def _training_fields(report: averaging.Report) -> Record:
         "round": assigned.round,
         "train_loss": float(np.mean(losses)) if len(losses) else None,
         "participants": len(losses),
-        "upload_bytes": report.upload_bytes,
-        "download_bytes": report.download_bytes,
-        "compute_share": report.compute_share,
-        "round_seconds": report.seconds,
-        "clock_seconds": report.clock_seconds,
+        "upload_bytes": books.upload_bytes,
+        "download_bytes": books.download_bytes,
+        "compute_share": books.compute_share,
+        "round_seconds": books.seconds,
+        "clock_seconds": books.clock_seconds,
         "plans": dict(plans_used),
     }
-    if report.joules is not None:
-        record["joules"] = sum(report.joules.values())
+    if books.joules is not None:
+        record["joules"] = sum(books.joules.values())
         # A list: names of clients would each be a curve of TensorBoard.
-        record["client_joules"] = sorted(report.joules.items())
+        record["client_joules"] = sorted(books.joules.items())
     if events:
         record["events"] = events
     if any(refused.values()):
@@ -186,13 +185,13 @@ def _training_fields(report: averaging.Report) -> Record:
 
 
 def iterate(
-    algorithm: averaging.Algorithm,
-    state: averaging.State,
+    algorithm: base.Algorithm,
+    state: base.State,
     first: int,
     rounds: int,
     evaluator: Evaluator | None = None,
     message: Callable[[str], None] = _ignore,
-) -> Iterator[tuple[averaging.State, Record]]:
+) -> Iterator[tuple[base.State, Record]]:
     """Runs rounds; yields each one's new state and record once it is finished.
 
     Args:
@@ -223,7 +222,7 @@ def iterate(
 
 
 def iterate_guarded(
-    algorithm: averaging.Algorithm,
+    algorithm: base.Algorithm,
     rollback: guard.Guard,
     carry: guard.Guarded,
     first: int,
@@ -276,7 +275,7 @@ def iterate_guarded(
 def _limit_reached(
     rollback: guard.Guard,
     verdict: guard.Verdict,
-    report: averaging.Report,
+    report: base.Report,
     record: Record,
 ) -> DivergedError:
     tries = rollback.limit
@@ -287,22 +286,18 @@ def _limit_reached(
     return NonFiniteError(record, _advise(report, verdict.reason + after))
 
 
-def _by_kind(program: cohort.Program):
-    return isinstance(program.plan, plans.Mixed), program
-
-
 def _dispatcher(
-    algorithm: averaging.Algorithm,
+    algorithm: base.Algorithm,
     rounds: int,
     evaluator: Evaluator | None,
     message: Callable[[str], None],
-) -> Callable[[averaging.State, int], _Pending]:
+) -> Callable[[base.State, int], _Pending]:
     """Makes (state, round index) -> the round, still computing."""
     seen: set = set()
 
-    def dispatch(state: averaging.State, index: int) -> _Pending:
+    def dispatch(state: base.State, index: int) -> _Pending:
         assignment = algorithm.assign(state, index)
-        new = sorted(set(algorithm.programs(assignment)) - seen, key=_by_kind)
+        new = sorted(set(algorithm.programs(assignment)) - seen)
         if new:
             names = ", ".join(map(str, new))
             message(f"round {index}: compiling for plan{'s' * (len(new) > 1)} {names}")
@@ -346,14 +341,14 @@ def final_evaluation(records: Sequence[Record]) -> Record:
     return next((record for record in records if record["round"] == back), last)
 
 
-def _carry(state: averaging.State, rollback: guard.Guard | None) -> types.Tree:
+def _carry(state: base.State, rollback: guard.Guard | None) -> types.Tree:
     """Gives what a run carries from round to round: the state, or `guard.Guarded`."""
     if rollback is None:
         return state
     return guard.Guarded(state, guard.init(rollback, state))
 
 
-def _state(carry: types.Tree) -> averaging.State:
+def _state(carry: types.Tree) -> base.State:
     return carry.state if isinstance(carry, guard.Guarded) else carry
 
 
@@ -365,12 +360,12 @@ def _outcomes(algorithm, rollback, carry, *more) -> Iterator[tuple[types.Tree, R
 
 
 def run(
-    algorithm: averaging.Algorithm,
+    algorithm: base.Algorithm,
     rounds: int,
     evaluator: Evaluator | None = None,
     hooks: Hooks | None = None,
     rollback: guard.Guard | None = None,
-) -> tuple[averaging.State, list[Record]]:
+) -> tuple[base.State, list[Record]]:
     """Runs an algorithm in memory, as notebooks do.
 
     Args:
@@ -415,7 +410,7 @@ def _telling(
 
 
 def run_in_folder(
-    algorithm: averaging.Algorithm,
+    algorithm: base.Algorithm,
     rounds: int,
     evaluator: Evaluator | None,
     workdir: str,
@@ -427,7 +422,7 @@ def run_in_folder(
     checkpoint_every: int = 1,
     hooks: Hooks | None = None,
     rollback: guard.Guard | None = None,
-) -> tuple[averaging.State | None, list[Record]]:
+) -> tuple[base.State | None, list[Record]]:
     """Runs an algorithm in a run folder, from where an earlier call stopped.
 
     Of several hosts the first one reads and writes, the others follow it.
@@ -508,7 +503,7 @@ def _pass_on(notes: list[str], hooks: Hooks) -> None:
 
 def _shown(
     path: pathlib.Path, end: _Start, evaluator: Evaluator | None
-) -> tuple[averaging.State | None, list[Record]]:
+) -> tuple[base.State | None, list[Record]]:
     """Gives what a finished run left."""
     records = _finished(path)
     scores = _stopped(end.state, end.round, evaluator)  # all hosts take part
@@ -521,9 +516,9 @@ def _shown(
 
 def restore(
     workdir: str,
-    algorithm: averaging.Algorithm,
+    algorithm: base.Algorithm,
     rollback: guard.Guard | None = None,
-) -> tuple[averaging.State, int]:
+) -> tuple[base.State, int]:
     """Reads the state that a run folder holds, also while the run goes on.
 
     Args:
@@ -577,7 +572,7 @@ def _follow(algorithm, rounds: int, evaluator, rollback):
 
 
 def _restore(
-    algorithm: averaging.Algorithm,
+    algorithm: base.Algorithm,
     rollback: guard.Guard | None,
     path: pathlib.Path,
     rounds: int,

@@ -73,7 +73,7 @@ def restrict(
     if len(table.windows) <= most:
         return table
     fits, shares = feasible_sets(table, typical)
-    frequency = shares @ evenly(costs.maximal(table.windows, fits))
+    frequency = shares @ evenly(costs.maximal(table.covers, fits))
     lowest_fits = costs.feasible(table, *lowest)
     needed = np.vstack([fits, lowest_fits]) if lowest_fits.any() else fits
     order = np.argsort(-frequency, kind="stable")[: max(most, 0)]

@@ -696,7 +696,7 @@ def replay_windows(case: str, expected: dict, tables: pathlib.Path) -> Iterator[
         for text, windows in by_budget.items():
             limits = {k: float(v) for k, v in (p.split("=") for p in text.split())}
             fits = costs.feasible(table, limits["T"], limits["C"], limits["M"])
-            keep = costs.maximal(table.windows, fits)
+            keep = costs.maximal(table.covers, fits)
             ours = sorted(map(tuple, table.windows[keep].tolist()))
             same = ours == sorted(map(tuple, windows))
             figures = f"{len(ours)} windows {'equal' if same else 'differ'}"

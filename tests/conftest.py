@@ -19,8 +19,18 @@ from absl import flags
 from jax.experimental.compilation_cache import compilation_cache
 
 from experiments import environment, interrupts, main
-from fljax import client, devices, mesh, plans, quant, types
-from fljax.algorithms import averaging
+from fljax import (
+    client,
+    devices,
+    federation,
+    fleet,
+    initial,
+    mesh,
+    plans,
+    quant,
+    single,
+    types,
+)
 from fljax.data import partition
 from fljax.models import mobilenetv2, network, small_convnet
 
@@ -122,7 +132,7 @@ def start(net: network.Network, spec: quant.Spec = quant.DEFAULT) -> tuple[dict,
 
     Operation by operation it would compile a hundred.
     """
-    return averaging._initial_jitted()(jax.random.key(0), net=net, spec=spec)
+    return initial.jitted()(jax.random.key(0), net=net, spec=spec)
 
 
 @pytest.fixture(scope="session")
@@ -151,11 +161,26 @@ def shard(shards: partition.Shards, number: int, capacity: int | None = None):
 @functools.partial(jax.jit, static_argnames=("net", "plan", "training"))
 def train_one(blocks, data, indices, count, key, rate, *, net, plan, training):
     """Trains one client as an engine without cohorts would."""
-    spec = client.plan_spec(plan, training)
-    frozen = network.freeze(net, blocks, plans.roles(plan, net.num_blocks), spec)
-    return client.train(
-        net, plan, training, blocks, frozen, data, indices, count, key, rate
+    static = client.Static(net, single.Single(plan), training)
+    roles = plans.roles(plan, net.num_blocks)
+    frozen = network.freeze(net, blocks, roles, static.spec)
+    start = client.Start(blocks, frozen, data, rate)
+    return client.train(static, start, client.Client(indices, count, key))
+
+
+def federated(net, problem, table, tiers, **changes):
+    """Makes a federation of the problem's clients."""
+    rules = federation.Rules(3, lambda index: 0.1)
+    everyone = fleet.of_tiers(len(problem.shards.counts), tiers)
+    fed = federation.Federation(
+        federation.Population(problem.data, problem.shards, everyone),
+        federation.Model(net, network.counts(net), table),
+        problem.training,
+        rules,
+        federation.Layout(MESH),
+        seed=3,
     )
+    return fed.having(**changes)
 
 
 def draw_budgets(key, ids, index, tiers=devices.REFERENCE_TIERS):

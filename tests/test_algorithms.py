@@ -10,19 +10,21 @@ import pytest
 
 from fljax import (
     algorithms,
+    catalogue,
     client,
-    cohort,
     costs,
     devices,
     federation,
     fleet,
+    group,
     plans,
     policies,
     programs,
     schedule,
     types,
 )
-from fljax.algorithms import averaging, centralized, cocofl, fedavg, fedavg_drop
+from fljax import rounds as engine
+from fljax.algorithms import base, centralized, cocofl, fedavg, fedavg_drop
 from fljax.data import partition
 from fljax.models import logistic, network
 from tests import conftest
@@ -42,23 +44,11 @@ TABLE = costs.CostTable(
 
 
 def make(problem, **changes):
-    fed = federation.Federation(
-        net=problem.net,
-        data=problem.data,
-        shards=problem.shards,
-        fleet=fleet.of_tiers(6, TIERS),  # 0, 0, 1, 1, 1, 1
-        table=TABLE,
-        counts=network.counts(problem.net),
-        training=problem.training,
-        learning_rate=lambda index: 0.1 if index == 0 else 0.05,
-        server_learning_rate=1.0,
-        clients_per_round=4,
-        weighting="uniform",
-        width=1,
-        seed=3,
-        devices=conftest.MESH,
+    fed = conftest.federated(problem.net, problem, TABLE, TIERS)  # 0, 0, 1, 1, 1, 1
+    fed = fed.having(
+        learning_rate=lambda index: 0.1 if index == 0 else 0.05, clients_per_round=4
     )
-    return fed._replace(**changes)
+    return fed.having(**changes)
 
 
 @pytest.fixture(scope="module")
@@ -90,11 +80,11 @@ def by_hand(fed, state, assignment, rate):
     for number, plan in zip(assignment.ids.tolist(), assignment.plans, strict=True):
         result = conftest.train_one(
             blocks,
-            fed.data,
-            *conftest.shard(fed.shards, number),
+            fed.population.data,
+            *conftest.shard(fed.population.shards, number),
             keys[number],
             jnp.float32(rate),
-            net=fed.net,
+            net=fed.model.net,
             plan=plan,
             training=fed.training,
         )
@@ -119,10 +109,11 @@ def test_a_round_is_the_rule_of_the_paper_over_its_clients(fed, start):
     state, report = algorithm.round(start, assignment)
     expected = by_hand(fed, start, assignment, 0.05)
     conftest.assert_close(state.server.blocks, expected, 1e-5)
-    sizes = [block.upload_bytes for block in fed.counts]
-    assert report.upload_bytes == sum(sizes) + sizes[2] + 2 * (sizes[3] + sizes[4])
-    assert report.download_bytes == 4 * sum(sizes)
-    assert report.compute_share == pytest.approx((0.3 + 1 + 0.4 + 0.3) / 4)
+    sizes = [block.upload_bytes for block in fed.model.counts]
+    books = report.books
+    assert books.upload_bytes == sum(sizes) + sizes[2] + 2 * (sizes[3] + sizes[4])
+    assert books.download_bytes == 4 * sum(sizes)
+    assert books.compute_share == pytest.approx((0.3 + 1 + 0.4 + 0.3) / 4)
     assert report.losses.shape == report.failed.shape == (4,)
     assert np.all(report.losses > 0)
     assert not np.any(report.failed)
@@ -171,8 +162,9 @@ def test_a_rerun_and_a_resumed_run_are_the_same_to_the_bit(fed, start):
 
 def federation_again(fed):
     """Copies what can be copied, so that only values can make runs equal."""
-    return fed._replace(
-        data=jax.tree.map(jnp.array, fed.data), counts=network.counts(fed.net)
+    return fed.having(
+        data=jax.tree.map(jnp.array, fed.population.data),
+        counts=network.counts(fed.model.net),
     )
 
 
@@ -181,14 +173,14 @@ def test_later_rounds_compile_nothing(fed, start):
     everyone = [FULL, MIDDLE, LATE, MIDDLE]
     assignment = schedule.by_hand(0, np.arange(4), everyone)
     state, _ = algorithm.round(start, assignment)
-    before = cohort.num_programs(), averaging._server_step._cache_size()
+    before = group.num_programs(), engine.server_step._cache_size()
     # Other group sizes, clients and, from round 1 on, another learning rate.
     state, reports = play(algorithm, state, 5, first=1)
     used = {tuple(map(str, sorted(r.assignment.plans))) for r in reports}
     assert len(used) > 1
     assert before == (
-        cohort.num_programs(),
-        averaging._server_step._cache_size(),
+        group.num_programs(),
+        engine.server_step._cache_size(),
     )
 
 
@@ -205,19 +197,19 @@ def test_programs_that_make_room_leave_no_trace(fed, start, monkeypatch):
         return sum(e.hlo_modules()[0].name == "jit_run_group" for e in live)
 
     def crowded():
-        held.append(len(cohort.compiled_programs()))
+        held.append(len(group.compiled_programs()))
         alive.append(executables())
         return True
 
-    monkeypatch.setattr(cohort, "PLANS_AT_ONCE", 1)
+    monkeypatch.setattr(group, "AT_ONCE", 1)
     monkeypatch.setattr(programs, "crowded", crowded)
-    monkeypatch.setattr(cohort, "_programs", {})
-    cohort.run_group.clear_cache()  # of other tests
-    before = cohort.num_programs()
+    monkeypatch.setattr(group, "_programs", {})
+    group.run_group.clear_cache()  # of other tests
+    before = group.num_programs()
     again, _ = algorithm.round(start, assignment)
     conftest.assert_same_bits(again, state)
     assert held == [0, 1, 1]  # before each of the three is made
-    assert cohort.num_programs() == before + 3
+    assert group.num_programs() == before + 3
     # An executable that something still refers to would keep its memory maps.
     assert executables() == alive[0] + 1
 
@@ -229,7 +221,7 @@ def test_learning_rate_is_that_of_the_round(fed, start):
         rates.append(index)
         return 0.0
 
-    algorithm = cocofl.cocofl(fed._replace(learning_rate=learning_rate))
+    algorithm = cocofl.cocofl(fed.having(learning_rate=learning_rate))
     assignment = schedule.by_hand(6, np.array([2, 3, 4, 5]), [MIDDLE] * 4)
     new, _ = algorithm.round(start, assignment)
     assert rates == [6]
@@ -253,7 +245,7 @@ def test_weighting_by_examples(fed, start):
 
     of_1, of_4 = trained(fed, 1), trained(fed, 4)
     for weighting, share in (("uniform", 0.5), ("examples", 3 / 7)):
-        both = trained(fed._replace(weighting=weighting), 1, 4)
+        both = trained(fed.having(weighting=weighting), 1, 4)
         expected = jax.tree.map(lambda a, b, s=share: s * a + (1 - s) * b, of_1, of_4)
         conftest.assert_close(both, expected, 1e-5)
 
@@ -265,7 +257,7 @@ def test_cohorts_and_plans_depend_on_seed_and_round_only(fed, start):
     for a, b in zip(forward, backward, strict=True):
         assert a.ids.tolist() == b.ids.tolist()
         assert a.plans == b.plans
-    other = cocofl.cocofl(fed._replace(seed=4)).assign(start, 0)
+    other = cocofl.cocofl(fed.having(seed=4)).assign(start, 0)
     assert (other.ids.tolist(), other.plans) != (
         forward[0].ids.tolist(),
         forward[0].plans,
@@ -280,7 +272,7 @@ def test_plans_fit_their_tiers(fed, start):
         assignment = algorithm.assign(start, index)
         assert len(set(assignment.ids.tolist())) == 4
         for number, plan in zip(assignment.ids, assignment.plans, strict=True):
-            seen[int(fed.fleet.tier[number])].add(plan)
+            seen[int(fed.population.fleet.tier[number])].add(plan)
     assert seen == {0: {FULL}, 1: {MIDDLE, LATE}}
 
 
@@ -308,7 +300,7 @@ def test_the_width_of_the_codes_is_the_algorithms(fed, start):
 def test_cocofl_refuses_what_fits_no_window(fed):
     tiny = devices.Tier(name="tiny", share=0.66, time=0.1, upload=1.0, memory=1.0)
     with pytest.raises(ValueError, match="'tiny'"):
-        cocofl.cocofl(fed._replace(fleet=fleet.of_tiers(6, (TIERS[0], tiny))))
+        cocofl.cocofl(fed.having(fleet=fleet.of_tiers(6, (TIERS[0], tiny))))
 
 
 def test_fedavg_trains_everything_everywhere(fed, start):
@@ -318,9 +310,9 @@ def test_fedavg_trains_everything_everywhere(fed, start):
     # The same cohort as CoCoFL's: comparisons are paired.
     assert assignment.ids.tolist() == cocofl.cocofl(fed).assign(start, 0).ids.tolist()
     new, report = algorithm.round(start, assignment)
-    full = sum(block.upload_bytes for block in fed.counts)
-    assert (report.upload_bytes, report.download_bytes) == (4 * full, 4 * full)
-    assert report.compute_share == 1
+    full = sum(block.upload_bytes for block in fed.model.counts)
+    assert report.books[:2] == (4 * full, 4 * full)
+    assert report.books.compute_share == 1
     expected = by_hand(fed, start, assignment, 0.1)  # r = 1: the plain mean
     conftest.assert_close(new.server.blocks, expected, 1e-5)
 
@@ -331,7 +323,7 @@ def test_fedavg_drop_takes_unconstrained_clients_only(fed, start):
         assignment = algorithm.assign(start, index)
         assert sorted(assignment.ids.tolist()) == [0, 1]
         assert assignment.plans == [FULL] * 2
-    one = fedavg_drop.fedavg_drop(fed._replace(clients_per_round=1))
+    one = fedavg_drop.fedavg_drop(fed.having(clients_per_round=1))
     drawn = {int(one.assign(start, index).ids[0]) for index in range(12)}
     assert drawn == {0, 1}
 
@@ -339,22 +331,23 @@ def test_fedavg_drop_takes_unconstrained_clients_only(fed, start):
 def test_fedavg_drop_refuses_a_federation_of_the_weak(fed):
     weak = fleet.of_tiers(6, (dataclasses.replace(TIERS[1], share=1.0),))
     with pytest.raises(ValueError, match=r"budgets of 1 .* none among weak"):
-        fedavg_drop.fedavg_drop(fed._replace(fleet=weak))
+        fedavg_drop.fedavg_drop(fed.having(fleet=weak))
 
 
 def test_centralized_sees_every_example_once_an_epoch(fed, start):
     one = centralized.pooled(fed)
-    assert one.shards.counts.tolist() == [40]
-    assert one.shards.indices.tolist() == list(range(40))
-    assert (one.clients_per_round, one.width, one.fleet.row.tolist()) == (1, 1, [0])
-    known = fed.fleet._replace(reference=fleet.Reference(step_seconds=0.125))
-    counted = centralized.pooled(fed._replace(fleet=known))
-    assert federation.rules(counted).step_seconds == 0.125  # of the devices' file
+    assert one.population.shards.counts.tolist() == [40]
+    assert one.population.shards.indices.tolist() == list(range(40))
+    assert (one.rules.clients_per_round, one.layout.width) == (1, 1)
+    assert one.population.fleet.row.tolist() == [0]
+    known = fed.population.fleet._replace(reference=fleet.Reference(step_seconds=0.125))
+    counted = centralized.pooled(fed.having(fleet=known))
+    assert federation.clock(counted).step_seconds == 0.125  # of the devices' file
     algorithm = centralized.centralized(fed)
     assignment = algorithm.assign(start, 3)
     assert (assignment.ids.tolist(), assignment.plans) == ([0], [FULL])
     state, report = algorithm.round(start, assignment)
-    assert (report.upload_bytes, report.download_bytes) == (0, 0)
+    assert report.books[:2] == (0, 0)
     assert int(state.server.round) == 1
 
 
@@ -362,12 +355,12 @@ def test_too_large_a_cohort_is_refused(fed):
     with pytest.raises(
         ValueError, match=r"clients_per_round: expected at most 6, .* 7"
     ):
-        fedavg.fedavg(fed._replace(clients_per_round=7))
+        fedavg.fedavg(fed.having(clients_per_round=7))
 
 
 def test_the_start_is_that_of_the_seed(fed, start):
     conftest.assert_same_bits(fedavg.fedavg(fed).init(), start)
-    other = fedavg.fedavg(fed._replace(seed=4)).init()
+    other = fedavg.fedavg(fed.having(seed=4)).init()
     ours, theirs = (s.server.blocks[0]["params"]["conv"] for s in (start, other))
     assert np.all(ours["kernel"] != theirs["kernel"])
     assert start.server.round == 0
@@ -382,20 +375,20 @@ def test_time_shares_by_hand():
         memory=np.array([0.4]),
     )
     # A table without the full window: training everything costs 1 all the same.
-    np.testing.assert_array_equal(
-        [schedule.columns(partial)[0][w] for w in ((2, 2), (0, 4))],
-        [0.4, 1],
-    )
+    listed = catalogue.make(partial, network.counts(conftest.NET))
+    rows = listed.rows([MIDDLE, FULL, MIDDLE.at(4)])
+    np.testing.assert_array_equal(listed.time[rows], [0.4, 1, 0.4])
+    assert listed.at(rows) == [MIDDLE, FULL, MIDDLE.at(4)]
 
 
 def test_algorithms_by_name(fed):
     assert set(algorithms.BY_NAME) == {"cocofl", "fedavg", "fedavg_drop", "centralized"}
     for make in algorithms.BY_NAME.values():
-        assert isinstance(make(fed), averaging.Algorithm)
+        assert isinstance(make(fed), base.Algorithm)
 
 
 def test_a_diverging_client_is_reported(fed, start):
-    algorithm = cocofl.cocofl(fed._replace(learning_rate=lambda index: 1e30))
+    algorithm = cocofl.cocofl(fed.having(learning_rate=lambda index: 1e30))
     assignment = schedule.by_hand(0, np.array([3, 2, 4, 5]), [LATE, *[MIDDLE] * 3])
     new, report = algorithm.round(start, assignment)
     assert report.failed[0]
@@ -413,29 +406,20 @@ def test_a_server_step_that_overflows_is_reported(problem):
     assert not report.finite
 
 
-def test_small_clients_beside_a_large_one_have_a_program_of_their_own():
+def test_small_clients_beside_a_large_one_have_a_program_of_their_own(problem):
     net = logistic.logistic((8, 8, 1), 3)
     data = conftest.make_data(examples=620)
     parts = partition.Split(np.arange(620), np.array([1] * 10 + [600] + [1] * 10))
     tiers = (devices.Tier(name="all", share=1, time=1, upload=1, memory=1),)
-    everything = dict.fromkeys(("time", "upload", "memory"), np.ones(1))
-    whole = costs.CostTable(num_blocks=1, windows=np.zeros((1, 2), int), **everything)
-    fed = federation.Federation(
-        net=net,
+    few = problem._replace(
         data=data,
         shards=partition.index_table(parts),
-        fleet=fleet.of_tiers(21, tiers),
-        table=whole,
-        counts=network.counts(net),
         training=client.Training(batch_size=16),
-        learning_rate=lambda index: 0.1,
-        server_learning_rate=1.0,
-        clients_per_round=4,
-        weighting="uniform",
-        width=1,
-        seed=3,
-        devices=conftest.MESH,
     )
+    table = costs.CostTable(
+        num_blocks=1, windows=[[0, 0]], time=[1], upload=[1], memory=[1]
+    )
+    fed = conftest.federated(net, few, table, tiers, clients_per_round=4)
 
     def trained(before):
         algorithm = fedavg.fedavg(fed)
@@ -443,13 +427,13 @@ def test_small_clients_beside_a_large_one_have_a_program_of_their_own():
         assignment = schedule.by_hand(0, ids, [plans.full(1)] * 4)
         state, report = algorithm.round(algorithm.init(), assignment)
         made = list(map(str, algorithm.programs(assignment)))
-        return made, cohort.num_programs() - before, state.server, report.losses
+        return made, group.num_programs() - before, state.server, report.losses
 
     short = "0-0 of up to 1 examples"
-    *ours, server, losses = trained(cohort.num_programs())
+    *ours, server, losses = trained(group.num_programs())
     assert ours == [[short, "0-0", short, short], 2]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(client, "capacities", lambda counts, _: np.full(21, 600))
-        *theirs, expected, expected_losses = trained(cohort.num_programs())
+        *theirs, expected, expected_losses = trained(group.num_programs())
     assert theirs == [["0-0"] * 4, 0]
     conftest.assert_close((server, losses), (expected, expected_losses), 1e-5)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fljax import augment, client
+from fljax import augment, client, single
 from tests import conftest, test_cohort
 
 IMAGES = jnp.arange(1, 64 * 12 * 10 * 2 + 1, dtype=jnp.float32).reshape(64, 12, 10, 2)
@@ -88,20 +88,20 @@ def test_padding_repeats_the_augmented_first_example(problem):
     def noise(key, x):
         return x + jax.random.normal(key, x.shape)
 
-    def loss(net, plan, spec, frozen, trained, x, labels, mask, *rest, **more):
-        jax.debug.callback(lambda x, mask: seen.append((x, mask)), x, mask)
-        return step(net, plan, spec, frozen, trained, x, labels, mask, *rest, **more)
+    def loss(net, spec, plan, blocks, batch):
+        jax.debug.callback(lambda x, mask: seen.append((x, mask)), batch.x, batch.mask)
+        return step(net, spec, plan, blocks, batch)
 
-    step = client._gradient_step
+    step = single.gradient_step
     training = problem.training._replace(augment=noise, local_epochs=1)
-    frozen = client.freeze(problem.net, conftest.LATE, training, problem.blocks, None)
+    static = client.Static(problem.net, single.Single(conftest.LATE), training)
+    frozen = client.freeze(static, problem.blocks, None)
+    start = client.Start(problem.blocks, frozen, problem.data, jnp.float32(0.1))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(client, "_gradient_step", loss)
-        client.train(
-            *(problem.net, conftest.LATE, training, problem.blocks, frozen),
-            *(problem.data, conftest.shard(problem.shards, 0)[0], jnp.int32(6)),
-            *(jax.random.key(3), jnp.float32(0.1)),
-        )
+        patch.setattr(single, "gradient_step", loss)
+        indices = conftest.shard(problem.shards, 0)[0]
+        one = client.Client(indices, jnp.int32(6), jax.random.key(3))
+        client.train(static, start, one)
         jax.effects_barrier()
     (whole, _), (padded, mask) = sorted(seen, key=lambda s: -s[1].sum())
     assert mask.tolist() == [1, 1, 0, 0]

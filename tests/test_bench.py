@@ -204,9 +204,9 @@ def test_a_population_shares_few_examples():
     load = workloads.BY_NAME["logistic"]
     settings = workloads.config(load, num_clients=100_000)
     fed = workloads.build_population(load, settings, 3000)
-    assert fed.shards.counts.tolist() == [50] * 100_000
-    assert fed.shards.indices.max() < len(fed.data.x) == 3000
-    assert len(fed.fleet.row) == 100_000
+    assert fed.population.shards.counts.tolist() == [50] * 100_000
+    assert fed.population.shards.indices.max() < len(fed.population.data.x) == 3000
+    assert len(fed.population.fleet.row) == 100_000
 
 
 @pytest.mark.long
@@ -217,7 +217,7 @@ def test_a_million_clients_are_built_and_take_no_more_from_round_to_round():
     fields["tiers"] = "strong:.5:1:1:1,weak:.5:.6:.6:.6"
     settings = workloads.config(load, **fields)
     ready = workloads.build(load, settings)
-    assert len(ready.federation.shards.counts) == 10**6
+    assert len(ready.federation.population.shards.counts) == 10**6
     algorithm = experiment.algorithm(ready)
     held = []
     for _, record in simulation.iterate(algorithm, algorithm.init(), 0, 100):

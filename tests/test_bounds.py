@@ -142,9 +142,9 @@ def test_all_that_bounds_allow_plays_on_the_clock():
             made = configs.settings(flag, text, SETTINGS[flag])
             fed = ready.federation
             if flag == "changes":
-                fed = fed._replace(fleet=fed.fleet._replace(changes=made))
+                fed = fed.having(fleet=fed.population.fleet._replace(changes=made))
             else:
-                fed = fed._replace(**{flag: made})
+                fed = fed.having(**{flag: made})
             played = rehearsal.rehearse(fedavg.fedavg(fed), fed, 2)
             assert math.isfinite(played.clock_seconds), text
 

@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from fljax import client, plans, quant
+from fljax import client, plans, program, quant, single
 from fljax.models import logistic, mobilenetv2, network, small_convnet
 from tests import conftest
 
@@ -138,9 +138,9 @@ def test_inputs_are_normalised_by_hand():
 def test_cross_entropy_leaves_padding_out():
     logits = jnp.array([[0.0, 0.0], [0.0, np.log(3.0)], [99.0, -99.0]])
     labels = jnp.array([0, 1, 1])
-    loss = client.cross_entropy(logits, labels, jnp.array([1.0, 1, 0]))
+    loss = program.cross_entropy(logits, labels, jnp.array([1.0, 1, 0]))
     np.testing.assert_allclose(loss, (np.log(2) + np.log(4 / 3)) / 2, rtol=1e-6)
-    assert client.cross_entropy(logits, labels, jnp.zeros(3)) == 0
+    assert program.cross_entropy(logits, labels, jnp.zeros(3)) == 0
 
 
 def test_partitioned_moves_the_mask_and_nothing_else():
@@ -284,7 +284,8 @@ def test_a_shard_below_the_batch_is_a_batch(problem):
 
 
 def test_plan_sets_the_width_of_the_codes(problem):
-    spec = client.plan_spec(plans.Plan(0, 1, 4), problem.training)
+    narrow = single.Single(plans.Plan(0, 1, 4))
+    spec = client.Static(problem.net, narrow, problem.training).spec
     assert spec == quant.Spec(bits=4)
 
 

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fljax import client, cohort, mesh, plans, trees
+from fljax import client, cohort, group, mesh, plans, single, trees
+from fljax import sums as totals
 from fljax.data import partition
 from tests import conftest
 
@@ -23,7 +24,18 @@ def round_key():
 
 
 def started(problem, size, devices=conftest.MESH):
-    return cohort.zero_sums(problem.blocks, size=size, devices=devices)
+    return totals.zero_sums(problem.blocks, size=size, devices=devices)
+
+
+def begun(problem, key=None, rate=RATE, limits=((np.inf,) * 5,) * 2):
+    """Gives what a round of the problem begins with."""
+    return group.Round(
+        problem.blocks,
+        problem.data,
+        round_key() if key is None else key,
+        jnp.float32(rate),
+        jnp.asarray(limits, jnp.float32),
+    )
 
 
 def run(
@@ -45,20 +57,15 @@ def run(
         weights = problem.shards.counts.astype(np.float32)
     clients = cohort.gather(np.array(cohort_ids), problem.shards, weights)
     positions = np.array([list(cohort_ids).index(number) for number in ids], np.int32)
-    (group,) = cohort.spread([positions], clients.counts, devices.size, width)
-    return cohort.run_group(
-        problem.blocks,
+    (few,) = cohort.spread([positions], clients.counts, devices.size, width)
+    made_for = single.Single(plan, capacity)
+    static = client.Static(problem.net, made_for, problem.training, width)
+    return group.run_group(
+        begun(problem, limits=limits),
         started(problem, len(cohort_ids), devices) if sums is None else sums,
-        problem.data,
         clients,
-        group,
-        round_key(),
-        jnp.float32(RATE),
-        jnp.asarray(limits, jnp.float32),
-        net=problem.net,
-        program=cohort.Program(plan, capacity),
-        training=problem.training,
-        width=width,
+        few,
+        static=static,
         devices=devices,
     )
 
@@ -79,9 +86,9 @@ def one_by_one(problem, plan, number):
 
 def test_totals_are_the_sum_over_clients_of_different_plans(problem):
     sums, ids = None, np.array(sorted(ASSIGNED))
-    for plan, places in cohort.group_by_plan([ASSIGNED[i] for i in ids], ids):
+    for plan, places in cohort.group_by([ASSIGNED[i] for i in ids], ids):
         sums = run(problem, plan, ids[places], cohort_ids=ids, sums=sums)
-    totals, losses, failed, norms = cohort.total(sums)
+    added, losses, failed, norms = totals.total(sums)
     deltas = [jax.tree.map(np.zeros_like, block) for block in problem.blocks]
     weights = np.zeros(5)
     for place, number in enumerate(ids):
@@ -98,16 +105,16 @@ def test_totals_are_the_sum_over_clients_of_different_plans(problem):
             weights[i] += weight
     # Weights 10 for blocks 3 and 4, 3 for block 2, 5 for all.
     np.testing.assert_array_equal(weights, [5, 5, 8, 15, 15])
-    np.testing.assert_array_equal(totals.weights, weights)
+    np.testing.assert_array_equal(added.weights, weights)
     np.testing.assert_array_equal(failed, np.zeros(3))
-    summed = trees.unravel(totals.deltas, problem.blocks)
+    summed = trees.unravel(added.deltas, problem.blocks)
     conftest.assert_close(summed, tuple(deltas), 1e-5)
 
 
 @pytest.mark.parametrize("width", [2, 4, 16])
 def test_width_and_padding_do_not_matter(problem, width):
-    theirs = cohort.total(run(problem, MIDDLE, [0, 1, 4]))
-    ours = cohort.total(run(problem, MIDDLE, [0, 1, 4], width=width))
+    theirs = totals.total(run(problem, MIDDLE, [0, 1, 4]))
+    ours = totals.total(run(problem, MIDDLE, [0, 1, 4], width=width))
     conftest.assert_close(ours, theirs, 1e-5)
     assert ours.losses[2] == 0  # client 3 is in the cohort, not in the group
 
@@ -120,7 +127,7 @@ def test_batches_larger_than_every_shard_are_cut_to_the_largest(problem):
     ours = run(problem, MIDDLE, [1], training=large)
     conftest.assert_same_bits(ours, run(problem, MIDDLE, [1], training=whole))
     result = one_by_one(problem._replace(training=large), MIDDLE, 1)  # of 64 rows
-    np.testing.assert_allclose(cohort.total(ours).losses[1], result.loss, rtol=1e-5)
+    np.testing.assert_allclose(totals.total(ours).losses[1], result.loss, rtol=1e-5)
 
 
 def test_room_for_more_examples_changes_nothing(problem):
@@ -131,9 +138,9 @@ def test_room_for_more_examples_changes_nothing(problem):
 
 
 def test_a_client_does_not_depend_on_its_slot_or_company(problem):
-    alone = cohort.total(run(problem, MIDDLE, [4]))
-    losses = cohort.total(run(problem, MIDDLE, [1, 4, 0])).losses
-    turned = cohort.total(run(problem, MIDDLE, [4, 1], cohort_ids=(4, 1, 5))).losses
+    alone = totals.total(run(problem, MIDDLE, [4]))
+    losses = totals.total(run(problem, MIDDLE, [1, 4, 0])).losses
+    turned = totals.total(run(problem, MIDDLE, [4, 1], cohort_ids=(4, 1, 5))).losses
     assert losses[3] == alone.losses[3] == turned[0]
     assert losses[1] == turned[1]
     conftest.assert_close(
@@ -151,7 +158,7 @@ def test_a_rerun_is_the_same_to_the_bit(problem):
 
 def test_a_plan_compiles_once(problem):
     run(problem, MIDDLE, [0, 1, 4])
-    programs = cohort.run_group._cache_size()
+    programs = group.run_group._cache_size()
     for ids in ([3], [0, 1, 3, 4], [3, 4]):
         run(problem, MIDDLE, ids)
     weights = np.full(6, 0.5, np.float32)
@@ -159,22 +166,19 @@ def test_a_plan_compiles_once(problem):
     moved = jax.tree.map(lambda x: x + 0.01, problem.blocks)
     run(problem, MIDDLE, [0], blocks=moved, sums=sums)
     clients = cohort.gather(np.array(COHORT), problem.shards, weights)
-    cohort.run_group(
-        problem.blocks,
+    group.run_group(
+        begun(problem, jax.random.key(77), 0.001),
         started(problem, 4),
-        problem.data,
         clients,
         cohort.spread([np.array([1])], clients.counts, 1, 1)[0],
-        jax.random.key(77),
-        jnp.float32(0.001),
-        jnp.full((2, 5), jnp.inf, jnp.float32),
-        net=conftest.NET._replace(),  # equal, not the same object
-        program=cohort.Program(plans.Plan(2, 2), max(conftest.COUNTS)),
-        training=problem.training._replace(),
-        width=1,
+        static=client.Static(
+            conftest.NET._replace(),  # equal, not the same object
+            single.Single(plans.Plan(2, 2), max(conftest.COUNTS)),
+            problem.training._replace(),
+        ),
         devices=mesh.make(),
     )
-    assert cohort.run_group._cache_size() == programs
+    assert group.run_group._cache_size() == programs
 
 
 def with_infinity(problem, number):
@@ -186,20 +190,20 @@ def with_infinity(problem, number):
 @pytest.mark.parametrize("width", [1, 2])
 def test_a_client_that_is_not_finite_is_named_by_its_place(problem, width):
     bad = with_infinity(problem, 1)
-    sums = cohort.total(run(problem, FULL, [0, 1, 4], width=width, data=bad))
+    sums = totals.total(run(problem, FULL, [0, 1, 4], width=width, data=bad))
     np.testing.assert_array_equal(sums.failed, [0, 1, 0, 0])
-    theirs = cohort.total(run(problem, FULL, [0, 4]))
+    theirs = totals.total(run(problem, FULL, [0, 4]))
     conftest.assert_close(sums.totals, theirs.totals, 1e-5)
     # A weight of 0 drops the client from the sums, and from the complaints.
     weights = np.array([10, 0, 8, 5, 4, 10], np.float32)
-    sums = cohort.total(run(problem, FULL, [0, 1, 4], weights, width=width, data=bad))
+    sums = totals.total(run(problem, FULL, [0, 1, 4], weights, width=width, data=bad))
     assert not sums.failed.any()
     conftest.assert_close(sums.totals, theirs.totals, 1e-5)
 
 
 @pytest.mark.parametrize("width", [1, 2])
 def test_an_update_beyond_the_limits_of_its_window_is_refused(problem, width):
-    free = cohort.total(run(problem, LATE, [0, 1, 4], width=width))
+    free = totals.total(run(problem, LATE, [0, 1, 4], width=width))
     lengths = np.sqrt(np.sum(np.square(free.norms[:, 0]), axis=1))
     assert np.count_nonzero(lengths) == 3
     longest = int(np.argmax(lengths))
@@ -207,26 +211,26 @@ def test_an_update_beyond_the_limits_of_its_window_is_refused(problem, width):
     # that are not in the window do not count.
     bound = np.sort(lengths)[-2:].mean() ** 2
     limits = [[np.inf] * 3 + [bound / 2] * 2, [np.inf] * 5]
-    sums = cohort.total(run(problem, LATE, [0, 1, 4], width=width, limits=limits))
+    sums = totals.total(run(problem, LATE, [0, 1, 4], width=width, limits=limits))
     expected = np.zeros(4)
-    expected[longest] = cohort.TOO_LARGE
+    expected[longest] = totals.TOO_LARGE
     np.testing.assert_array_equal(sums.failed, expected)
     others = [i for i in (0, 1, 4) if i != COHORT[longest]]
-    theirs = cohort.total(run(problem, LATE, others))
+    theirs = totals.total(run(problem, LATE, others))
     conftest.assert_close(sums.totals, theirs.totals, 1e-5)
     # What was refused is measured all the same.
     np.testing.assert_allclose(sums.norms[longest], free.norms[longest], 1e-5)
 
 
 def test_statistics_beyond_their_limits_are_refused_too(problem):
-    free = np.asarray(cohort.total(run(problem, LATE, [0, 1, 4])).norms)
+    free = np.asarray(totals.total(run(problem, LATE, [0, 1, 4])).norms)
     lengths = np.sqrt(np.sum(np.square(free[:, 1]), axis=1))
     longest = int(np.argmax(lengths))
     bound = np.sort(lengths)[-2:].mean() ** 2
     limits = [[np.inf] * 5, [0, 0, 0, bound / 2, bound / 2]]
-    sums = cohort.total(run(problem, LATE, [0, 1, 4], limits=limits))
+    sums = totals.total(run(problem, LATE, [0, 1, 4], limits=limits))
     assert np.flatnonzero(sums.failed).tolist() == [longest]
-    assert sums.failed[longest] == cohort.TOO_LARGE
+    assert sums.failed[longest] == totals.TOO_LARGE
 
 
 def test_tampered_updates_and_stale_ones(problem):
@@ -234,28 +238,23 @@ def test_tampered_updates_and_stale_ones(problem):
     ids = np.array([0, 1, 4])
     tampering = np.array([1, np.nan, 1], np.float32)
     scales = np.array([1, 1, 0.5], np.float32)
-    clients = cohort.gather(ids, problem.shards, weights, tampering, scales, 5)
+    factors = cohort.Factors(tampering, scales)
+    clients = cohort.gather(ids, problem.shards, weights, 5, factors=factors)
     assert clients.indices is problem.shards.indices
     assert [len(field) for field in clients[1:]] == [5] * 7
-    (group,) = cohort.spread([np.arange(3)], clients.counts[:3], 1, 1, 5)
-    sums = cohort.total(
-        cohort.run_group(
-            problem.blocks,
+    (few,) = cohort.spread([np.arange(3)], clients.counts[:3], 1, 1, 5)
+    late = single.Single(LATE, max(conftest.COUNTS))
+    sums = totals.total(
+        group.run_group(
+            begun(problem),
             started(problem, 5),
-            problem.data,
             clients,
-            group,
-            round_key(),
-            jnp.float32(RATE),
-            jnp.full((2, 5), jnp.inf, jnp.float32),
-            net=problem.net,
-            program=cohort.Program(LATE, max(conftest.COUNTS)),
-            training=problem.training,
-            width=1,
+            few,
+            static=client.Static(problem.net, late, problem.training),
             devices=conftest.MESH,
         )
     )
-    np.testing.assert_array_equal(sums.failed, [0, cohort.NOT_FINITE, 0, 0, 0])
+    np.testing.assert_array_equal(sums.failed, [0, totals.NOT_FINITE, 0, 0, 0])
     first, last = (one_by_one(problem, LATE, i).delta for i in (0, 4))
     expected = jax.tree.map(lambda a, b: a + 0.5 * b, first[3:], last[3:])
     summed = trees.unravel(sums.totals.deltas, problem.blocks)[3:]
@@ -268,7 +267,7 @@ def test_tampered_updates_and_stale_ones(problem):
 def test_codes_do_not_hide_what_is_not_finite(problem):
     # Rounded to codes, NaN is some integer: a frozen prefix must not make it finite.
     bad = with_infinity(problem, 1)
-    sums = cohort.total(run(problem, MIDDLE, [0, 1, 4], data=bad))
+    sums = totals.total(run(problem, MIDDLE, [0, 1, 4], data=bad))
     np.testing.assert_array_equal(sums.failed, [0, 1, 0, 0])
 
 
@@ -292,7 +291,7 @@ def test_groups_are_in_order_of_plan_and_number():
     narrow = plans.Plan(2, 2, 4)
     assigned = [LATE, MIDDLE, LATE, FULL, narrow]
     ids = np.array([9, 4, 2, 7, 1])
-    groups = cohort.group_by_plan(assigned, ids)
+    groups = cohort.group_by(assigned, ids)
     assert [(plan, ids[places].tolist()) for plan, places in groups] == [
         (FULL, [7]),
         (narrow, [1]),
@@ -337,13 +336,13 @@ def test_every_client_is_dealt_out_once(work, num_devices, width, num_groups):
     kinds = np.arange(len(work)) % num_groups
     groups = [np.flatnonzero(kinds == kind) for kind in range(num_groups)]
     dealt = cohort.spread(groups, work, num_devices, width)
-    assert len({group.positions.shape for group in dealt}) == 1
+    assert len({few.positions.shape for few in dealt}) == 1
     assert dealt[0].positions.shape[1] % width == 0
-    for members, group in zip(groups, dealt, strict=True):
-        rows = zip(group.positions, group.sizes, strict=True)
+    for members, few in zip(groups, dealt, strict=True):
+        rows = zip(few.positions, few.sizes, strict=True)
         found = np.concatenate([row[:size] for row, size in rows])
         np.testing.assert_array_equal(np.sort(found), members)
-        assert (np.sort(group.positions, axis=None)[len(members) :] == len(work)).all()
+        assert (np.sort(few.positions, axis=None)[len(members) :] == len(work)).all()
 
 
 def test_the_load_is_near_even():

@@ -50,11 +50,12 @@ def test_feasible_takes_noise_above_one_for_one():
 
 def test_maximal_drops_what_lies_in_another_feasible_window():
     windows = plans.all_windows(3)  # 0-0 0-1 0-2 1-1 1-2 2-2
+    covers = plans.covering([plans.Plan(*window) for window in windows.tolist()])
     ok = np.array([True, True, False, True, False, True])
     np.testing.assert_array_equal(
-        costs.maximal(windows, ok), [False, True, False, False, False, True]
+        costs.maximal(covers, ok), [False, True, False, False, False, True]
     )
-    both = costs.maximal(windows, np.stack([ok, np.ones(6, bool), np.zeros(6, bool)]))
+    both = costs.maximal(covers, np.stack([ok, np.ones(6, bool), np.zeros(6, bool)]))
     np.testing.assert_array_equal(both.sum(axis=1), [2, 1, 0])
     assert both[1, 2]
 
@@ -68,7 +69,7 @@ def test_maximal_windows_are_the_references():
         for budgets, expected in cases.items():
             limits = [float(part.split("=")[1]) for part in budgets.split()]
             fits = costs.feasible(table, *limits)
-            got = table.windows[costs.maximal(table.windows, fits)]
+            got = table.windows[costs.maximal(table.covers, fits)]
             assert sorted(got.tolist()) == sorted(expected), (name, budgets)
 
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import pytest
 from flax import linen as nn
 
-from fljax import client, flax_block, layers, plans, quant, types
+from fljax import client, flax_block, layers, plans, quant, single, types
 from fljax.models import network
 from tests import conftest
 
@@ -107,9 +107,9 @@ def test_gradients_pass_a_frozen_flax_block():
     plan = plans.Plan(0, 0)
     training = client.Training(batch_size=4)
     frozen = network.freeze(net, state, plans.roles(plan, 3), training.spec)
-    result = client.train(
-        net, plan, training, state, frozen, data, jnp.arange(8), jnp.int32(8),
-        jax.random.key(2), jnp.float32(0.1),
-    )  # fmt: skip
+    static = client.Static(net, single.Single(plan), training)
+    start = client.Start(state, frozen, data, jnp.float32(0.1))
+    own = client.Client(jnp.arange(8), jnp.int32(8), jax.random.key(2))
+    result = client.train(static, start, own)
     assert result.delta[1] is None
     assert float(jnp.abs(result.delta[0]["params"]["inner"]["kernel"]).max()) > 1e-4

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from experiments import config, dry_run, experiment, rehearsal
-from fljax import clock, cohort, failures, plans, policies, programs, simulation
+from fljax import clock, failures, group, plans, policies, programs, simulation
 from fljax.algorithms import cocofl
 from tests import test_timeline
 
@@ -40,14 +40,14 @@ def test_what_is_counted_is_what_a_run_reports():
     # fifth of an evaluation of 360.
     most = (4 * 3 + 360 / 32 / 3 / 5) * cost.step_seconds
     assert 0 < cost.round_seconds <= most
-    weights = 4 * sum(count.params for count in ready.federation.counts)
+    weights = 4 * sum(count.params for count in ready.federation.model.counts)
     assert cost.device_bytes is None or cost.device_bytes > 2 * weights
 
 
 def test_fedavg_is_one_program_and_centralized_sends_nothing():
     ready = made(algorithm="fedavg")
     cost = dry_run.estimate(ready)
-    full = plans.upload_bytes(plans.full(4), ready.federation.counts)
+    full = plans.upload_bytes(plans.full(4), ready.federation.model.counts)
     assert (cost.programs, cost.upload_bytes) == (1, 5 * 4 * full)
     pooled = dry_run.estimate(made(algorithm="centralized"))
     assert (pooled.programs, pooled.upload_bytes) == (1, 0)
@@ -58,13 +58,17 @@ def test_memory_counts_what_lies_on_the_device_and_old_networks():
     ready, gone = made(algorithm="fedavg"), "buffer=4,max_staleness=20"
     plain = dry_run.estimate(ready).device_bytes
     ready = made(algorithm="fedavg", clock=gone)
-    weights = 4 * sum(count.params for count in ready.federation.counts)
+    weights = 4 * sum(count.params for count in ready.federation.model.counts)
     late = dry_run.estimate(ready).device_bytes
     if plain is None:
         assert late is None
         return
-    assert plain > ready.federation.data.x.nbytes + 2 * weights
-    assert 20 * weights <= late - plain < 25 * weights + ready.federation.data.x.nbytes
+    assert plain > ready.federation.population.data.x.nbytes + 2 * weights
+    assert (
+        20 * weights
+        <= late - plain
+        < 25 * weights + ready.federation.population.data.x.nbytes
+    )
 
 
 def test_windows_that_share_a_program_are_one():
@@ -91,7 +95,7 @@ def test_a_rehearsal_is_what_the_rounds_do_without_training(fed):
         step_seconds=1.0, upload_rate=np.inf, download_rate=np.inf, deadline=0.9
     )
     rates = failures.Rates(drop=0.2)
-    fed = fed._replace(clock=rules, failures=rates, table_error=0.3)
+    fed = fed.having(clock=rules, failures=rates, table_error=0.3)
     algorithm = cocofl.cocofl(fed, policy=policies.BY_NAME["online"])
     state, records = simulation.run(algorithm, 12)
     seen = rehearsal.rehearse(algorithm, fed, 12)
@@ -108,7 +112,7 @@ def test_a_rehearsal_is_what_the_rounds_do_without_training(fed):
     assert sum(seen.events.values()) * 12 == pytest.approx(gone)
     whole = sum(r["plans"].get("0-1", 0) for r in records)
     assert seen.blocks.tolist() == pytest.approx([whole / arrived, 1])
-    steps = -(-fed.shards.counts // 4)
+    steps = -(-fed.population.shards.counts // 4)
     assert 0 < seen.steps < 3 * steps.max()
     assert list(seen.tiers) == ["strong", "weak"]
 
@@ -123,7 +127,7 @@ def test_what_is_kept_on_disk_does_not_count(kept, monkeypatch):
     compile_it = programs._compile
     monkeypatch.setattr(programs, "_compile", compile_anew)
     for _ in range(2):
-        cohort._programs.clear()
+        group._programs.clear()
         dry_run.estimate(made())
     assert jax.config.values["jax_compilation_cache_dir"] == str(kept)
     assert folders == [None, None]

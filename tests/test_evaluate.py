@@ -28,7 +28,7 @@ def by_hand():
 
 def scores_of(by_hand, batch_size, seed=0):
     batches = evaluate.batches(len(Y), batch_size, seed)
-    return evaluate.evaluate(*by_hand, *batches, net=NET)
+    return evaluate.evaluate(*by_hand, batches, net=NET)
 
 
 @pytest.mark.parametrize("batch_size", [3, 7, 16])
@@ -77,12 +77,12 @@ def test_padding_adds_nothing_whatever_comes_of_it(by_hand):
     # A norm over padding alone may overflow; a row of NaN stands for that.
     blocks, data = by_hand
     broken = data._replace(x=data.x.at[6].set(jnp.nan))
-    indices, mask = (
+    batches = evaluate.Batches(
         jnp.array([[0, 1], [2, 6], [6, 6]]),
         jnp.array([[1.0, 1], [1, 0], [0, 0]]),
     )
-    scores = evaluate.evaluate(blocks, broken, indices, mask, net=NET)
-    clean = evaluate.evaluate(blocks, data, indices, mask, net=NET)
+    scores = evaluate.evaluate(blocks, broken, batches, net=NET)
+    clean = evaluate.evaluate(blocks, data, batches, net=NET)
     for one, other in zip(scores, clean, strict=True):
         np.testing.assert_array_equal(one, other)
 
@@ -186,7 +186,7 @@ def test_statistics_of_the_batch_or_running_ones():
     def loss(batch_size, running, seed=0):
         batches = evaluate.batches(21, batch_size, seed)
         return float(
-            evaluate.evaluate(blocks, data, *batches, net=TRACKED, running=running).loss
+            evaluate.evaluate(blocks, data, batches, net=TRACKED, running=running).loss
         )
 
     # Running statistics: a row's loss is its own, whatever its batch or its padding.

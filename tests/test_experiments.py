@@ -264,9 +264,9 @@ def test_a_width_is_no_more_than_a_round_has():
         network="logistic", num_clients=9, clients_per_round=3, client_width=64,
         devices="1",
     )  # fmt: skip
-    assert experiment.build(settings).federation.width == 3
+    assert experiment.build(settings).federation.layout.width == 3
     wider = dataclasses.replace(settings, clock="over_selection=1.5")
-    assert experiment.build(wider).federation.width == 5
+    assert experiment.build(wider).federation.layout.width == 5
 
 
 class Own(nn.Module):

@@ -14,7 +14,6 @@ from fljax import (
     checkpoints,
     client,
     clock,
-    cohort,
     evaluate,
     failures,
     fleet,
@@ -24,7 +23,8 @@ from fljax import (
     simulation,
     writers,
 )
-from fljax.algorithms import averaging, cocofl, fedavg
+from fljax import sums as totals
+from fljax.algorithms import base, cocofl, fedavg
 from tests import conftest, test_algorithms, test_simulation
 
 IDS = np.array([5, 1, 8])
@@ -33,16 +33,18 @@ TIERS = {"tiers": ("fast", "slow"), "tier_index": np.array([0, 1, 0, 0, 0, 0, 0,
 
 def state_of(number, caution=None):
     """Makes a state that a number tells from others."""
-    caution = caution or averaging.Caution(
-        np.ones((), np.float32), np.ones(2, np.float32)
-    )
-    return averaging.State(number, *test_simulation.EMPTY[:-1], caution)
+    caution = caution or base.Caution(np.ones((), np.float32), np.ones(2, np.float32))
+    return base.State(number, *test_simulation.EMPTY[:-1], caution)
 
 
 def report_of(index, losses=(1, 1, 1), failed=(0, 0, 0), finite=True):
     assignment = schedule.by_hand(index, IDS, [plans.Plan(0, 1)] * 3)
-    return averaging.Report(
-        assignment, np.array(losses, np.float32), np.array(failed), 0, 0, 1.0, finite
+    return base.Report(
+        assignment,
+        np.array(losses, np.float32),
+        np.array(failed),
+        schedule.Books(0, 0, 1.0),
+        finite,
     )
 
 
@@ -174,7 +176,7 @@ def test_numbers_that_are_not_finite_are_a_reason(report, reason):
 def test_the_tier_that_did_worst_is_lowered(report, tier):
     watch = guard.Guard(accuracy_drop=0.1, lower="tier", factor=0.25, **TIERS)
     memory, _ = judge_all(watch, [(1.0, 0.9)])
-    before = averaging.Caution(np.ones((), np.float32), np.float32([0.5, 1]))
+    before = base.Caution(np.ones((), np.float32), np.float32([0.5, 1]))
     record = {"round": 1, "train_loss": 1.0, "test_accuracy": 0.2}
     _, verdict = guard.judge(
         watch, memory, state_of(1, before), record, report_of(1, **report)
@@ -218,7 +220,7 @@ def test_updates_that_a_failure_spoilt_say_nothing_of_the_training():
         return report._replace(assignment=assigned)
 
     spoilt = failures.Fault.NONFINITE
-    report = report_of(0, failed=(cohort.NOT_FINITE,) * 3)
+    report = report_of(0, failed=(totals.NOT_FINITE,) * 3)
     assert guard.not_finite(with_faults(report, [spoilt] * 3)) is None
     reason = guard.not_finite(with_faults(report, [spoilt, 0, spoilt]))
     assert reason == "loss or update is not finite for client 1 (plan 0-1)"
@@ -511,14 +513,13 @@ def test_a_command_that_cannot_be_is_refused(command):
 def evaluator_of(problem):
     """Evaluates on other examples of the same classes."""
     data = conftest.make_data(7, 30)
-    indices, mask = evaluate.batches(30, 10, 0, 1)
+    batches = evaluate.batches(30, 10, 0, 1)
 
     def scores(state):
         return evaluate.evaluate(
             state.server.blocks,
             client.Data(*data),
-            indices,
-            mask,
+            batches,
             net=problem.net,
             running=False,
             devices=None,
@@ -613,7 +614,7 @@ def buffered(problem):
         lower="tier",
         limit=50,
         tiers=(strong.name,),
-        tier_index=fed.fleet.tier,
+        tier_index=fed.population.fleet.tier,
     )
     return cocofl.cocofl(fed), evaluator_of(problem), watch
 

@@ -5,7 +5,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fljax import client, convs, joins, layers, lone_norms, norms, plans, quant, types
+from fljax import (
+    client,
+    convs,
+    joins,
+    layers,
+    lone_norms,
+    norms,
+    plans,
+    quant,
+    single,
+    types,
+)
 from fljax.models import densenet, mobilenetv2, network, resnet
 from tests import conftest, test_layers
 
@@ -139,9 +150,10 @@ def test_networks_train_in_every_role(name, spec):
         state = network.init(net, key)
         state = client.calibrate(net, state, spec, key)
         frozen = network.freeze(net, state, plans.roles(plan, 5), spec)
-        indices, count = jnp.arange(8), jnp.int32(7)
+        static = client.Static(net, single.Single(plan), training)
+        start = client.Start(state, frozen, data, 0.1)
         return client.train(
-            net, plan, training, state, frozen, data, indices, count, key, 0.1
+            static, start, client.Client(jnp.arange(8), jnp.int32(7), key)
         )
 
     with jax.debug_key_reuse(False):  # one key for all draws: nothing is compared

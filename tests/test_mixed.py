@@ -1,5 +1,6 @@
 """Windows that share a program: as their own programs, client by client."""
 
+import functools
 import itertools
 
 import jax
@@ -14,17 +15,22 @@ from fljax import (
     client,
     cohort,
     federation,
+    group,
     layers,
+    mixed,
     models,
     plans,
     programs,
     quant,
     signals,
     simulation,
+    single,
 )
+from fljax import sums as totals
+from fljax import width as side_by_side
 from fljax.models import densenet, network, transformer
 from tests import conftest
-from tests.test_cohort import RATE, round_key, run, started
+from tests.test_cohort import RATE, begun, run, started
 
 ASSIGNED = {0: conftest.LATE, 1: conftest.MIDDLE, 3: conftest.FULL, 4: plans.Plan(1, 2)}
 
@@ -38,26 +44,20 @@ def run_mixed(problem, assigned, width, limits=((np.inf,) * 5,) * 2, spoilt=()):
         ids,
         problem.shards,
         weights,
-        tampering,
+        factors=cohort.Factors(tampering),
         windows=np.array([(p.first, p.last) for p in assigned.values()]),
     )
-    (group,) = cohort.spread([np.arange(len(ids))], clients.counts, 1, width)
-    sums = cohort.run_group(
-        problem.blocks,
+    (few,) = cohort.spread([np.arange(len(ids))], clients.counts, 1, width)
+    of_any = mixed.Mixed(capacity=max(conftest.COUNTS))
+    sums = group.run_group(
+        begun(problem, limits=limits),
         started(problem, len(ids)),
-        problem.data,
         clients,
-        group,
-        round_key(),
-        np.float32(RATE),
-        np.asarray(limits, np.float32),
-        net=problem.net,
-        program=cohort.Program(plans.Mixed(), max(conftest.COUNTS)),
-        training=problem.training,
-        width=width,
+        few,
+        static=client.Static(problem.net, of_any, problem.training, width),
         devices=conftest.MESH,
     )
-    return cohort.total(sums)
+    return totals.total(sums)
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +66,7 @@ def by_window(problem):
     sums = None
     for number, plan in ASSIGNED.items():
         sums = run(problem, plan, [number], cohort_ids=tuple(ASSIGNED), sums=sums)
-    return cohort.total(sums)
+    return totals.total(sums)
 
 
 @pytest.mark.parametrize("width", [1, 3])
@@ -76,21 +76,19 @@ def test_it_gives_what_each_windows_own_program_gives(problem, by_window, width)
 
 
 def test_what_the_client_before_left_does_not_matter(problem):
-    plan, training = plans.Mixed(), problem.training
+    static = client.Static(problem.net, mixed.Mixed(), problem.training)
 
     @jax.jit
     def trained(filled, window):
         blocks = problem.blocks
         data = jax.tree.map(jnp.asarray, problem.data)
-        frozen = client.freeze(problem.net, plan, training, blocks, None)
-        places = client.places(problem.net, plan, training, blocks, frozen)
+        frozen = client.freeze(static, blocks, None)
+        places = client.places(static, blocks, frozen)
         places = jax.tree.map(lambda x: jnp.where(filled, _worst(x), x), places)
         indices, count = conftest.shard(problem.shards, 0)
-        key, rate = jax.random.key(3), jnp.float32(RATE)
-        result = client.train(
-            *(problem.net, plan, training, blocks, frozen, data),
-            *(indices, count, key, rate, window, places),
-        )
+        start = client.Start(blocks, frozen, data, jnp.float32(RATE))
+        own = client.Client(indices, count, jax.random.key(3), window)
+        result = client.train(static, start, own, places)
         return result._replace(places=None)
 
     for window in (conftest.MIDDLE, conftest.LATE, conftest.FULL, plans.Plan(0, 0)):
@@ -120,13 +118,13 @@ def test_blocks_outside_a_window_get_exactly_nothing(problem):
 
 def test_a_client_that_is_not_finite_or_too_far_is_left_out(problem, by_window):
     spoilt = run_mixed(problem, ASSIGNED, 2, spoilt=[1])
-    assert np.asarray(spoilt.failed).tolist() == [0, cohort.NOT_FINITE, 0, 0]
+    assert np.asarray(spoilt.failed).tolist() == [0, totals.NOT_FINITE, 0, 0]
     # The limit of a window is of its own blocks: block 0 is in that of client 3 alone.
     lengths = np.square(np.asarray(by_window.norms))
     limits = lengths.max(0) * 4
     limits[0] = np.where(np.arange(5) == 2, lengths[1, 0, 2] / 2, np.inf)
     far = run_mixed(problem, ASSIGNED, 2, limits=limits)
-    assert np.asarray(far.failed).tolist() == [0, cohort.TOO_LARGE, 0, 0]
+    assert np.asarray(far.failed).tolist() == [0, totals.TOO_LARGE, 0, 0]
     assert np.isfinite(np.asarray(far.totals.deltas)).all()
 
 
@@ -188,13 +186,14 @@ def test_networks_of_all_kinds_share_a_program(kind, spec, count):
     data = client.Data(x, np.arange(24, dtype=np.int32) % 3, np.zeros(1), np.ones(1))
     data = jax.tree.map(jnp.asarray, data)
 
-    def train(plan, window=None, alone=False):
-        given = net, plan, training, state
-        frozen = client.freeze(*given, None)
-        places = client.places(*given, frozen) if alone else None
-        shard, key = (data, jnp.arange(24), jnp.int32(count)), jax.random.key(3)
-        rate = jnp.float32(0.05)
-        result = client.train(*given, frozen, *shard, key, rate, window, places)
+    def train(program, window=None, alone=False):
+        static = client.Static(net, program, training)
+        frozen = client.freeze(static, state, None)
+        places = client.places(static, state, frozen) if alone else None
+        start = client.Start(state, frozen, data, jnp.float32(0.05))
+        key = jax.random.key(3)
+        own = client.Client(jnp.arange(24), jnp.int32(count), key, window)
+        result = client.train(static, start, own, places)
         return result.delta, result.loss
 
     def compiled(function, *arguments):
@@ -202,11 +201,12 @@ def test_networks_of_all_kinds_share_a_program(kind, spec, count):
         return lowered.compile(compiler_options=programs.once_options())
 
     edges = jnp.array(windows, jnp.int32)
-    shared = compiled(lambda *w: train(plans.Mixed(), w, alone=True), *edges[0])
-    beside = jax.vmap(lambda *w: train(plans.Mixed(), w))
+    shared = compiled(lambda *w: train(mixed.Mixed(), w, alone=True), *edges[0])
+    beside = jax.vmap(lambda *w: train(mixed.Mixed(), w))
     together = compiled(beside, *edges.T)(*edges.T)
     for i, (first, last) in enumerate(windows):
-        own, loss = compiled(lambda plan=plans.Plan(*windows[i]): train(plan))()
+        window = single.Single(plans.Plan(first, last))
+        own, loss = compiled(functools.partial(train, window))()
         alone = shared(*edges[i])
         for delta, same in (alone, jax.tree.map(lambda x, i=i: x[i], together)):
             np.testing.assert_allclose(same, loss, rtol=1e-5)
@@ -253,12 +253,12 @@ def test_rounds_are_the_same_with_one_program():
     losses, made = [], []
     tiers = "strong:.5:1:1:1,weak:.5:.6:.6:.6"
     for fields in ({"programs": "windows"}, {}, {"client_width": 4}):
-        before = cohort.num_programs()
+        before = group.num_programs()
         ready = small(network="cnn", tiers=tiers, **fields)
         algorithm = experiment.algorithm(ready)
         records = simulation.iterate(algorithm, algorithm.init(), 0, 2)
         losses.append([record["train_loss"] for _, record in records])
-        made.append(cohort.num_programs() - before)
+        made.append(group.num_programs() - before)
     np.testing.assert_allclose(losses[1:], losses[:1] * 2, rtol=1e-5)
     assert made[0] > 1
     assert made[1:] == [1, 1]
@@ -267,21 +267,22 @@ def test_rounds_are_the_same_with_one_program():
 def test_windows_share_a_program_unless_told_not_to():
     plan = [plans.Plan(0, 1), plans.Plan(2, 3, 4)]
     whole = [plans.full(8)] * 2
+    own, of_whole = ([single.Single(p) for p in some] for some in (plan, whole))
 
     def made(**fields):
         fed = small(**fields).federation
         return federation.programs(fed, plan), federation.programs(fed, whole)
 
-    shared = [plans.Mixed(), plans.Mixed(4)]
-    assert made() == (shared, whole)
-    assert made(client_width=2) == (shared, whole)
-    assert made(programs="windows") == (plan, whole)
+    shared = [mixed.Mixed(), mixed.Mixed(4)]
+    assert made() == (shared, of_whole)
+    assert made(client_width=2) == (shared, of_whole)
+    assert made(programs="windows") == (own, of_whole)
 
 
 def test_who_trains_everything_needs_no_program_of_its_width():
     fed = small().federation
     assigned = [plans.full(8), plans.Plan(0, 1, 4), plans.Plan(2, 3, 5)]
-    expected = [plans.Mixed(4), plans.Mixed(4), plans.Mixed(5)]
+    expected = [mixed.Mixed(4), mixed.Mixed(4), mixed.Mixed(5)]
     assert federation.programs(fed, assigned) == expected
 
 
@@ -307,19 +308,19 @@ class Frames(nn.Module):
 @pytest.mark.parametrize("alone", [True, False])
 def test_sequences_of_floats_share_a_program_too(alone):
     blocks = Frames(), transformer.EncoderLayer(12, 2), transformer.Classifier(3)
-    net, plan = network.Network("frames", blocks, (6, 4), 3), plans.Mixed()
-    training, rows = client.Training(batch_size=4), jnp.arange(8)
+    net, training = network.Network("frames", blocks, (6, 4), 3), client.Training(4)
+    static, rows = client.Static(net, mixed.Mixed(), training), jnp.arange(8)
     data = jax.tree.map(
         jnp.asarray, client.Data(np.ones((8, 6, 4)), rows % 3, np.zeros(4), np.ones(4))
     )
 
     def train(window):
         state = network.init(net, jax.random.key(0))
-        frozen = client.freeze(net, plan, training, state, None)
-        places = client.places(net, plan, training, state, frozen) if alone else None
-        shard, key = (data, rows, jnp.int32(8)), jax.random.key(1)
-        given = net, plan, training, state, frozen, *shard, key, jnp.float32(0.1)
-        return client.train(*given, window, places).loss
+        frozen = client.freeze(static, state, None)
+        places = client.places(static, state, frozen) if alone else None
+        start = client.Start(state, frozen, data, jnp.float32(0.1))
+        own = client.Client(rows, jnp.int32(8), jax.random.key(1), window)
+        return client.train(static, start, own, places).loss
 
     one = jnp.int32(1)
     assert jax.eval_shape(train, (one, one)).shape == ()
@@ -328,16 +329,19 @@ def test_sequences_of_floats_share_a_program_too(alone):
 def test_the_width_follows_the_memory(monkeypatch):
     counts = network.counts(models.BY_NAME["small_convnet"]((8, 8, 1), 3))
     training = client.Training(batch_size=32)
-    assert cohort.default_width(counts, training, 10) == 1  # on CPU
+    assert side_by_side.default_width(counts, training, 10) == 1  # on CPU
     monkeypatch.setattr(backends, "accelerated", lambda: True)
-    assert cohort.default_width(counts, training, 10) == 10
-    assert cohort.default_width(counts, training, 1000) == cohort.MOST_SIDE_BY_SIDE
-    one = cohort.bytes_of_client(counts, training)
-    half = cohort.bytes_of_client(counts, training._replace(precision="bfloat16"))
+    assert side_by_side.default_width(counts, training, 10) == 10
+    assert (
+        side_by_side.default_width(counts, training, 1000)
+        == side_by_side.MOST_SIDE_BY_SIDE
+    )
+    one = side_by_side.bytes_of_client(counts, training)
+    half = side_by_side.bytes_of_client(counts, training._replace(precision="bfloat16"))
     kept = 32 * sum(count.kept for count in counts)
     assert one - half == 2 * kept  # of activations alone
-    room = 3 * one * cohort._EXCESS / cohort._SHARE
-    monkeypatch.setattr(cohort, "_UNTOLD", room)
-    assert cohort.default_width(counts, training, 10) == 3
-    monkeypatch.setattr(cohort, "_UNTOLD", 0.0)
-    assert cohort.default_width(counts, training, 10) == 1
+    room = 3 * one * side_by_side._EXCESS / side_by_side._SHARE
+    monkeypatch.setattr(side_by_side, "_UNTOLD", room)
+    assert side_by_side.default_width(counts, training, 10) == 3
+    monkeypatch.setattr(side_by_side, "_UNTOLD", 0.0)
+    assert side_by_side.default_width(counts, training, 10) == 1

@@ -84,3 +84,14 @@ def test_all_windows():
         plans.all_windows(3), [[0, 0], [0, 1], [0, 2], [1, 1], [1, 2], [2, 2]]
     )
     assert len(plans.all_windows(20)) == 210
+
+
+def test_one_plan_covers_another():
+    listed = [plans.Plan(*window) for window in plans.all_windows(4).tolist()]
+    covers = plans.covering(listed)
+    for i, outer in enumerate(listed):
+        for j, inner in enumerate(listed):
+            trains = [range(p.first, p.last + 1) for p in (outer, inner)]
+            assert outer.covers(inner) == (set(trains[1]) <= set(trains[0]))
+            assert covers[i, j] == (i != j and outer.covers(inner))
+    assert listed[0].covers(listed[0].at(4))

@@ -7,7 +7,8 @@ import pytest
 
 from experiments import config as configs
 from experiments import experiment
-from fljax import cohort, convs, layers, models, norms, quant, signals, types
+from fljax import convs, layers, models, norms, quant, signals, types
+from fljax import sums as totals
 from fljax.models import network
 from tests import conftest
 from tests.test_cohort import run
@@ -99,7 +100,7 @@ def test_windows_share_a_program(problem, width):
     own = None
     for number, plan in assigned.items():
         own = run(half, plan, [number], cohort_ids=tuple(assigned), sums=own)
-    own = cohort.total(own)
+    own = totals.total(own)
     ours, own = (np.asarray(sums.totals.deltas) for sums in (ours, own))
     assert np.linalg.norm(ours - own) < 0.25 * np.linalg.norm(own)
 

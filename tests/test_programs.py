@@ -10,7 +10,7 @@ from jax import lax
 from jax.experimental.compilation_cache import compilation_cache
 
 from experiments import config, experiment
-from fljax import client, cohort, programs
+from fljax import group, programs, single
 
 
 def loss(x):
@@ -91,20 +91,20 @@ def test_a_loss_that_somebody_replaced_is_what_trains(folder, monkeypatch):
     )
     ready = experiment.build(settings)
     # All of JAX's would take long to be made anew.
-    monkeypatch.setattr(jax, "clear_caches", cohort.run_group.clear_cache)
+    monkeypatch.setattr(jax, "clear_caches", group.run_group.clear_cache)
 
     def train_loss():
-        cohort.forget()
-        (record,) = experiment.run(settings, ready, None)
+        group.forget()
+        (record,) = experiment.run(ready, None)
         return record["train_loss"]
 
-    old = client.cross_entropy
+    old = single.cross_entropy
     first = train_loss()
     assert train_loss() == first > 1  # from disk
     mine = functools.wraps(old)(lambda *operands: old(*operands) / 1000)
-    monkeypatch.setattr(client, "cross_entropy", mine)
+    monkeypatch.setattr(single, "cross_entropy", mine)
     assert 0 < train_loss() < first / 100
-    cohort.forget()
+    group.forget()
 
 
 def test_a_damaged_file_is_made_anew(folder):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from fljax import arrivals, checkpoints, plans, schedule, simulation, writers
-from fljax.algorithms import averaging
+from fljax.algorithms import base
 
 FULL, BACK, FRONT = plans.Plan(0, 3), plans.Plan(2, 3), plans.Plan(0, 0)
 IDS = np.array([5, 1, 8])
@@ -28,7 +28,7 @@ EMPTY = (
     (),
     (),
     np.array(False),
-    averaging.Caution(np.ones((), np.float32), np.ones(2, np.float32)),
+    base.Caution(np.ones((), np.float32), np.ones(2, np.float32)),
 )
 
 
@@ -40,7 +40,7 @@ def counting(log=None, plans_of=lambda index: [FULL, FULL, BACK], broken=_never)
     log = [] if log is None else log
 
     def init():
-        return averaging.State({"rounds": jnp.zeros((), jnp.int32)}, *EMPTY)
+        return base.State({"rounds": jnp.zeros((), jnp.int32)}, *EMPTY)
 
     def assign(state, index):
         return schedule.by_hand(index, IDS, plans_of(index))
@@ -51,11 +51,11 @@ def counting(log=None, plans_of=lambda index: [FULL, FULL, BACK], broken=_never)
         losses = (assignment.ids + index).astype(np.float32)
         failed = np.array([broken(index, i) for i in assignment.ids.tolist()])
         counted = {"rounds": state.server["rounds"] + 1}
-        return state._replace(server=counted), averaging.Report(
-            assignment, losses, failed, 10 + index, 30, 0.5
+        return state._replace(server=counted), base.Report(
+            assignment, losses, failed, schedule.Books(10 + index, 30, 0.5)
         )
 
-    return averaging.Algorithm(init, assign, round)
+    return base.Algorithm(init, assign, round)
 
 
 def counter(every=1, log=None):
@@ -305,7 +305,7 @@ def test_the_state_of_a_run_folder_is_read(tmp_path):
     state, rounds = simulation.restore(str(tmp_path), counting())
     assert (rounds_of(state), rounds) == (5, 5)
     other = counting()._replace(
-        init=lambda: averaging.State({"round": jnp.zeros(())}, *EMPTY)
+        init=lambda: base.State({"round": jnp.zeros(())}, *EMPTY)
     )
     with pytest.raises(ValueError, match="another tree than the template") as error:
         simulation.restore(str(tmp_path), other)

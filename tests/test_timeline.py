@@ -10,14 +10,15 @@ from flax import linen as nn
 
 from fljax import (
     arrivals,
+    catalogue,
     client,
     clock,
-    cohort,
     costs,
     devices,
     failures,
     federation,
     fleet,
+    group,
     layers,
     mesh,
     norm_bound,
@@ -27,7 +28,9 @@ from fljax import (
     server,
     simulation,
 )
-from fljax.algorithms import averaging, cocofl, fedavg
+from fljax import rounds as engine
+from fljax import sums as totals
+from fljax.algorithms import averaging, base, cocofl, fedavg
 from fljax.failures import Fault
 from fljax.models import network
 from tests import conftest
@@ -71,20 +74,9 @@ TIERS = (
 @pytest.fixture(scope="module")
 def fed(problem):
     rules = clock.Clock(step_seconds=1.0, upload_rate=np.inf, download_rate=np.inf)
-    return federation.Federation(
-        net=NET,
-        data=problem.data,
-        shards=problem.shards,
-        fleet=fleet.of_tiers(6, TIERS),
-        table=TABLE,
-        counts=network.counts(NET),
-        training=problem.training._replace(local_epochs=1),
+    return conftest.federated(NET, problem, TABLE, TIERS).having(
+        local_epochs=1,
         learning_rate=lambda index: 0.1 / (1 + index),
-        server_learning_rate=1.0,
-        clients_per_round=3,
-        weighting="uniform",
-        width=1,
-        seed=3,
         devices=mesh.make(jax.devices()[:1]),
         clock=rules,
     )
@@ -104,11 +96,11 @@ def delta(fed, blocks, began, number, plan):
     """Gives what one client changes in the blocks [n], from a round's network."""
     return conftest.train_one(
         blocks,
-        fed.data,
-        *conftest.shard(fed.shards, number),
+        fed.population.data,
+        *conftest.shard(fed.population.shards, number),
         jax.random.fold_in(federation.round_key(fed.seed, began), number),
-        jnp.float32(fed.learning_rate(began)),
-        net=fed.net,
+        jnp.float32(fed.rules.learning_rate(began)),
+        net=fed.model.net,
         plan=plan,
         training=fed.training,
     ).delta
@@ -123,7 +115,7 @@ def check_round(fed, states, report):
     index, work = report.assignment.round, report.assignment.outcome.arrived
     old = jax.tree.map(np.array, states[index].server.blocks)
     expected = jax.tree.map(np.array, old)
-    scales = clock.weight(fed.clock, index, work.versions)
+    scales = clock.weight(fed.rules.clock, index, work.versions)
     assigned = report.assignment.plans
     for number, version, plan, scale in zip(
         work.ids, work.versions, assigned, scales, strict=True
@@ -147,24 +139,25 @@ def check_round(fed, states, report):
 
 def test_seconds_of_a_round_by_hand(fed):
     states, reports = play(fedavg.fedavg(fed), 3)
-    counts, now = fed.shards.counts, 0.0
+    counts, now = fed.population.shards.counts, 0.0
     for report in reports:
         ids = report.assignment.ids
         steps = -(-counts[ids] // 4)
         speed = np.where(ids < 3, 1.0, 0.5)
         now += (steps / speed).max()
-        assert report.seconds == pytest.approx((steps / speed).max())
-        assert report.clock_seconds == pytest.approx(now)
-        assert report.joules is None
+        assert report.books.seconds == pytest.approx((steps / speed).max())
+        assert report.books.clock_seconds == pytest.approx(now)
+        assert report.books.joules is None
     assert float(states[-1].timeline.now) == pytest.approx(now)
 
 
 def test_energy_is_watts_times_seconds_of_training_of_each_client(fed):
     powered = (TIERS[0], dataclasses.replace(TIERS[1], watts=3.0))
-    fed = fed._replace(fleet=fleet.of_tiers(6, powered))
+    fed = fed.having(fleet=fleet.of_tiers(6, powered))
     _, records = simulation.run(fedavg.fedavg(fed), 4)
     spent = {number: joules for r in records for number, joules in r["client_joules"]}
-    seconds = -(-fed.shards.counts // 4) / 0.5  # steps of a second at half the speed
+    # Steps of a second at half the speed.
+    seconds = -(-fed.population.shards.counts // 4) / 0.5
     assert spent == {number: 3 * seconds[number] for number in spent}
     assert spent
     assert set(spent) <= {3, 4, 5}  # of the others no power is known
@@ -175,15 +168,15 @@ def test_energy_is_watts_times_seconds_of_training_of_each_client(fed):
 def test_plans_that_fit_bring_slow_devices_in_on_time(fed):
     _, full = play(fedavg.fedavg(fed), 8)
     _, windows = play(cocofl.cocofl(fed), 8)
-    assert windows[-1].clock_seconds < full[-1].clock_seconds
+    assert windows[-1].books.clock_seconds < full[-1].books.clock_seconds
 
 
 def test_carried_updates_are_those_of_the_network_they_began_with(fed):
-    rules = fed.clock.__class__(
+    rules = fed.rules.clock.__class__(
         step_seconds=1.0, upload_rate=np.inf, download_rate=np.inf, deadline=0.8,
         late="carry", max_staleness=4,
     )  # fmt: skip
-    late = fed._replace(clock=rules)
+    late = fed.having(clock=rules)
     states, reports = play(fedavg.fedavg(late), 8)
     ages = [r.assignment.round - r.assignment.outcome.arrived.versions for r in reports]
     assert max(age.max(initial=0) for age in ages) >= 1
@@ -224,14 +217,14 @@ def test_a_buffered_server_by_hand(fed, buffer):
         step_seconds=1.0, upload_rate=np.inf, download_rate=np.inf, buffer=buffer,
         max_staleness=6,
     )  # fmt: skip
-    asynchronous = fed._replace(clock=rules)
+    asynchronous = fed.having(clock=rules)
     states, reports = play(cocofl.cocofl(asynchronous), 9)
     assert all(len(r.assignment.ids) == buffer for r in reports)
     ages = [r.assignment.round - r.assignment.outcome.arrived.versions for r in reports]
     assert max(age.max() for age in ages) >= 1
     for report in reports:
         check_round(asynchronous, states, report)
-    seconds = [report.clock_seconds for report in reports]
+    seconds = [report.books.clock_seconds for report in reports]
     assert seconds == sorted(seconds)
 
 
@@ -242,7 +235,7 @@ def test_late_statistics_and_ranges_are_averaged(fed):
     )  # fmt: skip
     windows = np.array([[0, 2], [1, 2]])
     table = dataclasses.replace(TABLE, num_blocks=3, windows=windows)
-    normed = fed._replace(
+    normed = fed.having(
         net=NORMED, counts=network.counts(NORMED), table=table, clock=rules,
         clients_per_round=6,
     )  # fmt: skip
@@ -270,9 +263,9 @@ def test_a_resumed_run_goes_on_to_the_bit(fed, rules, tmp_path):
         step_seconds=1.0, upload_rate=np.inf, download_rate=np.inf, **rules
     )
     changes = fleet.Changes(drift=0.4, bandwidth=0.3, refresh=3)
-    made = fed._replace(
+    made = fed.having(
         clock=rules,
-        fleet=fed.fleet._replace(changes=changes),
+        fleet=fed.population.fleet._replace(changes=changes),
         failures=failures.Rates(drop=0.2, delayed=0.2, nonfinite=0.1),
         norm_bound=5.0,
     )
@@ -291,7 +284,7 @@ def test_a_resumed_run_goes_on_to_the_bit(fed, rules, tmp_path):
 
 
 def test_nothing_of_a_failed_client_enters_the_state(fed):
-    broken = fed._replace(failures=failures.Rates(drop=0.3, lost=0.3, truncated=0.2))
+    broken = fed.having(failures=failures.Rates(drop=0.3, lost=0.3, truncated=0.2))
     states, reports = play(fedavg.fedavg(broken), 6)
     lengths = [len(report.assignment.ids) for report in reports]
     assert min(lengths) < 3
@@ -303,13 +296,14 @@ def test_nothing_of_a_failed_client_enters_the_state(fed):
 
 
 def test_a_round_with_nobody_left_changes_nothing(fed):
-    dead = fed._replace(failures=failures.Rates(lost=1.0))
+    dead = fed.having(failures=failures.Rates(lost=1.0))
     algorithm = fedavg.fedavg(dead)
     states, reports = play(algorithm, 2)
     conftest.assert_same_bits(states[2].server.blocks, states[0].server.blocks)
     assert reports[0].assignment.ids.tolist() == []
-    assert reports[0].upload_bytes == reports[0].download_bytes > 0  # it was sent
-    assert reports[1].clock_seconds > reports[0].clock_seconds > 0
+    books = reports[0].books
+    assert books.upload_bytes == books.download_bytes > 0  # it was sent
+    assert reports[1].books.clock_seconds > books.clock_seconds > 0
     _, records = simulation.run(algorithm, 2)
     assert [r["participants"] for r in records] == [0, 0]
     assert [r["train_loss"] for r in records] == [None, None]
@@ -328,10 +322,10 @@ def tampered(fault, index=0):
 @pytest.mark.parametrize("index", [0, 1])
 @pytest.mark.parametrize(
     ("fault", "why"),
-    [(Fault.NONFINITE, cohort.NOT_FINITE), (Fault.HUGE, cohort.TOO_LARGE)],
+    [(Fault.NONFINITE, totals.NOT_FINITE), (Fault.HUGE, totals.TOO_LARGE)],
 )
 def test_a_broken_update_is_refused_and_the_rest_goes_on(fed, index, fault, why):
-    algorithm = fedavg.fedavg(fed._replace(norm_bound=10.0))
+    algorithm = fedavg.fedavg(fed.having(norm_bound=10.0))
     state = algorithm.init()
     for r in range(index):
         state, _ = algorithm.round(state, algorithm.assign(state, r))
@@ -352,7 +346,7 @@ def test_without_a_bound_only_what_is_not_finite_is_refused(fed):
     _, report = algorithm.round(state, tampered(Fault.HUGE))
     assert not np.any(report.failed)
     _, report = algorithm.round(state, tampered(Fault.NONFINITE))
-    np.testing.assert_array_equal(report.failed, [0, cohort.NOT_FINITE, 0])
+    np.testing.assert_array_equal(report.failed, [0, totals.NOT_FINITE, 0])
 
 
 def test_usual_lengths_by_hand():
@@ -395,20 +389,20 @@ def test_who_is_far_off_does_not_teach_what_is_usual():
 
 
 def test_updates_are_measured_anew_at_the_start_and_back_at_it(fed):
-    algorithm = fedavg.fedavg(fed._replace(norm_bound=10.0))
+    algorithm = fedavg.fedavg(fed.having(norm_bound=10.0))
     lowered = algorithm.init()._replace(
-        caution=averaging.Caution(np.float32(0.5), np.ones(2, np.float32))
+        caution=base.Caution(np.float32(0.5), np.ones(2, np.float32))
     )
     _, report = algorithm.round(lowered, tampered(Fault.HUGE, 5))
-    np.testing.assert_array_equal(report.failed, [0, cohort.TOO_LARGE, 0])
+    np.testing.assert_array_equal(report.failed, [0, totals.TOO_LARGE, 0])
 
 
 def test_updates_are_measured_first_where_nobody_arrived_before(fed):
-    algorithm = fedavg.fedavg(fed._replace(norm_bound=10.0))
+    algorithm = fedavg.fedavg(fed.having(norm_bound=10.0))
     state, _ = algorithm.round(algorithm.init(), schedule.by_hand(0, np.arange(0), []))
     assert not state.measured
     state, report = algorithm.round(state, tampered(Fault.HUGE, 1))
-    np.testing.assert_array_equal(report.failed, [0, cohort.TOO_LARGE, 0])
+    np.testing.assert_array_equal(report.failed, [0, totals.TOO_LARGE, 0])
     assert state.measured
 
 
@@ -420,18 +414,18 @@ def test_one_update_alone_is_measured_and_not_taken(fed, first):
         outcome = assignment.outcome._replace(arrived=arrived)
         return assignment._replace(outcome=outcome)
 
-    algorithm = fedavg.fedavg(fed._replace(norm_bound=10.0))
+    algorithm = fedavg.fedavg(fed.having(norm_bound=10.0))
     start = algorithm.init()
     state, report = algorithm.round(start, alone(0, first))
-    assert report.failed[0] == cohort.UNMEASURED
+    assert report.failed[0] == totals.UNMEASURED
     conftest.assert_same_bits(state.server.blocks, start.server.blocks)
     assert simulation._training_fields(report)["refused_for"] == {"unmeasured": [0]}
     # The second of another length: the shorter of the two is what is usual.
     second = Fault.NONE if first else Fault.HUGE
     state, report = algorithm.round(state, alone(1, second))
-    assert report.failed[0] == (cohort.TOO_LARGE if second else 0)
+    assert report.failed[0] == (totals.TOO_LARGE if second else 0)
     state, report = algorithm.round(state, alone(2, Fault.HUGE))
-    assert report.failed[0] == cohort.TOO_LARGE
+    assert report.failed[0] == totals.TOO_LARGE
     state, report = algorithm.round(state, alone(3, Fault.NONE))
     assert report.failed[0] == 0
 
@@ -439,7 +433,7 @@ def test_one_update_alone_is_measured_and_not_taken(fed, first):
 def test_a_bound_below_what_is_usual_does_not_lock_a_run(fed):
     # Updates grow by a third a round while the rate does; a bound of 1.2 refuses the
     # first of them, learns from what it refused, and takes them again.
-    rising = fed._replace(learning_rate=lambda r: 0.01 * 1.33**r, norm_bound=1.2)
+    rising = fed.having(learning_rate=lambda r: 0.01 * 1.33**r, norm_bound=1.2)
     _, reports = play(fedavg.fedavg(rising), 12)
     taken = [int(np.sum(np.asarray(r.failed)[:3] == 0)) for r in reports]
     assert min(taken) < 3
@@ -448,14 +442,15 @@ def test_a_bound_below_what_is_usual_does_not_lock_a_run(fed):
 
 def test_a_device_with_too_little_memory_drops_out(fed):
     # What the windows really need is far off, and weak devices have half of it all.
-    wrong = fed._replace(table_error=1.0, seed=5)
+    wrong = fed.having(table_error=1.0, seed=5)
     states, reports = play(cocofl.cocofl(wrong), 12)
-    _, memory = schedule.columns(TABLE, 1.0, 5)
+    listed = catalogue.make(TABLE, fed.model.counts, 1.0, 5)
+    every, last = listed.true_memory[listed.rows([FULL, LAST])]
     out = [
         i for r in reports for i in r.assignment.outcome.events.get("out_of_memory", ())
     ]
-    weak = memory[1, 1] / 0.5 > 1
-    strong = min(memory[0, 1], 1) > 1
+    weak = last / 0.5 > 1
+    strong = min(every, 1) > 1
     assert not strong
     assert bool(out) == weak
     assert all(number >= 3 for number in out)
@@ -476,7 +471,7 @@ def test_a_policy_hears_what_became_of_its_clients(fed):
         ),
         needs_losses=True,
     )
-    lossy = fed._replace(failures=failures.Rates(lost=0.5))
+    lossy = fed.having(failures=failures.Rates(lost=0.5))
     algorithm = averaging.averaging(lossy, spy, constrained=False)
     _, reports = play(algorithm, 4)
     for (ids, assigned, budgets, seen), report in zip(heard, reports, strict=True):
@@ -512,15 +507,17 @@ def test_what_is_late_by_its_upload_is_heard_as_too_long(fed):
         ),
     )
     # An upload takes as long as a step, and the deadline is half a round.
-    sent = plans.upload_bytes(FULL, fed.counts)
+    sent = plans.upload_bytes(FULL, fed.model.counts)
     rules = clock.Clock(
         step_seconds=1.0, upload_rate=sent, download_rate=np.inf, deadline=0.5
     )
-    algorithm = averaging.averaging(fed._replace(clock=rules), spy, constrained=False)
+    algorithm = averaging.averaging(fed.having(clock=rules), spy, constrained=False)
     play(algorithm, 2)
-    whole = client.steps_of(np.mean(fed.shards.counts), fed.training) + 1
+    whole = client.steps_of(np.mean(fed.population.shards.counts), fed.training) + 1
     for ids, seen in heard:
-        steps = client.steps_of(np.asarray(fed.shards.counts)[ids], fed.training)
+        steps = client.steps_of(
+            np.asarray(fed.population.shards.counts)[ids], fed.training
+        )
         speed = np.where(np.array(ids) < 3, 1, 0.5)
         expected = (steps + 1) / speed / (whole / 2)
         assert np.all(expected > 1 / speed)
@@ -537,19 +534,19 @@ def test_a_plan_that_the_table_does_not_have_is_named(fed):
 
 
 def test_nobody_being_there_takes_a_rounds_time(fed):
-    profile = fed.fleet.profile._replace(availability=np.zeros(2))
-    empty = fed._replace(fleet=fed.fleet._replace(profile=profile))
+    profile = fed.population.fleet.profile._replace(availability=np.zeros(2))
+    empty = fed.having(fleet=fed.population.fleet._replace(profile=profile))
     _, reports = play(fedavg.fedavg(empty), 2)
-    whole = client.steps_of(np.mean(fed.shards.counts), fed.training)
-    assert [r.clock_seconds for r in reports] == [whole, 2 * whole]
+    whole = client.steps_of(np.mean(fed.population.shards.counts), fed.training)
+    assert [r.books.clock_seconds for r in reports] == [whole, 2 * whole]
 
 
 def test_a_buffer_fills_whatever_share_drops_out(fed):
     times = 50
-    many = fed._replace(
-        shards=fed.shards._replace(
-            starts=np.tile(fed.shards.starts, times),
-            counts=np.tile(fed.shards.counts, times),
+    many = fed.having(
+        shards=fed.population.shards._replace(
+            starts=np.tile(fed.population.shards.starts, times),
+            counts=np.tile(fed.population.shards.counts, times),
         ),
         fleet=fleet.of_tiers(6 * times, TIERS),
         clock=clock.Clock(
@@ -563,7 +560,7 @@ def test_a_buffer_fills_whatever_share_drops_out(fed):
         assignment = algorithm.assign(state, index)
         assert len(assignment.ids) == 2
         state = state._replace(timeline=assignment.outcome.timeline)
-    wide = many._replace(clock=clock.Clock(buffer=301))
+    wide = many.having(clock=clock.Clock(buffer=301))
     with pytest.raises(ValueError, match="buffer of at most 300"):
         fedavg.fedavg(wide)
 
@@ -572,7 +569,7 @@ def test_caution_lowers_budgets_and_the_servers_rate(fed):
     algorithm = cocofl.cocofl(fed)
     state = algorithm.init()
     careful = state._replace(
-        caution=averaging.Caution(np.float32(0), np.float32([0.5, 0.01]))
+        caution=base.Caution(np.float32(0), np.float32([0.5, 0.01]))
     )
     assignment = algorithm.assign(careful, 0)
     assert set(assignment.plans) == {LAST}  # also where nothing fits any more
@@ -585,9 +582,9 @@ def test_caution_lowers_budgets_and_the_servers_rate(fed):
 def test_online_does_not_learn_caution_away(fed, factor):
     algorithm = cocofl.cocofl(fed, policy=policies.BY_NAME["online"])
     tiers = np.full(2, factor, np.float32)
-    state = algorithm.init()._replace(caution=averaging.Caution(np.float32(1), tiers))
+    state = algorithm.init()._replace(caution=base.Caution(np.float32(1), tiers))
     for index in range(12):
-        state = algorithm.rehearse(state, algorithm.assign(state, index))
+        state, _ = algorithm.rehearse(state, algorithm.assign(state, index))
     # Devices are what the server believes, so there is nothing to learn.
     np.testing.assert_allclose(state.policy.clients, 0, atol=1e-5)
 
@@ -595,14 +592,15 @@ def test_online_does_not_learn_caution_away(fed, factor):
 def test_a_look_at_the_devices_does_not_count_against_the_deadline(fed):
     def arrivals_of(seconds):
         changes = fleet.Changes(refresh=3, refresh_seconds=seconds)
-        looking = fed._replace(
-            fleet=fed.fleet._replace(changes=changes), clock=clock.Clock(deadline=1.5)
+        looking = fed.having(
+            fleet=fed.population.fleet._replace(changes=changes),
+            clock=clock.Clock(deadline=1.5),
         )
         algorithm = cocofl.cocofl(looking)
         state, rounds = algorithm.init(), []
         for index in range(6):
             assignment = algorithm.assign(state, index)
-            state = algorithm.rehearse(state, assignment)
+            state, _ = algorithm.rehearse(state, assignment)
             rounds.append(assignment.ids.tolist())
         return rounds, float(state.timeline.now)
 
@@ -613,8 +611,8 @@ def test_a_look_at_the_devices_does_not_count_against_the_deadline(fed):
 
 
 def test_one_program_a_plan_whatever_arrives(fed):
-    algorithm = cocofl.cocofl(fed._replace(failures=failures.Rates(drop=0.5)))
+    algorithm = cocofl.cocofl(fed.having(failures=failures.Rates(drop=0.5)))
     states, _ = play(algorithm, 4)
-    before = cohort.num_programs(), averaging._server_step._cache_size()
+    before = group.num_programs(), engine.server_step._cache_size()
     play(algorithm, 8, states[-1], first=4)
-    assert (cohort.num_programs(), averaging._server_step._cache_size()) == before
+    assert (group.num_programs(), engine.server_step._cache_size()) == before

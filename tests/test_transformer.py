@@ -16,6 +16,7 @@ from fljax import (
     plans,
     quant,
     signals,
+    single,
     types,
 )
 from fljax.models import network, transformer
@@ -153,18 +154,14 @@ def test_a_client_learns_and_moves_its_window_alone(prepared):
         plan = plans.Plan(*window)
         roles = plans.roles(plan, net.num_blocks)
         frozen = network.freeze(net, state, roles, training.spec)
+        start = client.Start(state, frozen, data, jnp.float32(0.1))
+        static = client.Static(net, single.Single(plan), training)
+        own = client.Client(jnp.arange(64), jnp.int32(64), jax.random.key(3))
         result = jax.jit(
-            lambda epochs, plan=plan, frozen=frozen: client.train(
-                net,
-                plan,
-                training._replace(local_epochs=epochs),
-                state,
-                frozen,
-                data,
-                jnp.arange(64),
-                jnp.int32(64),
-                jax.random.key(3),
-                jnp.float32(0.1),
+            lambda epochs, static=static, start=start, own=own: client.train(
+                static._replace(training=training._replace(local_epochs=epochs)),
+                start,
+                own,
             ),
             static_argnums=0,
         )

@@ -125,7 +125,7 @@ def test_few_windows_of_the_published_table_do_for_the_tiers(shared, most, chang
 def participation(table, given):
     """Expected share of clients that train each block under uniform draws."""
     fits, shares = typical.feasible_sets(table, given)
-    draws = shares @ typical.evenly(costs.maximal(table.windows, fits))
+    draws = shares @ typical.evenly(costs.maximal(table.covers, fits))
     first, last = table.windows.T
     blocks = np.arange(table.num_blocks)[:, None]
     return ((first <= blocks) & (blocks <= last)) @ draws

@@ -8,18 +8,19 @@ from __future__ import annotations
 import numpy as np
 
 from fljax import clock, failures, federation, fleet, policies
-from fljax.algorithms import averaging
+from fljax.algorithms import averaging, base
 from fljax.data import partition
 
 
 def pooled(fed: federation.Federation) -> federation.Federation:
     """Gives the examples of all clients to a single one."""
-    return fed._replace(
-        shards=partition.index_table([np.sort(np.asarray(fed.shards.indices))]),
+    everything = np.sort(np.asarray(fed.population.shards.indices))
+    return fed.having(
+        shards=partition.index_table([everything]),
         fleet=fleet.one_device(),
         failures=failures.Rates(),
         clock=clock.Clock(  # nothing is sent
-            step_seconds=federation.rules(fed).step_seconds,
+            step_seconds=federation.clock(fed).step_seconds,
             upload_rate=np.inf,
             download_rate=np.inf,
         ),
@@ -28,7 +29,7 @@ def pooled(fed: federation.Federation) -> federation.Federation:
     )
 
 
-def centralized(fed: federation.Federation) -> averaging.Algorithm:
+def centralized(fed: federation.Federation) -> base.Algorithm:
     """Makes centralised training on the union of the clients' data.
 
     Args:
@@ -37,11 +38,18 @@ def centralized(fed: federation.Federation) -> averaging.Algorithm:
     Returns:
       The algorithm; its reports count no bytes, since nothing is sent in a round.
     """
-    plan = policies.full(fed.net.num_blocks)
+    plan = policies.full(fed.model.net.num_blocks)
     one = averaging.averaging(pooled(fed), plan, constrained=False)
+
+    def unsent(books):
+        return books._replace(upload_bytes=0, download_bytes=0)
 
     def round(state, assignment):
         state, report = one.round(state, assignment)
-        return state, report._replace(upload_bytes=0, download_bytes=0)
+        return state, report._replace(books=unsent(report.books))
 
-    return one._replace(round=round)
+    def rehearse(state, assignment):
+        state, books = one.rehearse(state, assignment)
+        return state, unsent(books)
+
+    return one._replace(round=round, rehearse=rehearse)

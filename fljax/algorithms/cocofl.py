@@ -11,7 +11,7 @@ from collections.abc import Callable
 import numpy as np
 
 from fljax import costs, federation, fleet, policies, types
-from fljax.algorithms import averaging
+from fljax.algorithms import averaging, base
 
 Make = Callable[[policies.Setting], policies.Policy]
 
@@ -27,14 +27,14 @@ def setting(fed: federation.Federation, bits: int = 8) -> policies.Setting:
       The setting; budgets into which nothing fits are raised to the least that does, as
       they are in a round.
     """
-    lowest = (np.reshape(limit, 1) for limit in fleet.lowest(fed.fleet))
-    typical = fleet.typical(fed.fleet, fed.seed)
+    lowest = (np.reshape(limit, 1) for limit in fleet.lowest(fed.population.fleet))
+    typical = fleet.typical(fed.population.fleet, fed.seed)
     return policies.Setting(
-        fed.table,
+        fed.model.table,
         bits,
-        len(fed.shards.counts),
-        types.Budgets(*(limit[0] for limit in costs.floored(fed.table, *lowest))),
-        types.Budgets(*costs.floored(fed.table, *typical)),
+        len(fed.population.shards.counts),
+        types.Budgets(*(limit[0] for limit in costs.floored(fed.model.table, *lowest))),
+        types.Budgets(*costs.floored(fed.model.table, *typical)),
     )
 
 
@@ -42,7 +42,7 @@ def cocofl(
     fed: federation.Federation,
     bits: int = 8,
     policy: Make = policies.BY_NAME["random_maximal"],
-) -> averaging.Algorithm:
+) -> base.Algorithm:
     """Makes CoCoFL.
 
     Args:
@@ -57,5 +57,5 @@ def cocofl(
     Raises:
       ValueError: no window fits a tier's smallest budgets.
     """
-    policies.check_feasible(fed.table, fed.fleet)
+    policies.check_feasible(fed.model.table, fed.population.fleet)
     return averaging.averaging(fed, policy(setting(fed, bits)))

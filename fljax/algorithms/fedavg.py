@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from fljax import federation, policies
-from fljax.algorithms import averaging
+from fljax.algorithms import averaging, base
 
 
-def fedavg(fed: federation.Federation) -> averaging.Algorithm:
+def fedavg(fed: federation.Federation) -> base.Algorithm:
     """Makes FedAvg: the upper bound, since real devices could not follow."""
-    plan = policies.full(fed.net.num_blocks)
+    plan = policies.full(fed.model.net.num_blocks)
     return averaging.averaging(fed, plan, constrained=False)

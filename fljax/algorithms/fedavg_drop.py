@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from fljax import federation, policies
-from fljax.algorithms import averaging
+from fljax.algorithms import averaging, base
 
 
 def unconstrained(fed: federation.Federation) -> np.ndarray:
@@ -14,17 +14,17 @@ def unconstrained(fed: federation.Federation) -> np.ndarray:
     Raises:
       ValueError: there are none.
     """
-    able = np.all(fed.fleet.profile.limits[..., 0] >= 1.0, axis=1)
-    ids = np.flatnonzero(able[fed.fleet.row])
+    able = np.all(fed.population.fleet.profile.limits[..., 0] >= 1.0, axis=1)
+    ids = np.flatnonzero(able[fed.population.fleet.row])
     if not len(ids):
         raise ValueError(
             "fedavg_drop: expected devices with budgets of 1 for time, upload and "
-            f"memory, got none among {', '.join(fed.fleet.names)}"
+            f"memory, got none among {', '.join(fed.population.fleet.names)}"
         )
     return ids
 
 
-def fedavg_drop(fed: federation.Federation) -> averaging.Algorithm:
+def fedavg_drop(fed: federation.Federation) -> base.Algorithm:
     """Makes FedAvg among the devices that can train the full network every round.
 
     Args:
@@ -38,7 +38,7 @@ def fedavg_drop(fed: federation.Federation) -> averaging.Algorithm:
       ValueError: no device is able.
     """
     ids = unconstrained(fed)
-    size = min(fed.clients_per_round, len(ids))
+    size = min(fed.rules.clients_per_round, len(ids))
     return averaging.averaging(
-        fed._replace(clients_per_round=size), policies.full(fed.net.num_blocks), ids
+        fed.having(clients_per_round=size), policies.full(fed.model.net.num_blocks), ids
     )

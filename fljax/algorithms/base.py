@@ -1,0 +1,104 @@
+"""What an algorithm is: its state, what it reports of a round, its pure functions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fljax import arrivals, program, schedule, server, single, types
+
+
+class Caution(NamedTuple):
+    """What a rollback has lowered; all 1 before the first.
+
+    Attributes:
+      server: float32, factor of the server's learning rate.
+      tiers: [T] float32, factors of what the server allows the devices of a tier.
+    """
+
+    server: types.ArrayLike
+    tiers: np.ndarray
+
+
+class State(NamedTuple):
+    """State of an algorithm: what a checkpoint holds; all but `server` on the host.
+
+    Attributes:
+      server: the global network and the server optimiser.
+      policy: what the policy carries.
+      timeline: of the virtual clock.
+      history: global networks of the rounds before, the newest first, for those who
+        are still at work on one; empty if updates never arrive late.
+      norms: [2, n] usual length of an update of each block, in its parameters and in
+        its statistics and ranges; 0: not known yet.
+      measured: [] int32, updates that have been measured for them; counted up to
+        where they are enough.
+      caution: what a rollback has lowered.
+    """
+
+    server: server.ServerState
+    policy: Any
+    timeline: arrivals.Timeline
+    history: tuple[tuple[dict, ...], ...]
+    norms: types.ArrayLike
+    measured: np.ndarray
+    caution: Caution
+
+
+class Report(NamedTuple):
+    """What comes of a round; arrays may still be computing.
+
+    Attributes:
+      assignment: of the round.
+      losses: [A, ...] mean training loss of each client, in the order of the
+        assignment; what follows is padding.
+      failed: [A, ...] 0, or why the update was refused (`sums.NOT_FINITE`).
+      books: what it costs.
+      finite: [] whether the new global network is finite.
+    """
+
+    assignment: schedule.Assignment
+    losses: types.ArrayLike
+    failed: types.ArrayLike
+    books: schedule.Books
+    finite: types.ArrayLike = True
+
+    def heard(self) -> np.ndarray:
+        """Gives the losses [A] that a policy hears of: NaN of refused updates."""
+        number = len(self.assignment.ids)
+        losses = np.asarray(self.losses, np.float64)[:number]
+        return np.where(np.asarray(self.failed)[:number] == 0, losses, np.nan)
+
+
+def _own_programs(assignment: schedule.Assignment) -> list[program.Program]:
+    return [single.Single(plan) for plan in assignment.plans]
+
+
+def _no_rehearsal(state: State, assignment: schedule.Assignment):
+    return state, schedule.Books(0, 0, 0.0)
+
+
+class Algorithm(NamedTuple):
+    """An algorithm as pure functions.
+
+    Each depends on its arguments alone, so (seed, round) is all that resuming needs.
+
+    Attributes:
+      init: () -> state.
+      assign: (state, round index) -> who trains what.
+      round: (state, assignment) -> (new state, report).
+      programs: (assignment) -> what the program of each of its clients is made for.
+      rehearse: (state, assignment) -> what a round costs in which nobody trains, and
+        the state after it: the clock goes on, and so does a policy that asks for no
+        losses.
+    """
+
+    init: Callable[[], State]
+    assign: Callable[[State, int], schedule.Assignment]
+    round: Callable[[State, schedule.Assignment], tuple[State, Report]]
+    programs: Callable[[schedule.Assignment], Sequence[program.Program]] = _own_programs
+    rehearse: Callable[[State, schedule.Assignment], tuple[State, schedule.Books]] = (
+        _no_rehearsal
+    )
