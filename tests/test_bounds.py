@@ -163,4 +163,4 @@ def test_what_cannot_fit_is_refused_before_it_is_allocated(monkeypatch):
         settings = dataclasses.replace(base, **fields)
         ready = experiment.build(settings)
         with pytest.raises(ValueError, match=words):
-            experiment.algorithm(settings, ready)
+            experiment.algorithm(ready)

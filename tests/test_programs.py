@@ -10,7 +10,7 @@ from jax import lax
 from jax.experimental.compilation_cache import compilation_cache
 
 from experiments import config, experiment
-from fljax import group, programs, single
+from fljax import group, program, programs
 
 
 def loss(x):
@@ -98,11 +98,11 @@ def test_a_loss_that_somebody_replaced_is_what_trains(folder, monkeypatch):
         (record,) = experiment.run(ready, None)
         return record["train_loss"]
 
-    old = single.cross_entropy
+    old = program.cross_entropy
     first = train_loss()
     assert train_loss() == first > 1  # from disk
     mine = functools.wraps(old)(lambda *operands: old(*operands) / 1000)
-    monkeypatch.setattr(single, "cross_entropy", mine)
+    monkeypatch.setattr(program, "cross_entropy", mine)
     assert 0 < train_loss() < first / 100
     group.forget()
 
