@@ -20,7 +20,7 @@ from absl import flags
 
 from experiments import config as configs
 from experiments import define, experiment, main, plots, summary
-from fljax import simulation, writers
+from fljax import durable, simulation, writers
 
 configs.define_flags(skip=("algorithm", "seed"))
 for _module in (configs, main):
@@ -124,7 +124,7 @@ def _main() -> None:
     figures_by_name = summary.summarise(runs, summary.TARGET.value)
     for figures in figures_by_name.values():
         figures["seeds"] = seeds
-    writers.replace_file(
+    durable.replace(
         workdir / "summary.json",
         writers.to_json({"algorithms": figures_by_name}),
     )

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 import jax
 
-from fljax import federation, programs, writers
+from fljax import durable, federation, programs, writers
 from fljax.algorithms import base
 
 _FILE = "compile_seconds.json"  # beside what JAX keeps of them
@@ -48,7 +48,7 @@ def watched(
         newest = [*known.items(), (name, seconds)][-_MOST:]
         with contextlib.suppress(OSError):  # nothing but a line depends on it
             path.parent.mkdir(parents=True, exist_ok=True)
-            writers.replace_file(path, writers.to_json(dict(newest)))
+            durable.replace(path, writers.to_json(dict(newest)))
 
 
 def told(

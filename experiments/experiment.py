@@ -31,6 +31,7 @@ from fljax import (
     cost_model,
     costs,
     devices,
+    durable,
     evaluate,
     failures,
     federation,
@@ -46,7 +47,6 @@ from fljax import (
     types,
     typical,
     width,
-    writers,
 )
 from fljax.algorithms import base, centralized, cocofl
 from fljax.data import checks, load, partition
@@ -698,7 +698,7 @@ def describe(fed: federation.Federation) -> str:
 def _keep_tokenizer(workdir: str, tokenizer: bytes | None) -> None:
     path = pathlib.Path(workdir, TOKENIZER)
     if tokenizer is not None and not path.exists():
-        writers.replace_file(path, tokenizer)
+        durable.replace(path, tokenizer)
 
 
 def run(

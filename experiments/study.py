@@ -20,7 +20,7 @@ from absl import flags
 
 from experiments import config as configs
 from experiments import experiment, main, plots, summary
-from fljax import clock, simulation, writers
+from fljax import clock, durable, simulation, writers
 
 Fields = Mapping[str, Any]  # of the configuration
 
@@ -223,9 +223,9 @@ def _main() -> None:
     wanted = wanted or base.clients_per_round
     figures = summarise(result, wanted, summary.TARGET.value)
     text = table(figures)
-    writers.replace_file(workdir / "table.md", text.encode())
+    durable.replace(workdir / "table.md", text.encode())
     content = writers.to_json({"settings": figures, "seeds": seeds})
-    writers.replace_file(workdir / "summary.json", content)
+    durable.replace(workdir / "summary.json", content)
     plots.settings(result, workdir / "curves.png")
     print(text)
     print(f"wrote {workdir}/table.md, {workdir}/summary.json and {workdir}/curves.png")

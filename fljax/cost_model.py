@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import optimize
 
-from fljax import costs, generic_costs, plans, reading, types, writers
+from fljax import costs, durable, generic_costs, plans, reading, types
 
 # The terms of a step's time. A trained block makes three passes over its work (forward,
 # gradients of the weights and of the input), a block after the window two, one before
@@ -132,7 +132,7 @@ def _read_class(name: str, content: Any) -> DeviceClass:
 def save_class(device_class: DeviceClass, path: str | pathlib.Path) -> None:
     """Write a class as the JSON file that `load_class` reads, whole or not at all."""
     content = json.dumps(_plain(device_class), indent=2) + "\n"
-    writers.replace_file(pathlib.Path(path), content.encode())
+    durable.replace(pathlib.Path(path), content.encode())
 
 
 def _plain(device_class: DeviceClass) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from fljax import plans, reading, writers
+from fljax import durable, plans, reading
 
 _MOST = 2**31  # whole numbers of a table are below
 
@@ -211,7 +211,7 @@ def save(table: CostTable, path: str | pathlib.Path) -> None:
             for window, cost in zip(table.windows.tolist(), costs.tolist(), strict=True)
         ],
     }
-    writers.replace_file(pathlib.Path(path), json.dumps(content).encode() + b"\n")
+    durable.replace(pathlib.Path(path), json.dumps(content).encode() + b"\n")
 
 
 def _clipped(table: CostTable) -> np.ndarray:

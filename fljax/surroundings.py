@@ -10,7 +10,7 @@ import platform
 
 import jax
 
-VERSION = "0.1.0"  # of fljax; what is installed takes it from here
+from fljax import version
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
 
@@ -36,7 +36,7 @@ def describe() -> dict[str, str | int]:
     """
     devices = jax.devices()
     return {
-        "fljax": VERSION,
+        "fljax": version.VERSION,
         **{name: importlib.metadata.version(name) for name in _PACKAGES},
         "python": platform.python_version(),
         "source": _SOURCE,

@@ -344,9 +344,6 @@ def to_json(content: Any) -> bytes:
     return json.dumps(plain, indent=2, allow_nan=False).encode() + b"\n"
 
 
-replace_file = durable.replace
-
-
 def sync_records(folder: Folder) -> None:
     """Make the records and alerts that a run has written durable."""
     for name in (_METRICS, _ALERTS):

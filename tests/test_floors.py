@@ -13,7 +13,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 # Patterns of modules below fljax, lowest first. A module may import what matches an
 # earlier pattern, on its own floor too.
 FLOORS = (
-    ("types", "bounds"),
+    ("types", "bounds", "version"),
     (
         "backends",
         "memory",
