@@ -145,18 +145,18 @@ def test_the_published_table_is_balanced_better(shared):
     budgets = conftest.draw_budgets(key(1), np.arange(count), tiers)
     uniform = shares(policies.random_maximal(table), budgets, 20)
     policy = balanced_policy.balanced(table, sample)
-    balanced = shares(policy, budgets, 20)
+    even = shares(policy, budgets, 20)
     # Blocks 1 to 3 fit into no window of medium and weak devices: a third, under any
     # policy that gives strong devices everything.
     fits, _ = typical.feasible_sets(table, sample)
     able = fits @ balanced_policy.trains(table) > 0
     assert able[:, 1:4].any(axis=1).sum() == 1
-    np.testing.assert_allclose(balanced[1:4], uniform[1:4])
+    np.testing.assert_allclose(even[1:4], uniform[1:4])
     rest = np.r_[0, 4:20]
     assert uniform[rest].min() < 0.41
-    assert balanced[rest].min() > 0.45
-    assert balanced.std() < 0.9 * uniform.std()
-    assert np.ptp(balanced) < np.ptp(uniform)
-    assert balanced.mean() > uniform.mean()
+    assert even[rest].min() > 0.45
+    assert even.std() < 0.9 * uniform.std()
+    assert np.ptp(even) < np.ptp(uniform)
+    assert even.mean() > uniform.mean()
     expected = balanced_policy.solve(table, sample).participation
-    np.testing.assert_allclose(balanced, expected, rtol=0, atol=0.02)
+    np.testing.assert_allclose(even, expected, rtol=0, atol=0.02)
