@@ -23,22 +23,15 @@ import jax
 import numpy as np
 from absl import flags
 
-from experiments import config as configs
-from experiments import define, experiment, machine, main, traces, windows, workloads
-from fljax import (
-    client,
-    federation,
-    group,
-    initial,
-    mesh,
-    plans,
-    program,
-    programs,
-    quant,
-    simulation,
-    types,
-)
+from experiments import define, machine, main, traces, workloads
+from fljax import experiment, plans, types
 from fljax.algorithms import base, fedavg
+from fljax.engine import client, federation, group, initial, program
+from fljax.experiment import config as configs
+from fljax.experiment import timing
+from fljax.kernels import quant
+from fljax.runs import simulation
+from fljax.runtime import mesh, programs
 
 _WORKLOAD = flags.DEFINE_list("workload", ["small_cnn", "logistic"], "Which to time.")
 _REPEATS = define.number("repeats", 10, "Rounds to time.", least=1, most=1_000_000)
@@ -106,7 +99,7 @@ def _traffic(fed: federation.Federation) -> dict[program.Program, float]:
     Nothing is told of blocks that branch: it counts their dearest branch.
     """
     return {
-        made_for: windows.bytes_accessed(compiled) - fed.population.data.x.nbytes
+        made_for: timing.bytes_accessed(compiled) - fed.population.data.x.nbytes
         for made_for, compiled in group.compiled_programs()
         if fed.layout.width > 1 or not made_for.any_window
     }
@@ -265,7 +258,7 @@ def measure_windows(repeats: int, roof: Figures, steps: int = 16) -> Figures:
     settings = workloads.config(load, num_clients=2, clients_per_round=1)
     fed = workloads.build(load, settings).federation
     blocks = initial.blocks(fed)
-    made: dict[str, windows.Step] = {}
+    made: dict[str, timing.Step] = {}
     plan_of: dict[str, plans.Plan] = {}
     machine.forget_peak()
     start = time.perf_counter()
@@ -277,17 +270,17 @@ def measure_windows(repeats: int, roof: Figures, steps: int = 16) -> Figures:
                 continue
             name = f"{plan}" if full else f"{plan} {kind}"
             training = fed.training._replace(spec=spec)
-            made[name] = windows.compile_step(fed, blocks, plan, steps, training)
+            made[name] = timing.compile_step(fed, blocks, plan, steps, training)
             plan_of[name] = plan
     compiling, own = time.perf_counter() - start, len(made)
     start = time.perf_counter()
     wanted = [plans.Plan(*window) for window in WINDOWS]
-    shared = windows.compile_shared(fed, blocks, wanted, steps)
+    shared = timing.compile_shared(fed, blocks, wanted, steps)
     for plan, step in zip(wanted, shared, strict=True):
         made[f"{plan} shared"], plan_of[f"{plan} shared"] = step, plan
     sharing = time.perf_counter() - start
     seconds = dict(
-        zip(made, windows.interleaved(list(made.values()), repeats), strict=True)
+        zip(made, timing.interleaved(list(made.values()), repeats), strict=True)
     )
     full_step = statistics.median(seconds[f"{wanted[0]}"])
     size = fed.training.batch_size
@@ -340,11 +333,11 @@ def measure_tiers(repeats: int, roof: Figures) -> Figures:
     full = plans.full(fed.model.net.num_blocks)
     used = list(dict.fromkeys((full, *steps)))
     blocks = initial.blocks(fed)
-    made = [windows.compile_step(fed, blocks, plan, 4) for plan in used]
+    made = [timing.compile_step(fed, blocks, plan, 4) for plan in used]
     _warm(algorithm, state, repeats + 1)
-    early = windows.interleaved(made, 4)
+    early = timing.interleaved(made, 4)
     played = _play(algorithm, repeats)
-    late = windows.interleaved(made, 4)
+    late = timing.interleaved(made, 4)
     alone = {
         plan: statistics.median([*a, *b])
         for plan, a, b in zip(used, early, late, strict=True)

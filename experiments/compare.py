@@ -18,9 +18,12 @@ from typing import Any
 
 from absl import flags
 
-from experiments import config as configs
-from experiments import define, experiment, main, plots, summary
-from fljax import durable, simulation, writers
+from experiments import define, main
+from fljax import experiment
+from fljax.experiment import config as configs
+from fljax.experiment import plots, summary
+from fljax.runs import simulation, writers
+from fljax.runtime import durable
 
 configs.define_flags(skip=("algorithm", "seed"))
 for _module in (configs, main):

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from fljax import mesh
+from fljax.runtime import mesh
 
 _SIDE, _VALUES = 2048, 2**26  # of the product and of the copy that are timed
 _TIMED = 6

@@ -14,8 +14,10 @@ from collections.abc import Callable, Iterator, Sequence
 import jax
 from absl import app, flags, logging
 
-from experiments import define, environment, interrupts
-from fljax import alerts, private, reading
+from experiments import define, interrupts
+from fljax.experiment import environment
+from fljax.runs import alerts
+from fljax.runtime import private, reading
 
 
 def _home() -> str:
@@ -255,7 +257,7 @@ def data_cache() -> str:
 
 def _keep_programs() -> None:
     """Has JAX keep compiled programs in --compilation_cache."""
-    from fljax import programs
+    from fljax.runtime import programs
 
     folder = _own(_CACHE, "*-cache")
     if not (_home() or folder or flags.FLAGS[_CACHE.name].present):
@@ -283,7 +285,7 @@ def run(main: Callable[..., None], folders: bool = False) -> None:
     """
 
     def guarded(arguments: list[str]) -> int:
-        from fljax import simulation
+        from fljax.runs import simulation
 
         logging.set_verbosity(logging.WARNING)  # jax tells of backends it has not
         try:

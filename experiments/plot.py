@@ -12,9 +12,10 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from experiments import config as configs
-from experiments import define, main, plots
-from fljax import writers
+from experiments import define, main
+from fljax.experiment import config as configs
+from fljax.experiment import plots
+from fljax.runs import writers
 
 _OUT = flags.DEFINE_string(
     "out", "curves.png", "The file to write: .png, .pdf or .svg."

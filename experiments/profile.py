@@ -19,9 +19,12 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from absl import flags
 
-from experiments import config as configs
-from experiments import define, experiment, main, windows
-from fljax import cost_model, costs, federation, initial, models, plans, types
+from experiments import define, main
+from fljax import experiment, models, plans, types
+from fljax.engine import federation, initial
+from fljax.experiment import config as configs
+from fljax.experiment import timing
+from fljax.plans import cost_model, costs
 
 _NETWORK = flags.DEFINE_string(
     "network", "small_convnet", "As in experiments.train.", allow_override=True
@@ -97,12 +100,12 @@ def measure(
     made = []
     for number, window in enumerate(chosen):
         tell(f"compiling window {window[0]}-{window[1]} ({number + 1}/{len(chosen)})")
-        made.append(windows.compile_step(fed, blocks, plans.Plan(*window), steps))
+        made.append(timing.compile_step(fed, blocks, plans.Plan(*window), steps))
     sizes = [step.bytes for step in made]
     if None in sizes:
         raise ValueError("expected a backend that tells a program's memory, got none")
     tell(f"timing {len(chosen)} windows, {repeats} times each")
-    times = [statistics.median(t) for t in windows.interleaved(made, repeats)]
+    times = [statistics.median(t) for t in timing.interleaved(made, repeats)]
     full = list(chosen).index((0, fed.model.net.num_blocks - 1))
     memory = np.array(sizes, np.float64)
     array = np.array(chosen)

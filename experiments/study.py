@@ -18,9 +18,13 @@ from typing import Any
 
 from absl import flags
 
-from experiments import config as configs
-from experiments import experiment, main, plots, summary
-from fljax import clock, durable, simulation, writers
+from experiments import main
+from fljax import experiment
+from fljax.devices import clock
+from fljax.experiment import config as configs
+from fljax.experiment import plots, summary
+from fljax.runs import simulation, writers
+from fljax.runtime import durable
 
 Fields = Mapping[str, Any]  # of the configuration
 

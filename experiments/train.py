@@ -11,9 +11,11 @@ from collections.abc import Mapping
 
 from absl import flags
 
-from experiments import config as configs
-from experiments import define, dry_run, experiment, main, progress
-from fljax import simulation
+from experiments import define, main
+from fljax import experiment
+from fljax.experiment import config as configs
+from fljax.experiment import dry_run, progress
+from fljax.runs import simulation
 
 configs.define_flags()
 for _module in (configs, main):

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from experiments import config as configs
-from experiments import experiment
-from fljax import mesh, types
+from fljax import experiment, types
 from fljax.data import partition
+from fljax.experiment import config as configs
+from fljax.runtime import mesh
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

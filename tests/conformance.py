@@ -25,9 +25,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fljax import costs, layers, plans, quant, signals, types
+from fljax import plans, types
 from fljax.data import partition
-from fljax.models import network
+from fljax.kernels import quant
+from fljax.nn import layers, network, signals
+from fljax.plans import costs
 from tests import reference_names
 
 SPEC = dataclasses.replace(quant.REFERENCE, reference_quirks=True)

@@ -18,21 +18,16 @@ import pytest
 from absl import flags
 from jax.experimental.compilation_cache import compilation_cache
 
-from experiments import environment, interrupts, main
-from fljax import (
-    client,
-    devices,
-    federation,
-    fleet,
-    initial,
-    mesh,
-    plans,
-    quant,
-    single,
-    types,
-)
+from experiments import interrupts, main
+from fljax import devices, plans, types
 from fljax.data import partition
-from fljax.models import mobilenetv2, network, small_convnet
+from fljax.devices import fleet
+from fljax.engine import client, federation, initial, single
+from fljax.experiment import environment
+from fljax.kernels import quant
+from fljax.models import mobilenetv2, small_convnet
+from fljax.nn import network
+from fljax.runtime import mesh
 
 SHARED = pathlib.Path(__file__).resolve().parents[2] / "shared"
 

@@ -9,7 +9,8 @@ from typing import NamedTuple
 import jax
 
 from fljax import models
-from fljax.models import densenet, mobilenetv2, network, resnet, transformer
+from fljax.models import densenet, mobilenetv2, resnet, transformer
+from fljax.nn import network
 
 _SHORTCUT = ("shortcut.0", "shortcut.1")
 # Ours -> (what the reference multiplies with, what it observes after that: a norm, or

@@ -8,25 +8,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fljax import (
-    algorithms,
-    catalogue,
-    client,
-    costs,
-    devices,
-    federation,
-    fleet,
-    group,
-    plans,
-    policies,
-    programs,
-    schedule,
-    types,
-)
-from fljax import rounds as engine
+from fljax import algorithms, devices, plans, policies, types
 from fljax.algorithms import base, centralized, cocofl, fedavg, fedavg_drop
 from fljax.data import partition
-from fljax.models import logistic, network
+from fljax.devices import fleet
+from fljax.engine import client, federation, group, schedule
+from fljax.engine import rounds as engine
+from fljax.models import logistic
+from fljax.nn import network
+from fljax.plans import catalogue, costs
+from fljax.runtime import programs
 from tests import conftest
 
 FULL, MIDDLE, LATE = conftest.FULL, conftest.MIDDLE, conftest.LATE

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fljax import augment, client, single
+from fljax.engine import augment, client, single
 from tests import conftest, test_cohort
 
 IMAGES = jnp.arange(1, 64 * 12 * 10 * 2 + 1, dtype=jnp.float32).reshape(64, 12, 10, 2)

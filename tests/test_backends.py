@@ -5,7 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fljax import backends, convs, layers, norms, quant
+from fljax.kernels import convs, norms, quant
+from fljax.nn import layers
+from fljax.runtime import backends
 
 
 def draw(*shape, seed=0):

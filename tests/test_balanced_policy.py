@@ -5,7 +5,9 @@ import numpy as np
 import pytest
 from scipy import optimize
 
-from fljax import balanced_policy, costs, devices, plans, policies, types, typical
+from fljax import devices, plans, policies, types
+from fljax.plans import costs, typical
+from fljax.policies import balanced
 from tests import conftest
 
 
@@ -43,9 +45,9 @@ def test_the_weak_fill_one_block_and_the_others_the_other():
     # can choose, five in six take block 0. Uniform draws leave it at 0.3.
     budgets = budgets_of(np.repeat([0.3, 0.6], [4000, 6000]))
     table = choice_of_two()
-    mixture = balanced_policy.solve(table, budgets)
+    mixture = balanced.solve(table, budgets)
     np.testing.assert_allclose(mixture.participation, [0.5, 0.5], atol=0.002)
-    drawn = shares(balanced_policy.balanced(table, budgets), budgets, 2)
+    drawn = shares(balanced.balanced(table, budgets), budgets, 2)
     np.testing.assert_allclose(drawn, [0.5, 0.5], atol=0.02)
     uniform = shares(policies.random_maximal(table), budgets, 2)
     np.testing.assert_allclose(uniform, [0.3, 0.7], atol=0.02)
@@ -55,7 +57,7 @@ def test_the_weights_are_those_of_the_steps():
     # Of the 70 % that choose, all answer alike: block 0 while fewer than half train it,
     # from 0.35 at the start. Steps 2/3, 2/4, 2/5, 2/6 leave 1/15 with the start.
     budgets = budgets_of(np.repeat([0.3, 0.6], [3, 7]))
-    mixture = balanced_policy.solve(choice_of_two(), budgets, iterations=4)
+    mixture = balanced.solve(choice_of_two(), budgets, iterations=4)
     np.testing.assert_allclose(mixture.weights, np.array([2, 3, 4, 5]) / 14)
     answers = mixture.scores[:, 0] > mixture.scores[:, 2]  # 0-0 rather than 1-1
     assert answers.tolist() == [True, False, True, True]
@@ -66,7 +68,7 @@ def test_the_weights_are_those_of_the_steps():
 def test_where_balance_is_out_of_reach_everybody_who_can_helps():
     # 80 % can train block 1 only: the others all take block 0, always.
     budgets = budgets_of(np.repeat([0.3, 0.6], [800, 200]))
-    drawn = shares(balanced_policy.balanced(choice_of_two(), budgets), budgets, 2)
+    drawn = shares(balanced.balanced(choice_of_two(), budgets), budgets, 2)
     np.testing.assert_allclose(drawn, [0.2, 0.8], atol=0.01)
 
 
@@ -80,9 +82,9 @@ def test_equal_blocks_are_drawn_equally():
         memory=[0.5] * 3,
     )
     budgets = budgets_of(np.full(6000, 0.5))
-    mixture = balanced_policy.solve(table, budgets)
+    mixture = balanced.solve(table, budgets)
     np.testing.assert_allclose(mixture.participation, np.full(3, 1 / 3), rtol=1e-9)
-    drawn = shares(balanced_policy.balanced(table, budgets), budgets, 3)
+    drawn = shares(balanced.balanced(table, budgets), budgets, 3)
     np.testing.assert_allclose(drawn, np.full(3, 1 / 3), atol=0.02)
 
 
@@ -91,7 +93,7 @@ def test_the_participation_is_what_a_general_solver_finds(fairness):
     table = choice_of_two()
     # 30 % only block 1, 60 % either, 10 % both: p = (0.1 + x, 0.4 + 0.6 - x).
     budgets = budgets_of(np.repeat([0.3, 0.6, 1.0], [3, 6, 1]))
-    mixture = balanced_policy.solve(table, budgets, fairness)
+    mixture = balanced.solve(table, budgets, fairness)
 
     def loss(x):
         p = np.array([0.1 + x, 1.0 - x])
@@ -115,22 +117,22 @@ def test_fairness_zero_trains_the_most_blocks():
         memory=[0.5, 0.5],
     )
     budgets = budgets_of(np.full(50, 0.5))
-    greedy = balanced_policy.balanced(table, budgets, fairness=0.0)
+    greedy = balanced.balanced(table, budgets, fairness=0.0)
     np.testing.assert_array_equal(shares(greedy, budgets, 3), [1, 1, 0])
     # Prices 2 p^-16 and (1 - p)^-16 meet where p / (1 - p) = 2^(1/16).
-    even = balanced_policy.solve(table, budgets).participation
+    even = balanced.solve(table, budgets).participation
     np.testing.assert_allclose(even, [0.5108, 0.5108, 0.4892], atol=0.002)
     for steep in (2000, np.inf):
-        even = balanced_policy.solve(table, budgets, steep).participation
+        even = balanced.solve(table, budgets, steep).participation
         np.testing.assert_allclose(even, 0.5, atol=0.002)
     with pytest.raises(ValueError, match=r"fairness: expected .* got -1"):
-        balanced_policy.balanced(table, budgets, fairness=-1)
+        balanced.balanced(table, budgets, fairness=-1)
 
 
 def test_who_is_not_in_the_sample_trains_what_is_out_of_its_reach():
     # Nobody of the sample can train block 0; a client that can, does.
-    for fairness in (balanced_policy.FAIRNESS, np.inf):
-        policy = balanced_policy.balanced(
+    for fairness in (balanced.FAIRNESS, np.inf):
+        policy = balanced.balanced(
             choice_of_two(), budgets_of(np.full(9, 0.3)), fairness=fairness
         )
         chosen = policy.assign((), key(), np.arange(9), budgets_of([0.3] + [0.6] * 8))
@@ -144,12 +146,12 @@ def test_the_published_table_is_balanced_better(shared):
     sample = conftest.draw_budgets(key(0), np.arange(count), tiers)
     budgets = conftest.draw_budgets(key(1), np.arange(count), tiers)
     uniform = shares(policies.random_maximal(table), budgets, 20)
-    policy = balanced_policy.balanced(table, sample)
+    policy = balanced.balanced(table, sample)
     even = shares(policy, budgets, 20)
     # Blocks 1 to 3 fit into no window of medium and weak devices: a third, under any
     # policy that gives strong devices everything.
     fits, _ = typical.feasible_sets(table, sample)
-    able = fits @ balanced_policy.trains(table) > 0
+    able = fits @ balanced.trains(table) > 0
     assert able[:, 1:4].any(axis=1).sum() == 1
     np.testing.assert_allclose(even[1:4], uniform[1:4])
     rest = np.r_[0, 4:20]
@@ -158,5 +160,5 @@ def test_the_published_table_is_balanced_better(shared):
     assert even.std() < 0.9 * uniform.std()
     assert np.ptp(even) < np.ptp(uniform)
     assert even.mean() > uniform.mean()
-    expected = balanced_policy.solve(table, sample).participation
+    expected = balanced.solve(table, sample).participation
     np.testing.assert_allclose(even, expected, rtol=0, atol=0.02)

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 from absl import flags
 
-from experiments import bench, experiment, machine, traces, workloads
-from fljax import mesh, plans, simulation, types
+from experiments import bench, machine, traces, workloads
+from fljax import experiment, plans, types
+from fljax.runs import simulation
+from fljax.runtime import mesh
 
 
 def block(macs, depthwise):

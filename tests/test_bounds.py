@@ -8,11 +8,15 @@ import numpy as np
 import pytest
 from absl import flags
 
-from experiments import config as configs
-from experiments import experiment, main, rehearsal, train
-from fljax import bounds, clock, failures, fleet, guard, memory
+from experiments import main, train
+from fljax import bounds, experiment
 from fljax.algorithms import fedavg
 from fljax.data import images
+from fljax.devices import clock, failures, fleet
+from fljax.experiment import config as configs
+from fljax.experiment import rehearsal
+from fljax.runs import guard
+from fljax.runtime import memory
 
 # What people and scripts write where a number belongs.
 TEXTS = (

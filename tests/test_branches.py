@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fljax import branches, programs
+from fljax.engine import branches
+from fljax.runtime import programs
 
 SIZE = 100_003
 

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from flax import serialization
 
-from fljax import checkpoints, writers
+from fljax.runs import checkpoints, writers
 from tests import test_writers
 
 

@@ -6,8 +6,11 @@ import numpy as np
 import optax
 import pytest
 
-from fljax import client, plans, program, quant, single
-from fljax.models import logistic, mobilenetv2, network, small_convnet
+from fljax import plans
+from fljax.engine import client, program, single
+from fljax.kernels import quant
+from fljax.models import logistic, mobilenetv2, small_convnet
+from fljax.nn import network
 from tests import conftest
 
 

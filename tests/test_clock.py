@@ -5,8 +5,10 @@ import dataclasses
 import numpy as np
 import pytest
 
-from fljax import arrivals, clock, costs, failures, fleet, types
-from fljax.failures import Fault
+from fljax import types
+from fljax.devices import arrivals, clock, failures, fleet
+from fljax.devices.failures import Fault
+from fljax.plans import costs
 
 INF = np.inf
 NONE = Fault.NONE

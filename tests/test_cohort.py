@@ -7,9 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fljax import client, cohort, group, mesh, plans, single, trees
-from fljax import sums as totals
+from fljax import plans, trees
 from fljax.data import partition
+from fljax.engine import client, cohort, group, single
+from fljax.engine import sums as totals
+from fljax.runtime import mesh
 from tests import conftest
 
 FULL, MIDDLE, LATE = conftest.FULL, conftest.MIDDLE, conftest.LATE

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from fljax import models
-from fljax.models import network
+from fljax.nn import network
 from tests import conformance, conftest, reference_names
 
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from jax import lax
 
-from fljax import backends, convs
+from fljax.kernels import convs
+from fljax.runtime import backends
 
 ODD, EVEN, MIXED = (7, 5), (8, 6), (6, 9)
 # (height, width), kernel, stride, same

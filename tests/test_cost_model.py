@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from experiments import profile
-from fljax import cost_model, costs, models, plans, types
-from fljax.models import network
+from fljax import models, plans, types
+from fljax.nn import network
+from fljax.plans import cost_model, costs
 from tests import test_costs
 
 TIME, MEMORY = cost_model.TIME, cost_model.MEMORY

@@ -6,7 +6,8 @@ import pathlib
 import numpy as np
 import pytest
 
-from fljax import costs, plans
+from fljax import plans
+from fljax.plans import costs
 
 SHARED = pathlib.Path(__file__).resolve().parents[2] / "shared" / "reference"
 

@@ -10,8 +10,9 @@ import zipfile
 import numpy as np
 import pytest
 
-from fljax import memory, types
+from fljax import types
 from fljax.data import checks, load, npz
+from fljax.runtime import memory
 
 
 def _arrays(**changes) -> dict[str, np.ndarray]:

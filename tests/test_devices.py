@@ -7,7 +7,8 @@ import jax
 import numpy as np
 import pytest
 
-from fljax import devices, fleet
+from fljax import devices
+from fljax.devices import fleet
 from tests import conftest
 
 FLAG = "strong:0.33:1:1:1,medium:0.33:0.66:0.5-1:0.66,weak:0.34:0.33:0.5-1:0.33"

@@ -8,8 +8,10 @@ import jax.numpy as jnp
 import pytest
 from flax import linen as nn
 
-from fljax import client, flax_block, layers, plans, quant, single, types
-from fljax.models import network
+from fljax import plans, types
+from fljax.engine import client, single
+from fljax.kernels import quant
+from fljax.nn import flax_block, layers, network
 from tests import conftest
 
 DOCS = pathlib.Path(__file__).resolve().parents[1] / "docs"

@@ -4,9 +4,13 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import config, dry_run, experiment, rehearsal
-from fljax import clock, failures, group, plans, policies, programs, simulation
+from fljax import experiment, plans, policies
 from fljax.algorithms import cocofl
+from fljax.devices import clock, failures
+from fljax.engine import group
+from fljax.experiment import config, dry_run, rehearsal
+from fljax.runs import simulation
+from fljax.runtime import programs
 from tests import test_timeline
 
 fed = test_timeline.fed  # a fixture

@@ -7,7 +7,9 @@ import sys
 import jax
 import pytest
 
-from experiments import config, environment, experiment, main, train
+from experiments import main, train
+from fljax import experiment
+from fljax.experiment import config, environment
 
 
 @pytest.fixture

@@ -4,8 +4,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fljax import client, evaluate
-from fljax.models import logistic, mobilenetv2, network
+from fljax.engine import client, evaluate
+from fljax.models import logistic, mobilenetv2
+from fljax.nn import network
 from tests import conftest
 
 NET = logistic.logistic((2,), 3)

@@ -16,11 +16,11 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from experiments import compare, experiment, train
-from experiments import config as configs
-from fljax import flax_block, models, types
+from experiments import compare, train
+from fljax import experiment, models, types
 from fljax.data import text
-from fljax.models import network
+from fljax.experiment import config as configs
+from fljax.nn import flax_block, network
 from tests import conftest
 
 _ROOT = pathlib.Path(__file__).parents[1]

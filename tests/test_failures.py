@@ -4,8 +4,8 @@ import jax
 import numpy as np
 import pytest
 
-from fljax import failures
-from fljax.failures import Fault
+from fljax.devices import failures
+from fljax.devices.failures import Fault
 
 KEY = jax.random.key(3)
 NOBODY = np.zeros(20_000)

@@ -6,7 +6,8 @@ import json
 import numpy as np
 import pytest
 
-from fljax import devices, fleet, fleet_sources
+from fljax import devices
+from fljax.devices import fleet, fleet_sources
 
 MILLION = 1_000_000
 

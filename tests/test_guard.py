@@ -8,23 +8,12 @@ import sys
 import numpy as np
 import pytest
 
-from fljax import (
-    alerts,
-    arrivals,
-    checkpoints,
-    client,
-    clock,
-    evaluate,
-    failures,
-    fleet,
-    guard,
-    plans,
-    schedule,
-    simulation,
-    writers,
-)
-from fljax import sums as totals
+from fljax import plans
 from fljax.algorithms import base, cocofl, fedavg
+from fljax.devices import arrivals, clock, failures, fleet
+from fljax.engine import client, evaluate, schedule
+from fljax.engine import sums as totals
+from fljax.runs import alerts, checkpoints, guard, simulation, writers
 from tests import conftest, test_algorithms, test_simulation
 
 IDS = np.array([5, 1, 8])

@@ -4,7 +4,8 @@ import jax
 import numpy as np
 import pytest
 
-from fljax import devices, host_random
+from fljax import devices
+from fljax.runtime import host_random
 
 IDS = np.array([0, 5, 77, 2**31 - 1])
 

@@ -8,8 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fljax import layers, norms, quant, signals, types
+from fljax import types
+from fljax.kernels import norms, quant
 from fljax.models import mobilenetv2, small_convnet
+from fljax.nn import layers, signals
 from tests import conftest
 
 to_float = signals.to_float

@@ -4,7 +4,9 @@ import jax
 import numpy as np
 import pytest
 
-from fljax import costs, learning_policies, plans, policies, types
+from fljax import plans, policies, types
+from fljax.plans import costs
+from fljax.policies import learning
 
 LIMIT = 0.5
 
@@ -69,7 +71,7 @@ def run(policy, rounds, factors, need=NEED, memory_factors=1.0, limit=LIMIT):
 
 
 def test_corrections_by_hand():
-    policy = learning_policies.online(nested(), 5)
+    policy = learning.online(nested(), 5)
     chosen = [plans.Plan(0, 1), plans.Plan(0, 1), plans.Plan(0, 2)]
     ids, budgets = np.array([4, 0, 2]), budgets_of(3)
     # Windows need 0.3, 0.3, 0.45. Client 4 takes twice the time, client 0 what the
@@ -93,7 +95,7 @@ def test_corrections_by_hand():
 
 @pytest.mark.parametrize("unknown", [np.nan, np.inf, 0.0])
 def test_what_is_not_known_teaches_nothing(unknown):
-    policy = learning_policies.online(nested(), 1)
+    policy = learning.online(nested(), 1)
     seen = observed([unknown], [unknown])
     state = policy.observe(
         policy.init(), np.array([0]), [plans.Plan(0, 1)], budgets_of(1), seen
@@ -104,7 +106,7 @@ def test_what_is_not_known_teaches_nothing(unknown):
 
 def test_starting_from_the_table_is_choosing_by_it():
     given = singles()
-    online = learning_policies.online(given, 50, explore=0.0)
+    online = learning.online(given, 50, explore=0.0)
     chosen = online.assign(online.init(), round_key(0), np.arange(50), budgets_of(50))
     assert {plan.first for plan in chosen} == {0, 1, 2}
     # A limit that the need meets exactly stays met, whatever rounding the state holds.
@@ -117,7 +119,7 @@ def test_starting_from_the_table_is_choosing_by_it():
 def test_a_device_of_half_the_speed_or_memory_is_late_in_two_rounds_only(kind):
     # It can do 0-0 (0.4 of 0.5). Believed are 0.45, then, sqrt(2) slower, 0.42 for 0-1
     # (really 0.6), then 2^(3/4) slower, 0.34 for 0-0.
-    policy = learning_policies.online(nested(), 3, explore=0.0)
+    policy = learning.online(nested(), 3, explore=0.0)
     factors = np.array([1.0, 2.0, 1.0])
     one = np.ones(3)
     time, memory = (factors, one) if kind == "time" else (one, factors)
@@ -127,7 +129,7 @@ def test_a_device_of_half_the_speed_or_memory_is_late_in_two_rounds_only(kind):
 
 
 def test_bold_choices_of_a_slow_device_are_few():
-    policy = learning_policies.online(nested(), 1, explore=0.1)
+    policy = learning.online(nested(), 1, explore=0.1)
     lasts, _ = run(policy, 200, np.array([2.0]))
     late = (lasts[2:] > 0).mean()
     assert 0 < late < 0.2  # explored with 0.1, and learned from
@@ -136,7 +138,7 @@ def test_bold_choices_of_a_slow_device_are_few():
 def test_a_device_faster_than_believed_gets_more():
     # 0-3 needs 0.5 of 0.55 on it. Believed is 1, then 1 / 2^(1/2), 1 / 2^(3/4) = 0.59,
     # and 0.55 after three rounds.
-    policy = learning_policies.online(nested(), 2, explore=0.0)
+    policy = learning.online(nested(), 2, explore=0.0)
     half = np.array([1.0, 0.5])
     lasts, _ = run(policy, 8, half, memory_factors=half, limit=0.55)
     assert lasts[:, 1].tolist() == [2, 2, 2] + [3] * 5
@@ -147,10 +149,10 @@ def test_exploring_finds_windows_that_cost_less_than_the_table_says():
     # 0-3 needs 0.4, the table says 1.0 less than 1.5 times 0.7: only the bold try it.
     need = np.array([0.2, 0.3, 0.45, 0.4])
     one = np.ones(40)
-    shy = learning_policies.online(nested(), 40, explore=0.0)
+    shy = learning.online(nested(), 40, explore=0.0)
     lasts, _ = run(shy, 60, one, need, limit=0.7)
     assert lasts.max() == 2
-    bold = learning_policies.online(nested(), 40, explore=0.1)
+    bold = learning.online(nested(), 40, explore=0.1)
     lasts, state = run(bold, 60, one, need, limit=0.7)
     assert (lasts[:5] == 3).mean() < 0.25
     assert (lasts[-5:] == 3).mean() > 0.8
@@ -160,7 +162,7 @@ def test_exploring_finds_windows_that_cost_less_than_the_table_says():
 
 def test_one_odd_device_changes_nothing_for_the_others():
     # The bold try 0-3, 1.0 less than 1.5 times 0.7. The odd one can do 0-1, 0.6 of 0.7.
-    policy = learning_policies.online(nested(), 30)
+    policy = learning.online(nested(), 30)
     plain, _ = run(policy, 40, np.ones(30), limit=0.7)
     odd, state = run(policy, 40, np.array([2.0] + [1.0] * 29), limit=0.7)
     assert (plain[:, 1:] == 3).any()
@@ -171,7 +173,7 @@ def test_one_odd_device_changes_nothing_for_the_others():
 
 def test_where_nothing_fits_the_smallest_load_is_taken():
     given = nested()
-    policy = learning_policies.online(given, 2)
+    policy = learning.online(given, 2)
     chosen = policy.assign(
         policy.init(), round_key(0), np.arange(2), budgets_of(2, limit=0.1)
     )
@@ -184,14 +186,14 @@ def test_where_nothing_fits_the_smallest_load_is_taken():
         upload=[0.9, 0.1],
         memory=[0.2, 0.2],
     )
-    policy = learning_policies.online(odd, 1)
+    policy = learning.online(odd, 1)
     tight = budgets_of(1, limit=0.1, upload=0.1)
     chosen = policy.assign(policy.init(), round_key(0), np.arange(1), tight)
     assert chosen == [plans.Plan(1, 1)]
 
 
 def test_upload_is_never_explored():
-    policy = learning_policies.online(nested(), 200, explore=1.0)
+    policy = learning.online(nested(), 200, explore=1.0)
     tight = budgets_of(200, limit=0.9, upload=0.4)
     chosen = policy.assign(policy.init(), round_key(0), np.arange(200), tight)
     assert set(chosen) == {plans.Plan(0, 1)}
@@ -202,14 +204,14 @@ def test_upload_is_never_explored():
 )
 def test_online_refuses_what_makes_no_sense(wrong):
     with pytest.raises(ValueError, match="online: expected rate"):
-        learning_policies.online(nested(), 2, **wrong)
+        learning.online(nested(), 2, **wrong)
 
 
 def test_observing_leaves_the_old_state():
     for policy in (
-        learning_policies.online(nested(), 4),
-        learning_policies.round_robin(nested(), 4),
-        learning_policies.adaptive_bits(nested()),
+        learning.online(nested(), 4),
+        learning.round_robin(nested(), 4),
+        learning.adaptive_bits(nested()),
     ):
         state = policy.init()
         before = jax.tree.map(np.copy, state)
@@ -222,7 +224,7 @@ def test_observing_leaves_the_old_state():
 
 
 def test_clients_go_round_their_own_windows():
-    policy = learning_policies.round_robin(singles(), 10)
+    policy = learning.round_robin(singles(), 10)
     state, seen = policy.init(), []
     # Client 4 takes part in every round, client 2 in every second one.
     for ids in (np.array([4, 2]), np.array([4])) * 3:
@@ -237,7 +239,7 @@ def test_clients_go_round_their_own_windows():
 
 @pytest.mark.parametrize("count", [1, 2, 3, 7, 10, 49])
 def test_a_round_visits_every_window_once(count):
-    policy = learning_policies.round_robin(singles(count), 1)
+    policy = learning.round_robin(singles(count), 1)
     seen = [
         policy.assign(np.array([r], np.int32), None, np.array([0]), budgets_of(1))[0]
         for r in range(count)
@@ -247,16 +249,14 @@ def test_a_round_visits_every_window_once(count):
 
 def state_of(rung):
     return (
-        learning_policies.adaptive_bits(nested())
-        .init()
-        ._replace(rung=np.array(rung, np.int32))
+        learning.adaptive_bits(nested()).init()._replace(rung=np.array(rung, np.int32))
     )
 
 
 @pytest.mark.parametrize(("rung", "widths"), [(0, (4, 4)), (1, (6, 4)), (2, (8, 6))])
 def test_widths_by_hand(rung, widths):
     # 0-2 needs 0.45: 75 % of 0.6, but 90.9 % of 0.495, above 90.
-    policy = learning_policies.adaptive_bits(nested())
+    policy = learning.adaptive_bits(nested())
     limits = np.array([0.6, 0.495, 1.0])
     budgets = types.Budgets(limits, np.ones(3), np.ones(3))
     chosen = policy.assign(state_of(rung), round_key(0), np.arange(3), budgets)
@@ -272,28 +272,28 @@ def test_widths_by_hand(rung, widths):
 
 
 def test_the_ladder_ends_at_the_given_width():
-    policy = learning_policies.adaptive_bits(nested(), bits=5)
+    policy = learning.adaptive_bits(nested(), bits=5)
     roomy = budgets_of(1, limit=0.6)
     widths = [
         policy.assign(state_of(rung), round_key(0), np.arange(1), roomy)[0].bits
         for rung in (0, 1)
     ]
     assert widths == [4, 5]
-    narrow = learning_policies.adaptive_bits(nested(), bits=3)
+    narrow = learning.adaptive_bits(nested(), bits=3)
     (plan,) = narrow.assign(narrow.init(), round_key(0), np.arange(1), roomy)
     assert plan.bits == 3
 
 
 def test_windows_are_those_of_random_maximal():
     ids, budgets = np.arange(90), budgets_of(90)
-    policy = learning_policies.adaptive_bits(singles())
+    policy = learning.adaptive_bits(singles())
     chosen = policy.assign(policy.init(), round_key(0), ids, budgets)
     plain = policies.random_maximal(singles()).assign((), round_key(0), ids, budgets)
     assert [plan.first for plan in chosen] == [plan.first for plan in plain]
 
 
 def test_the_width_rises_when_the_loss_stops_falling():
-    policy = learning_policies.adaptive_bits(nested(), patience=2)
+    policy = learning.adaptive_bits(nested(), patience=2)
     state, rungs, averages = policy.init(), [], []
     ids, budgets = np.arange(3), budgets_of(3)
     chosen = [plans.Plan(0, 2)] * 3
@@ -310,7 +310,7 @@ def test_the_width_rises_when_the_loss_stops_falling():
 
 
 def test_a_falling_loss_keeps_the_width():
-    policy = learning_policies.adaptive_bits(nested(), patience=2)
+    policy = learning.adaptive_bits(nested(), patience=2)
     state = policy.init()
     for mean in 0.9 ** np.arange(40):
         seen = observed(np.ones(1), losses=np.array([mean]))
@@ -321,7 +321,7 @@ def test_a_falling_loss_keeps_the_width():
 
 
 def test_a_round_without_losses_changes_nothing():
-    policy = learning_policies.adaptive_bits(nested())
+    policy = learning.adaptive_bits(nested())
     seen = observed(np.ones(2), losses=np.full(2, np.nan))
     state = policy.init()
     chosen = [plans.Plan(0, 2)] * 2
@@ -333,4 +333,4 @@ def test_a_round_without_losses_changes_nothing():
 )
 def test_adaptive_bits_refuses_what_makes_no_sense(wrong):
     with pytest.raises(ValueError, match=r"adaptive_bits: expected|codes are 2 to 8"):
-        learning_policies.adaptive_bits(nested(), **wrong)
+        learning.adaptive_bits(nested(), **wrong)

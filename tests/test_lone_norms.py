@@ -5,19 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fljax import (
-    client,
-    convs,
-    joins,
-    layers,
-    lone_norms,
-    norms,
-    plans,
-    quant,
-    single,
-    types,
-)
-from fljax.models import densenet, mobilenetv2, network, resnet
+from fljax import plans, types
+from fljax.engine import client, single
+from fljax.kernels import convs, norms, quant
+from fljax.models import densenet, mobilenetv2, resnet
+from fljax.nn import joins, layers, lone_norms, network
 from tests import conftest, test_layers
 
 BEFORE, AFTER = types.Role.FROZEN_BEFORE, types.Role.FROZEN_AFTER

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fljax import mesh
+from fljax.runtime import mesh
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 

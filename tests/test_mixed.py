@@ -9,26 +9,16 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from experiments import experiment, workloads
-from fljax import (
-    backends,
-    client,
-    cohort,
-    federation,
-    group,
-    layers,
-    mixed,
-    models,
-    plans,
-    programs,
-    quant,
-    signals,
-    simulation,
-    single,
-)
-from fljax import sums as totals
-from fljax import width as side_by_side
-from fljax.models import densenet, network, transformer
+from experiments import workloads
+from fljax import experiment, models, plans
+from fljax.engine import client, cohort, federation, group, mixed, single
+from fljax.engine import sums as totals
+from fljax.engine import width as side_by_side
+from fljax.kernels import quant
+from fljax.models import densenet, transformer
+from fljax.nn import layers, network, signals
+from fljax.runs import simulation
+from fljax.runtime import backends, programs
 from tests import conftest
 from tests.test_cohort import RATE, begun, run, started
 

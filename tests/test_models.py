@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fljax import layers, models, plans, types
-from fljax.models import logistic, mobilenetv2, network, plain_cnn, small_convnet
+from fljax import models, plans, types
+from fljax.models import logistic, mobilenetv2, plain_cnn, small_convnet
+from fljax.nn import layers, network
 from tests import conftest
 
 BEFORE, TRAINED, AFTER = (

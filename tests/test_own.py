@@ -5,11 +5,12 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from experiments import config as configs
-from experiments import experiment, train
-from fljax import flax_block, layers, types
+from experiments import train
+from fljax import experiment, types
 from fljax.data import checks
-from fljax.models import logistic, network
+from fljax.experiment import config as configs
+from fljax.models import logistic
+from fljax.nn import flax_block, layers, network
 
 
 def _zeros(*shape):

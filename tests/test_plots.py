@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from matplotlib import figure
 
-from experiments import plot, plots
+from experiments import plot
+from fljax.experiment import plots
 
 
 def _records(accuracies, upload=1_000_000, tier=None):

@@ -7,16 +7,10 @@ import jax
 import numpy as np
 import pytest
 
-from fljax import (
-    checkpoints,
-    costs,
-    devices,
-    fleet,
-    fleet_sources,
-    plans,
-    policies,
-    types,
-)
+from fljax import devices, plans, policies, types
+from fljax.devices import fleet, fleet_sources
+from fljax.plans import costs
+from fljax.runs import checkpoints
 from tests import conftest
 
 TABLES = pathlib.Path(__file__).resolve().parents[2] / "shared/reference/tables"

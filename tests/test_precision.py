@@ -5,11 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import config as configs
-from experiments import experiment
-from fljax import convs, layers, models, norms, quant, signals, types
-from fljax import sums as totals
-from fljax.models import network
+from fljax import experiment, models, types
+from fljax.engine import sums as totals
+from fljax.experiment import config as configs
+from fljax.kernels import convs, norms, quant
+from fljax.nn import layers, network, signals
 from tests import conftest
 from tests.test_cohort import run
 from tests.test_mixed import run_mixed

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from absl import flags
 
-from experiments import compare, config, study, train
+from experiments import compare, study, train
+from fljax.experiment import config
 
 FOLDER = pathlib.Path(__file__).resolve().parents[1] / "experiments" / "presets"
 PRESETS = sorted(path.stem for path in FOLDER.glob("*.flags"))

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from experiments import main, train
-from fljax import private
 from fljax.data import cache
+from fljax.runtime import private
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 

@@ -9,8 +9,10 @@ import pytest
 from jax import lax
 from jax.experimental.compilation_cache import compilation_cache
 
-from experiments import config, experiment
-from fljax import group, program, programs
+from fljax import experiment
+from fljax.engine import group, program
+from fljax.experiment import config
+from fljax.runtime import programs
 
 
 def loss(x):

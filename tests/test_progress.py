@@ -10,7 +10,8 @@ import time
 
 import pytest
 
-from experiments import compilations, progress, train
+from experiments import train
+from fljax.experiment import compilations, progress
 
 
 def test_one_line_a_round_where_there_is_no_terminal():

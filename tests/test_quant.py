@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import strategies
 
-from fljax import convs, norms, quant
+from fljax.kernels import convs, norms, quant
 
 BASES = {"default": quant.DEFAULT, "reference": quant.REFERENCE}
 FAN_IN = 12544  # the largest of the networks: 7 x 7 x 256

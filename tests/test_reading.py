@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from fljax import memory, reading
+from fljax.runtime import memory, reading
 
 
 def test_examples_of_the_docstrings():

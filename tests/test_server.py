@@ -5,7 +5,8 @@ import numpy as np
 import optax
 import pytest
 
-from fljax import server, trees
+from fljax import trees
+from fljax.updates import server
 from tests import conftest
 
 PAPER = optax.sgd(1.0)

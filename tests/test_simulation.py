@@ -10,8 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fljax import arrivals, checkpoints, plans, schedule, simulation, writers
+from fljax import plans
 from fljax.algorithms import base
+from fljax.devices import arrivals
+from fljax.engine import schedule
+from fljax.runs import checkpoints, simulation, writers
 
 FULL, BACK, FRONT = plans.Plan(0, 3), plans.Plan(2, 3), plans.Plan(0, 0)
 IDS = np.array([5, 1, 8])

@@ -5,8 +5,9 @@ import json
 
 import pytest
 
-from experiments import config as configs
-from experiments import study, summary
+from experiments import study
+from fljax.experiment import config as configs
+from fljax.experiment import summary
 
 SMALL = (
     "--network=logistic",

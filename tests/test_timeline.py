@@ -8,31 +8,18 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from fljax import (
-    arrivals,
-    catalogue,
-    client,
-    clock,
-    costs,
-    devices,
-    failures,
-    federation,
-    fleet,
-    group,
-    layers,
-    mesh,
-    norm_bound,
-    plans,
-    policies,
-    schedule,
-    server,
-    simulation,
-)
-from fljax import rounds as engine
-from fljax import sums as totals
+from fljax import devices, plans, policies
 from fljax.algorithms import averaging, base, cocofl, fedavg
-from fljax.failures import Fault
-from fljax.models import network
+from fljax.devices import arrivals, clock, failures, fleet
+from fljax.devices.failures import Fault
+from fljax.engine import client, federation, group, schedule
+from fljax.engine import rounds as engine
+from fljax.engine import sums as totals
+from fljax.nn import layers, network
+from fljax.plans import catalogue, costs
+from fljax.runs import simulation
+from fljax.runtime import mesh
+from fljax.updates import norm_bound, server
 from tests import conftest
 
 

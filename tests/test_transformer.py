@@ -7,19 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fljax import (
-    attention,
-    client,
-    layers,
-    norms,
-    operations,
-    plans,
-    quant,
-    signals,
-    single,
-    types,
-)
-from fljax.models import network, transformer
+from fljax import plans, types
+from fljax.engine import client, single
+from fljax.kernels import norms, quant
+from fljax.models import transformer
+from fljax.nn import attention, layers, network, operations, signals
 from tests import conftest
 
 BEFORE, TRAINED, AFTER = (

@@ -4,7 +4,8 @@ import jax
 import numpy as np
 import pytest
 
-from fljax import costs, devices, plans, types, typical
+from fljax import devices, plans, types
+from fljax.plans import costs, typical
 from tests import conftest
 
 

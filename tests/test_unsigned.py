@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fljax import backends, convs, unsigned
+from fljax.kernels import convs, unsigned
+from fljax.runtime import backends
 
 EXTREMES = np.array([-128, -127, -1, 0, 1, 127])
 

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fljax import backends, convs, winograd
+from fljax.kernels import convs, winograd
+from fljax.runtime import backends
 
 SIZES = [(4, 6), (5, 6), (6, 3), (1, 1), (2, 7)]
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from tensorboardX.proto import event_pb2
 
-from fljax import writers
+from fljax.runs import writers
 
 _ROOT = pathlib.Path(__file__).parents[1]
 

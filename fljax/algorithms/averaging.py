@@ -12,9 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from fljax import arrivals, federation, initial, policies, schedule, server
-from fljax import rounds as engine
+from fljax import policies
 from fljax.algorithms import base
+from fljax.devices import arrivals
+from fljax.engine import federation, initial, schedule
+from fljax.engine import rounds as engine
+from fljax.updates import server
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

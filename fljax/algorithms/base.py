@@ -7,7 +7,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fljax import arrivals, program, schedule, server, single, types
+from fljax import types
+from fljax.devices import arrivals
+from fljax.engine import program, schedule, single
+from fljax.updates import server
 
 
 class Caution(NamedTuple):

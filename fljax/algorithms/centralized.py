@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from fljax import clock, failures, federation, fleet, policies
+from fljax import policies
 from fljax.algorithms import averaging, base
 from fljax.data import partition
+from fljax.devices import clock, failures, fleet
+from fljax.engine import federation
 
 
 def pooled(fed: federation.Federation) -> federation.Federation:

@@ -10,8 +10,11 @@ from collections.abc import Callable
 
 import numpy as np
 
-from fljax import costs, federation, fleet, policies, types
+from fljax import policies, types
 from fljax.algorithms import averaging, base
+from fljax.devices import fleet
+from fljax.engine import federation
+from fljax.plans import costs
 
 Make = Callable[[policies.Setting], policies.Policy]
 

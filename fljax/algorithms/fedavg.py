@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from fljax import federation, policies
+from fljax import policies
 from fljax.algorithms import averaging, base
+from fljax.engine import federation
 
 
 def fedavg(fed: federation.Federation) -> base.Algorithm:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from fljax import federation, policies
+from fljax import policies
 from fljax.algorithms import averaging, base
+from fljax.engine import federation
 
 
 def unconstrained(fed: federation.Federation) -> np.ndarray:

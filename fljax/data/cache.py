@@ -19,8 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from fljax import private, reading
 from fljax.data import progress
+from fljax.runtime import private, reading
 
 VERSION = 2  # raise it when a loader makes other arrays of the same source
 MANIFEST = "manifest.json"

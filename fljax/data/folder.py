@@ -16,8 +16,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fljax import reading
 from fljax.data import images, progress
+from fljax.runtime import reading
 
 TEST = ("test", "valid", "val")
 SUFFIXES = frozenset((

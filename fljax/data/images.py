@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from fljax import memory
 from fljax.data import progress
+from fljax.runtime import memory
 
 MODES = {"grey": "L", "rgb": "RGB"}  # to Pillow's names
 INSTALL = "pip install 'fljax[images]'"

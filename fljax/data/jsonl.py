@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from fljax import reading
 from fljax.data import progress
+from fljax.runtime import reading
 
 EXPECTED = '{"text": "...", "label": 0, "split": "train" or "test"}'
 FIELDS = {"text": (str,), "label": (int, str), "split": (str,), "user": (int, str)}

@@ -21,8 +21,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fljax import reading
 from fljax.data import progress, text
+from fljax.runtime import reading
 
 LAYOUT = "DIR/train/*.json and DIR/test/*.json, DIR/*.json or a file"
 SHARE = 0.1  # of a user's examples that are for testing, as LEAF's default

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fljax import reading, types
+from fljax import types
 from fljax.data import (
     cache,
     checks,
@@ -31,6 +31,7 @@ from fljax.data import (
     resplit,
     text,
 )
+from fljax.runtime import reading
 
 SOURCES = {  # to what stands behind the colon
     "npz": "PATH",

@@ -7,8 +7,8 @@ import zipfile
 
 import numpy as np
 
-from fljax import memory, reading
 from fljax.data import checks
+from fljax.runtime import memory, reading
 
 DIGITS = pathlib.Path(__file__).with_name("digits.npz")
 SAVE = "np.savez(path, x_train=..., y_train=..., x_test=..., y_test=...)"

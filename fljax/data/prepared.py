@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fljax import reading
 from fljax.data import progress
+from fljax.runtime import reading
 
 INSTALL = "pip install 'fljax[data]'"
 EXPORT = "bring it into an npz file and load npz:PATH"

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from fljax import memory
 from fljax.data import progress
+from fljax.runtime import memory
 
 INSTALL = "pip install 'fljax[text]'"
 PADDING, UNKNOWN = "[PAD]", "[UNK]"  # ids 0 and 1 of a vocabulary

@@ -11,8 +11,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 from flax import linen as nn
 
-from fljax import joins, layers, lone_norms, signals
-from fljax.models import network
+from fljax.nn import joins, layers, lone_norms, network, signals
 
 GROWTH = 12
 MOMENTUM = 0.1  # of all running statistics, as in the reference

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from flax import linen as nn
 
-from fljax import layers, signals
-from fljax.models import network
+from fljax.nn import layers, network, signals
 
 
 class Logistic(nn.Module):

@@ -13,8 +13,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 from flax import linen as nn
 
-from fljax import layers, lone_norms, signals
-from fljax.models import network
+from fljax.nn import layers, lone_norms, network, signals
 
 # (expansion, width, blocks, stride of the first)
 GROUPS = (

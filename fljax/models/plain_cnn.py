@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from flax import linen as nn
 
-from fljax import layers, signals
-from fljax.models import logistic, network
+from fljax.models import logistic
+from fljax.nn import layers, network, signals
 
 
 class ConvBlock(nn.Module):

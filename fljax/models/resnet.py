@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from flax import linen as nn
 
-from fljax import layers, signals
-from fljax.models import mobilenetv2, network
+from fljax.models import mobilenetv2
+from fljax.nn import layers, network, signals
 
 WIDTHS = (64, 128, 256, 512)  # of the groups; the second and later ones halve the image
 

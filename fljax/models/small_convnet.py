@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from flax import linen as nn
 
-from fljax import layers, signals
-from fljax.models import mobilenetv2, network
+from fljax.models import mobilenetv2
+from fljax.nn import layers, network, signals
 
 # (width, stride) of blocks 1 to 6
 WIDTHS = ((16, 1), (32, 2), (32, 1), (64, 2), (64, 1), (64, 1))

@@ -14,8 +14,8 @@ import numpy as np
 from flax import linen as nn
 from jax import lax
 
-from fljax import attention, layers, lone_norms, signals, types
-from fljax.models import network
+from fljax import types
+from fljax.nn import attention, layers, lone_norms, network, signals
 
 FEATURES = 128
 LAYERS = 6

@@ -1,0 +1,174 @@
+"""The virtual clock: what time costs, and what faults cost of it.
+
+A client downloads the network, trains its window and uploads it; each takes what its
+profile and plan say. Whose update a server step waits for is in `arrivals`.
+
+Legend: K clients of a draw, A arrivals of a round.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from fljax import bounds, types
+from fljax.devices import failures, fleet
+from fljax.plans import costs
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Clock:
+    """What time costs, and how long the server waits."""
+
+    # A step of the full network at speed 1; None: the fleet's, the table's, or counted.
+    step_seconds: float = bounds.field(None, kind=float, least=0.0, most=1e9)
+    # Bytes a second at bandwidth 1, up to infinity; None: the fleet's, or 1e6 and 4e6.
+    upload_rate: float = bounds.field(None, kind=float, least=1e-3, most=math.inf)
+    download_rate: float = bounds.field(None, kind=float, least=1e-3, most=math.inf)
+    # Of a round, in rounds of a client of 1.0 with the mean of the data; 0: none.
+    deadline: float = bounds.field(0.0, off=True, least=1e-6, most=1e6)
+    # So many times the wanted clients are chosen.
+    over_selection: float = bounds.field(1.0, least=1, most=1000)
+    late: str = "drop"  # or "carry" an update over into the round that it arrives in
+    # Arrivals that the server steps after; 0: synchronous rounds.
+    buffer: int = bounds.field(0, least=0)
+    # Server steps after which an update is thrown away; so many networks are kept.
+    max_staleness: int = bounds.field(10, least=0, most=1000)
+    # An update t steps old weighs (1 + t) ** -power.
+    staleness_power: float = bounds.field(0.5, least=0, most=100)
+
+    def __post_init__(self):
+        bounds.check(self)
+        if self.late not in ("drop", "carry"):
+            raise ValueError(f"expected late to be drop or carry, got {self.late!r}")
+        if self.late == "carry" and self.max_staleness < 1:
+            raise ValueError(
+                "expected max_staleness of 1 or more beside late=carry, got 0: an "
+                "update that is carried over is a step old"
+            )
+        if self.late == "carry" and not (self.deadline or self.over_selection > 1):
+            raise ValueError(
+                "expected a deadline or over_selection beside late=carry: without them "
+                "nobody is late"
+            )
+        if self.buffer and (self.deadline or self.over_selection > 1):
+            raise ValueError(
+                "expected neither deadline nor over_selection beside a buffer, whose "
+                "rounds end after so many arrivals"
+            )
+
+    @property
+    def carries(self) -> bool:
+        """Whether updates may arrive in a later round than they began in."""
+        return bool(self.buffer) or self.late == "carry"
+
+
+# What a device of 1.0 multiplies and adds in a second where nobody says: between the
+# two machines of the paper's tables (30e9 and 9e9 operations on MobileNetV2, ResNet18).
+OPERATIONS_PER_SECOND = 20e9
+
+
+def resolve(
+    clock: Clock,
+    reference: fleet.Reference,
+    table: costs.CostTable,
+    counts: Sequence[types.BlockCounts],
+    batch: int,
+) -> Clock:
+    """Fills in what the clock leaves open.
+
+    Args:
+      clock: None is open.
+      reference: the fleet's.
+      table: of costs.
+      counts: of the blocks, for one example.
+      batch: examples of a step.
+
+    Returns:
+      The clock without None among its rates.
+    """
+    macs = sum(count.macs + count.depthwise_macs for count in counts)
+    counted = 6 * macs * batch / OPERATIONS_PER_SECOND
+    tabled = (table.full_step_seconds or 0.0) * batch / table.batch
+    measured = reference.step_seconds or tabled
+    return dataclasses.replace(
+        clock,
+        step_seconds=_first(clock.step_seconds, measured or counted),
+        upload_rate=_first(clock.upload_rate, reference.upload_rate, 1e6),
+        download_rate=_first(clock.download_rate, reference.download_rate, 4e6),
+    )
+
+
+def _first(*values: float | None) -> float:
+    """Gives the first that is known."""
+    return next(value for value in values if value is not None)
+
+
+def durations(
+    clock: Clock,
+    full_bytes: int,
+    steps: np.ndarray,
+    shares: np.ndarray,
+    sent: np.ndarray,
+    upload: np.ndarray,
+    download: np.ndarray,
+) -> np.ndarray:
+    """Computes how long clients take if nothing goes wrong.
+
+    Args:
+      clock: resolved.
+      full_bytes: of the network, which everybody downloads.
+      steps: [K] local steps.
+      shares: [K] time of a step, as a share of the full one at speed 1.
+      sent: [K] bytes that they upload.
+      upload: [K] relative upload bandwidths.
+      download: [K] relative download bandwidths.
+
+    Returns:
+      [K, 3] seconds of download, training and upload.
+    """
+    return np.stack(
+        [
+            full_bytes / (clock.download_rate * download),
+            steps * clock.step_seconds * shares,
+            sent / (clock.upload_rate * upload),
+        ],
+        axis=1,
+    )
+
+
+def spoil(
+    seconds: np.ndarray, faults: np.ndarray, part: np.ndarray, delay: float
+) -> np.ndarray:
+    """Applies faults to durations.
+
+    Args:
+      seconds: [K, 3] of `durations`.
+      faults: [K] of failures.Fault.
+      part: [K] in (0, 1] of `failures.draw`.
+      delay: mean seconds of a delay; they are exponential.
+
+    Returns:
+      [K, 3]: who drops out stops there, half an upload takes half its time, a delay
+      counts as upload.
+    """
+    download, train, upload = seconds.T
+    never = np.isin(
+        faults, (failures.Fault.DROPPED_BEFORE, failures.Fault.OUT_OF_MEMORY)
+    )
+    train = np.where(never, 0, train)
+    train = np.where(faults == failures.Fault.DROPPED_DURING, part * train, train)
+    gone = np.isin(faults, (*failures.DROPPED, failures.Fault.OUT_OF_MEMORY))
+    upload = np.where(gone, 0, upload)
+    upload = np.where(faults == failures.Fault.TRUNCATED, upload / 2, upload)
+    late = np.where(faults == failures.Fault.DELAYED, -np.log(part) * delay, 0)
+    return np.stack([download, train, upload + late], axis=1)
+
+
+def weight(clock: Clock, round_index: int, versions) -> np.ndarray:
+    """Gives the factor, float32, of updates that began at versions [...]."""
+    age = round_index - np.asarray(versions)
+    return ((1.0 + age) ** -clock.staleness_power).astype(np.float32)

@@ -1,0 +1,1 @@
+"""A round: one client, the cohort, programs, evaluation, the schedule."""

@@ -1,0 +1,418 @@
+"""Local training of ONE client in a program; pure, and written unbatched."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+
+from fljax import plans, trees, types
+from fljax.engine import program, single
+from fljax.kernels import quant
+from fljax.nn import network
+
+
+class Data(NamedTuple):
+    """Training data on the device, with what normalises it.
+
+    Attributes:
+      x: [examples, *features], uint8 or float32; other integers are tokens.
+      y: [examples] int32.
+      mean: [channels] float32, of x (of x / 255 for uint8).
+      std: [channels] float32.
+    """
+
+    x: types.ArrayLike
+    y: types.ArrayLike
+    mean: types.ArrayLike
+    std: types.ArrayLike
+
+
+class Training(NamedTuple):
+    """How clients train; static and hashable.
+
+    Attributes:
+      batch_size: examples of a local step.
+      local_epochs: passes over the shard in a round.
+      weight_decay: added to the gradient as weight_decay * parameter, as torch does;
+        with adamw to what the moments make of it.
+      momentum: of local SGD, from zero in every round.
+      spec: fixed point choices of the frozen blocks; the plan sets the width.
+      rule: "sgd", or "adamw" (Loshchilov and Hutter, ICLR 2019), whose moments start
+        from zero in every round.
+      optimiser: (learning rate) -> optax transformation, instead of rule, weight decay
+        and momentum.
+      augment: (key, batch) -> batch, of `augment`; None: batches as they are.
+      precision: dtype of activations and their gradients in networks of images;
+        parameters, statistics and sums stay float32.
+    """
+
+    batch_size: int = 32
+    local_epochs: int = 1
+    weight_decay: float = 1e-3
+    momentum: float = 0.0
+    spec: quant.Spec = quant.DEFAULT
+    rule: Literal["sgd", "adamw"] = "sgd"
+    optimiser: Callable[[types.Array], optax.GradientTransformation] | None = None
+    augment: Callable[[types.Key, types.Array], types.Array] | None = None
+    precision: Literal["float32", "bfloat16"] = "float32"
+
+
+class Static(NamedTuple):
+    """What a compiled program depends on beside shapes; hashable.
+
+    Attributes:
+      net: the network.
+      program: what it is made for.
+      training: how clients train.
+      width: W, clients that run side by side.
+    """
+
+    net: network.Network
+    program: program.Program
+    training: Training
+    width: int = 1
+
+    @property
+    def spec(self) -> quant.Spec:
+        """Gives the fixed point choices: the training's, at the program's width."""
+        return dataclasses.replace(self.training.spec, bits=self.program.bits)
+
+    @property
+    def span(self) -> slice:
+        """Gives the blocks that may train."""
+        return self.program.span(self.net.num_blocks)
+
+
+class Start(NamedTuple):
+    """What all clients of a group begin with.
+
+    Attributes:
+      state: of the global network, a tuple over all blocks.
+      frozen: `freeze` of it.
+      data: all training data.
+      learning_rate: [].
+    """
+
+    state: tuple[dict, ...]
+    frozen: tuple
+    data: Data
+    learning_rate: types.Array
+
+
+class Client(NamedTuple):
+    """One client of a round: what is its alone.
+
+    Attributes:
+      indices: [capacity] int32, its examples, padded.
+      size: how many of them are real, []; the rest is never read.
+      key: of this round and client.
+      window: first and last block that it trains, [] each, if the program is of any.
+    """
+
+    indices: types.Array
+    size: types.Array
+    key: types.Key
+    window: program.Window | None = None
+
+
+class Result(NamedTuple):
+    """What a client gives back; one client's, without the client axis.
+
+    Attributes:
+      delta: new minus old state of the program's blocks, None for the others.
+      loss: mean training loss over the examples of the round, [].
+      examples: examples that were trained on, all epochs together, [].
+      places: that `train` was given, for the next client.
+    """
+
+    delta: tuple
+    loss: types.Array
+    examples: types.Array
+    places: tuple | None = None
+
+
+def inputs(data: Data, indices: types.Array) -> types.Array:
+    """Gathers examples [B, *features] by index [B].
+
+    Returns:
+      float32, normalised; tokens come as int32, as they are.
+    """
+    x = data.x[indices]
+    if x.dtype != jnp.uint8 and jnp.issubdtype(x.dtype, jnp.integer):
+        return x.astype(jnp.int32)
+    if x.dtype == jnp.uint8:
+        x = x.astype(jnp.float32) / 255.0
+    return (x - data.mean) / data.std
+
+
+def make_optimiser(
+    training: Training, learning_rate: types.Array
+) -> optax.GradientTransformation:
+    """Makes the optimiser of the window's parameters."""
+    if training.optimiser is not None:
+        return training.optimiser(learning_rate)
+    if training.rule == "adamw":
+        return optax.adamw(learning_rate, weight_decay=training.weight_decay)
+    return optax.chain(
+        optax.add_decayed_weights(training.weight_decay),
+        optax.sgd(learning_rate, momentum=training.momentum or None),
+    )
+
+
+def partitioned(
+    optimiser: optax.GradientTransformation, mask: tuple[bool, ...], params: tuple
+) -> optax.GradientTransformation:
+    """Lets the optimiser move the blocks of the mask and nothing else.
+
+    `optax.masked` alone would pass raw gradients on where the mask is False, and
+    weight decay would move what has no gradient.
+
+    Args:
+      optimiser: for the trained blocks.
+      mask: which of the blocks are trained, static.
+      params: parameters of all blocks; None where they are not in the program.
+
+    Returns:
+      A transformation over trees like params.
+    """
+    labels = tuple(
+        jax.tree.map(lambda _, trained=trained: "train" if trained else "freeze", p)
+        for trained, p in zip(mask, params, strict=True)
+    )
+    return optax.partition({"train": optimiser, "freeze": optax.set_to_zero()}, labels)
+
+
+def steps_of(count, training: Training):
+    """Counts the local steps of a shard of `count` examples."""
+    return training.local_epochs * (-(-count // training.batch_size))
+
+
+def fitting(training: Training, capacity: int) -> Training:
+    """Makes batches no larger than a shard can be; the rest would all be padding."""
+    return training._replace(batch_size=min(training.batch_size, capacity))
+
+
+# What a slot of a shuffle takes, of what a row of a batch does: a third in the smallest
+# network, a hundredth in a small convolutional one.
+_SLOT = 1 / 16
+
+
+def capacities(counts: np.ndarray, batch_size: int) -> np.ndarray:
+    """Chooses how many examples the program of each client has room for.
+
+    A program shuffles as many slots as it has room for, and its batches are no larger,
+    so that small clients beside a large one want programs of their own. One more
+    has to be worth its compilation: it halves what a mean client takes.
+
+    Args:
+      counts: [N] examples of the clients.
+      batch_size: of a local step.
+
+    Returns:
+      [N], each at least the count; few different ones, each the count of a client.
+    """
+    sizes, number = np.unique(counts, return_counts=True)
+
+    def rounded(rooms: set[int]) -> np.ndarray:
+        most = np.array(sorted(rooms))
+        return most[np.searchsorted(most, sizes)]
+
+    def cost(rooms: set[int]) -> float:
+        room = rounded(rooms)
+        batch = np.minimum(batch_size, room)
+        return float(number @ (-(-sizes // batch) * batch + _SLOT * room))
+
+    edges = 4 ** np.arange(1 + int(np.log2(sizes[-1])) // 2)
+    below = np.maximum(np.searchsorted(sizes, edges, side="right") - 1, 0)
+    candidates = [{int(sizes[i])} for i in below]
+    chosen, better = {int(sizes[-1])}, True
+    while better:
+        best = min((chosen | more for more in candidates), key=cost)
+        better = cost(best) <= cost(chosen) / 2
+        chosen = best if better else chosen
+    return rounded(chosen)[np.searchsorted(sizes, counts)]
+
+
+def shuffle(key: types.Key, capacity: int, count: types.Array) -> types.Array:
+    """Draws an order of the first `count` of `capacity` slots; the others come last.
+
+    Slot i's draw depends on i and the key alone, not on the capacity, so padding a
+    shard changes nothing.
+    """
+    keys = jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.arange(capacity))
+    draws = jax.vmap(lambda k: jax.random.uniform(k))(keys)
+    return jnp.argsort(jnp.where(jnp.arange(capacity) < count, draws, jnp.inf))
+
+
+def _batches(key, indices, count, training: Training):
+    """Returns (step) -> (example indices [B], mask [B])."""
+    size = training.batch_size
+
+    def of_epoch(epoch):
+        return shuffle(jax.random.fold_in(key, epoch), indices.shape[0], count)
+
+    order = indices[jax.vmap(of_epoch)(jnp.arange(training.local_epochs))]
+
+    def batch(step):
+        steps = jnp.maximum(-(-count // size), 1)
+        epoch, start = step // steps, (step % steps) * size
+        slots = start + jnp.arange(size)
+        # Padding repeats the batch's first example, so that it cannot widen a range.
+        rows = order[epoch, jnp.where(slots < count, slots, start)]
+        return rows, (slots < count).astype(jnp.float32)
+
+    return batch
+
+
+def _next(trained, params, done: program.Stepped, first: int, probed: bool):
+    """Puts what a step changed into the state of the blocks from the first on."""
+    blocks = list(trained)
+    for i, update in enumerate(done.updates, start=first):
+        blocks[i] = {
+            **blocks[i],
+            **update,
+            "params": params[i],
+            "backward": done.backward[i] if probed else blocks[i]["backward"],
+        }
+    return tuple(blocks)
+
+
+def _batch(static: Static, start: Start, rows, mask, key) -> program.Batch:
+    """Gathers the batch of a step, augmented and in the precision of training."""
+    net, training, x = static.net, static.training, inputs(start.data, rows)
+    if training.augment is not None:  # the blocks' keys are 0 to num_blocks - 1
+        x = training.augment(jax.random.fold_in(key, net.num_blocks), x)
+        real = mask.reshape((-1,) + (1,) * (x.ndim - 1)) > 0
+        x = jnp.where(real, x, x[:1])  # padding repeats the first, see `_batches`
+    if net.vocabulary is None:
+        x = x.astype(training.precision)
+    return program.Batch(x, start.data.y[rows], mask, key)
+
+
+def train(
+    static: Static, start: Start, one: Client, places: tuple | None = None
+) -> Result:
+    """Trains one client for a round.
+
+    Args:
+      static: the network, the program, and how clients train.
+      start: what it begins with.
+      one: its examples and draws.
+      places: of `places`, if no other client runs beside it; what is in them does not
+        matter.
+
+    Returns:
+      The client's result.
+    """
+    net, training, spec, span = static.net, static.training, static.spec, static.span
+    mask = tuple(span.start <= i < span.stop for i in range(net.num_blocks))
+    begun = trees.keep(start.state, mask)
+    params = tuple(None if block is None else block["params"] for block in begun)
+    optimiser = partitioned(make_optimiser(training, start.learning_rate), mask, params)
+    shuffle_key, noise_key = jax.random.split(one.key)
+    batch_of = _batches(shuffle_key, one.indices, one.size, training)
+    probed = spec.gradient_place != "nowhere"
+
+    def step(i, carry):
+        trained, optimiser_state, total, places = carry
+        rows, valid = batch_of(i)
+        batch = _batch(static, start, rows, valid, jax.random.fold_in(noise_key, i))
+        batch = batch._replace(observe=i + 1 == steps)
+        mine = program.Own(one.window, places)
+        blocks = program.Blocks(start.frozen, trained)
+        done = static.program.step(net, spec, blocks, batch, mine)
+        # Weights are read before they are updated: else XLA updates copies of them.
+        gradients = lax.optimization_barrier(done.gradients)
+        params = tuple(None if block is None else block["params"] for block in trained)
+        moves, optimiser_state = optimiser.update(gradients, optimiser_state, params)
+        params = optax.apply_updates(params, moves)
+        new = _next(trained, params, done, span.start, probed)
+        new = static.program.settle(new, trained, mine)
+        return new, optimiser_state, total + done.loss * jnp.sum(valid), done.places
+
+    steps = steps_of(one.size, training)
+    carry = (begun, optimiser.init(params), jnp.zeros(()), places)
+    # A loop of as many steps as the shard has: an uneven client costs what it trains.
+    trained, _, total, places = lax.fori_loop(0, steps, step, carry)
+    examples = (one.size * training.local_epochs).astype(jnp.float32)
+    delta, loss = trees.subtract(trained, begun), total / jnp.maximum(examples, 1.0)
+    return Result(delta, loss, examples, places)
+
+
+def freeze(static: Static, state: tuple[dict, ...], key: types.Key | None) -> tuple:
+    """Freezes what a program runs frozen; the same for all its clients.
+
+    Args:
+      static: the network, the program, and how clients train.
+      state: global state.
+      key: of the round, for stochastic rounding.
+
+    Returns:
+      What `Start` takes as `frozen`.
+    """
+    return static.program.freeze(static.net, static.spec, state, key)
+
+
+def places(static: Static, state: tuple[dict, ...], frozen: tuple) -> tuple | None:
+    """Makes places for the blocks of clients that run one after the other.
+
+    Args:
+      static: the network, the program, and how clients train.
+      state: global state.
+      frozen: `freeze` of it.
+
+    Returns:
+      What `train` takes as `places`; None if the program needs none.
+    """
+    net, training = static.net, static.training
+    dtype = training.precision if net.vocabulary is None else jnp.int32
+    x = jnp.zeros((training.batch_size, *net.input_shape), dtype)
+    return static.program.places(net, static.spec, program.Blocks(frozen, state), x)
+
+
+# What the reference starts every range at: op_scale 0.1, of 63.5 codes.
+UNCALIBRATED = 0.1 * 63.5
+
+
+def calibrate(
+    net: network.Network, state: tuple[dict, ...], spec: quant.Spec, key: types.Key
+) -> tuple[dict, ...]:
+    """Sets norms and ranges before the first round.
+
+    The server has no data, so one training step's forward and backward pass runs on
+    standard normal inputs (or random tokens) and random labels. (The reference starts
+    every range at 0.1 * 63.5, which rounds the gradients of the first rounds to zero;
+    so it is done here under `spec.reference_quirks`.)
+
+    Args:
+      net: the network.
+      state: of `network.init`.
+      spec: what is to be observed, and where.
+      key: for inputs and labels.
+
+    Returns:
+      The state with norms, ranges and backward ranges set, parameters unchanged.
+    """
+    if spec.reference_quirks:
+        ranges = ("ranges", "backward")
+        start = jax.tree.map(
+            lambda x: jnp.full_like(x, UNCALIBRATED),
+            tuple({name: block[name] for name in ranges} for block in state),
+        )
+        return tuple(old | new for old, new in zip(state, start, strict=True))
+    input_key, label_key = jax.random.split(key)
+    x = network.noise(net, input_key, 32)
+    labels = jax.random.randint(label_key, (32,), 0, net.num_classes)
+    blocks = program.Blocks((None,) * net.num_blocks, state)
+    batch = program.Batch(x, labels, jnp.ones(32), None)
+    plan = plans.full(net.num_blocks)
+    done = single.gradient_step(net, spec, plan, blocks, batch, fresh=True)
+    params = tuple(block["params"] for block in state)
+    return _next(state, params, done, 0, spec.gradient_place != "nowhere")

@@ -1,0 +1,192 @@
+"""The federation: what the algorithms of a comparison have in common.
+
+Legend: N all clients, K clients of a round.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from fljax import plans, types
+from fljax.data import partition
+from fljax.devices import clock as clocks
+from fljax.devices import failures as faults
+from fljax.devices import fleet as fleets
+from fljax.engine import client, mixed, program, single
+from fljax.nn import network
+from fljax.plans import costs
+
+
+class Population(NamedTuple):
+    """Who there is: clients, their data and their devices.
+
+    Attributes:
+      data: training data on the device.
+      shards: the clients' examples; their numbers on the device, or put there.
+      fleet: the clients' devices.
+      failures: what goes wrong, how often.
+      table_error: standard deviation of the log of what windows really cost against
+        what the table says.
+    """
+
+    data: client.Data
+    shards: partition.Shards
+    fleet: fleets.Fleet
+    failures: faults.Rates = faults.Rates()
+    table_error: float = 0.0
+
+
+class Model(NamedTuple):
+    """What is trained, and what it costs.
+
+    Attributes:
+      net: the network.
+      counts: of its blocks.
+      table: costs of its windows.
+    """
+
+    net: network.Network
+    counts: tuple[types.BlockCounts, ...]
+    table: costs.CostTable
+
+
+class Rules(NamedTuple):
+    """How the server goes about a round.
+
+    Attributes:
+      clients_per_round: K.
+      learning_rate: (round) -> of the clients.
+      server_learning_rate: 1 takes the mean of the deltas as it is.
+      weighting: "uniform" as in the paper, or "examples".
+      clock: what time costs and how long the server waits.
+      norm_bound: an update is refused whose length is above this many times the usual
+        one of its window; 0: none is.
+    """
+
+    clients_per_round: int
+    learning_rate: Callable[[int], float]
+    server_learning_rate: float = 1.0
+    weighting: str = "uniform"
+    clock: clocks.Clock = clocks.Clock()
+    norm_bound: float = 0.0
+
+
+class Layout(NamedTuple):
+    """Where a round is computed; changes nothing but the order of sums.
+
+    Attributes:
+      devices: the mesh that rounds are spread over.
+      width: clients that run side by side in a program.
+      mixed: the windows of a round share one program instead of having one each.
+    """
+
+    devices: Mesh
+    width: int = 1
+    mixed: bool = False
+
+
+class Federation(NamedTuple):
+    """What the algorithms of a comparison have in common.
+
+    Attributes:
+      population: who there is.
+      model: what is trained.
+      training: how clients train.
+      rules: how the server goes about it.
+      layout: where it is computed.
+      seed: of everything that is drawn.
+    """
+
+    population: Population
+    model: Model
+    training: client.Training
+    rules: Rules
+    layout: Layout
+    seed: int
+
+    def having(self, **changes: Any) -> Federation:
+        """Gives the federation with some fields changed, of whichever part they are.
+
+        So `fed.having(clients_per_round=3, width=2, seed=4)`.
+
+        Raises:
+          TypeError: a field is of no part.
+        """
+        parts = self._asdict()
+        for name, value in changes.items():
+            part = parts.get(_PART.get(name, ""))
+            if part is None:
+                parts[name] = value
+            else:
+                parts[_PART[name]] = part._replace(**{name: value})
+        return Federation(**parts)
+
+
+# The part of each field.
+_PART = (
+    dict.fromkeys(Population._fields, "population")
+    | dict.fromkeys(Model._fields, "model")
+    | dict.fromkeys(client.Training._fields, "training")
+    | dict.fromkeys(Rules._fields, "rules")
+    | dict.fromkeys(Layout._fields, "layout")
+)
+
+
+def clock(fed: Federation) -> clocks.Clock:
+    """Gives the clock with all that it leaves open filled in."""
+    return clocks.resolve(
+        fed.rules.clock,
+        fed.population.fleet.reference,
+        fed.model.table,
+        fed.model.counts,
+        fed.training.batch_size,
+    )
+
+
+def programs(fed: Federation, assigned: Sequence[plans.Plan]) -> list[program.Program]:
+    """Says what the program of each client of a round is made for.
+
+    Args:
+      fed: the federation.
+      assigned: the plans of the round's clients.
+
+    Returns:
+      That of each one's plan; where windows share a program, and somebody freezes
+      something, that of all windows.
+    """
+    blocks = fed.model.net.num_blocks
+    widths = {plan.bits for plan in assigned if not plans.is_full(plan, blocks)}
+    if not fed.layout.mixed or not widths:
+        return [single.Single(plan) for plan in assigned]
+    # Who trains everything has no codes, and needs no program of its width.
+    return [mixed.Mixed(p.bits if p.bits in widths else min(widths)) for p in assigned]
+
+
+def work(
+    fed: Federation, assigned: Sequence[plans.Plan], alone: np.ndarray
+) -> np.ndarray:
+    """Says how much of a full step each client of a round computes here.
+
+    Args:
+      fed: the federation.
+      assigned: the plans of the round's clients.
+      alone: [K], what their windows alone compute of it.
+
+    Returns:
+      [K]; 1 where clients of all windows run side by side in a program, and compute
+      all that any of them needs.
+    """
+    if fed.layout.width == 1:
+        return alone
+    of_any = [program.any_window for program in programs(fed, assigned)]
+    return np.where(of_any, 1.0, alone)
+
+
+def round_key(seed: int, round_index: int) -> types.Key:
+    """Gives the key of a round: fold_in(key(seed), round)."""
+    return jax.random.fold_in(jax.random.key(seed), round_index)

@@ -1,0 +1,33 @@
+"""The network before the first round: the same for all algorithms of a seed."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+
+from fljax import types
+from fljax.engine import client, federation
+from fljax.kernels import quant
+from fljax.nn import network
+from fljax.runtime import programs
+
+INITIAL_TAG = 0xFFFF0000  # no round has this number
+
+
+def _initial(key: types.Key, *, net: network.Network, spec: quant.Spec):
+    init_key, calibration_key = jax.random.split(key)
+    return client.calibrate(net, network.init(net, init_key), spec, calibration_key)
+
+
+@functools.cache  # the options ask what backend there is, so not on import
+def jitted():
+    """Gives (key, net=, spec=) -> blocks as one program; by operations it is many."""
+    options = programs.once_options()
+    return jax.jit(_initial, static_argnames=("net", "spec"), compiler_options=options)
+
+
+def blocks(fed: federation.Federation) -> tuple[dict, ...]:
+    """Draws and calibrates the network of a federation."""
+    key = jax.random.fold_in(jax.random.key(fed.seed), INITIAL_TAG)
+    return jitted()(key, net=fed.model.net, spec=fed.training.spec)

@@ -1,0 +1,360 @@
+"""One program for clients of all windows: the window is data.
+
+A program for every window makes dozens of programs, and where clients run side by side
+it leaves most of an accelerator idle (a window has one or two clients a round). Here
+each block has the three roles in one program, and takes the one that the client's
+window says: one client alone by a branch; clients side by side compute all three and
+select, more arithmetic in one chunk.
+
+What a client does not take passes no gradient on.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from fljax import plans, trees, types
+from fljax.engine import branches, program
+from fljax.kernels import quant
+from fljax.nn import layers, network, signals
+
+# Collections of a block that training it changes beside its parameters.
+_RECORDS = ("norms", "ranges")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Mixed(program.Program):
+    """The program of clients of all windows."""
+
+    bits: int = plans.DEFAULT_BITS
+    capacity: int = 0
+    short: bool = False
+
+    any_window: ClassVar[bool] = True
+
+    @property
+    def name(self) -> str:
+        """Names the width of the codes, where it is another than usual."""
+        return "mixed" if self.bits == plans.DEFAULT_BITS else f"mixed@{self.bits}"
+
+    @property
+    def order(self) -> tuple:
+        """Puts programs of all windows last, by their widths."""
+        return True, self.bits, self.capacity
+
+    def span(self, num_blocks: int) -> slice:
+        """Gives all blocks."""
+        return slice(0, num_blocks)
+
+    def freeze(self, net, spec, state, key) -> tuple:
+        """Freezes every block for both frozen roles."""
+        return freeze(net, state, spec, key)
+
+    def places(self, net, spec, blocks, x) -> tuple[Place, ...]:
+        """Makes a place for each block."""
+        return places(net, spec, blocks, x)
+
+    def step(self, net, spec, blocks, batch, own) -> program.Stepped:
+        """Takes a step of the client's window; see `gradient_step`."""
+        return gradient_step(net, spec, blocks, batch, own)
+
+    def settle(self, new, old, own) -> tuple:
+        """Keeps the blocks outside the client's window as they were."""
+        return tuple(map(trees.select, inside(own.window, len(new)), new, old))
+
+    def trains(self, windows, num_blocks) -> types.Array:
+        """Tells which blocks each client's window holds."""
+        return jax.vmap(lambda w: inside((w[0], w[1]), num_blocks))(windows)
+
+
+def freeze(
+    net: network.Network,
+    state: Sequence[dict],
+    spec: quant.Spec,
+    key: types.Key | None = None,
+) -> tuple[tuple, tuple]:
+    """Freezes every block for both frozen roles; arguments as of `network.freeze`.
+
+    Returns:
+      What the blocks read before the window, and what they read after it.
+    """
+    before, after = (
+        network.freeze(net, state, (role,) * net.num_blocks, spec, key)
+        for role in (types.Role.FROZEN_BEFORE, types.Role.FROZEN_AFTER)
+    )
+    return before, after
+
+
+def inside(window: tuple[types.Array, types.Array], num_blocks: int) -> types.Array:
+    """Tells which blocks a window trains: [n] bool."""
+    first, last = window
+    blocks = jnp.arange(num_blocks)
+    return (first <= blocks) & (blocks <= last)
+
+
+class Place(NamedTuple):
+    """Where a block of a client that runs alone leaves its results, see `branches`.
+
+    Attributes:
+      codes: what it gives where it is frozen before the window.
+      value: floats, what it gives else.
+      largest: [], of the value if it is frozen after the window; None: not told.
+      trained: what its gradient needs where it is trained.
+      after: what its gradient needs where it is frozen after the window.
+      cotangent: of what it reads; empty for the first block, which reads data.
+    """
+
+    codes: signals.Signal
+    value: types.Array
+    largest: types.Array | None
+    trained: list
+    after: list
+    cotangent: tuple[types.Array, ...]
+
+
+class _Passed(NamedTuple):
+    """What a block hands to the next, in whichever role it ran.
+
+    Attributes:
+      codes: what a frozen block before the window gives.
+      value: floats, what the others give; of the last block before the window its
+        codes' values.
+      largest: of a frozen block after the window: the range of the value, [], or None
+        where such a block tells none.
+    """
+
+    codes: signals.Signal
+    value: types.Array
+    largest: types.Array | None
+
+
+class _Block(NamedTuple):
+    """What a block does in its roles with what it is handed.
+
+    Attributes:
+      before: codes -> codes.
+      train: (value, params, backward ranges) -> value, new norms and ranges; the first
+        block's value is data and has no gradient.
+      after: value -> value, largest; None of the first block.
+    """
+
+    before: Callable
+    train: branches.Differentiable
+    after: branches.Differentiable | None
+
+
+def _valid(net, trained, x) -> list[types.Array | None]:
+    """Tells of what each block reads which positions are no padding, [B, L].
+
+    Whatever their roles, blocks say the same of that: here all train, and what they
+    compute beside it is dead code. None of what is no sequence.
+    """
+    valid: list[types.Array | None] = [None] * net.num_blocks
+    for i in range(net.num_blocks - 1):
+        x, _ = network.run(net, [trained[i]], x, [layers.Call()], i)
+        if not isinstance(x, signals.Padded):
+            break
+        valid[i + 1] = x.valid
+    return valid
+
+
+def _blocks(
+    net, spec, blocks: program.Blocks, batch: program.Batch, window
+) -> Callable:
+    """Gives (i, passed) -> `_Block`; arguments as of `gradient_step`."""
+    frozen, trained = blocks
+    mask, key, observe = batch.mask, batch.key, batch.observe
+    first, last = window
+    nonnegative = network.nonnegative(net)
+    valid = _valid(net, trained, batch.x)
+
+    def run(i, state, x, role, mutable=()):
+        call = layers.Call(role, spec, mask, observe=observe, first=first == i)
+        if valid[i] is not None:
+            x = signals.Padded(x, valid[i])
+        y, updates = network.run(net, [state], x, [call], i, mutable, key)
+        return signals.bare(y), updates
+
+    def block(i: int, passed: _Passed) -> _Block:
+        def before(codes):
+            y, _ = run(i, frozen[0][i], codes, types.Role.FROZEN_BEFORE)
+            return lax.stop_gradient(y)
+
+        def train(value, params, backward):
+            state = {**trained[i], "params": params, "backward": backward}
+            y, (update,) = run(i, state, value, types.Role.TRAINED, _RECORDS)
+            return signals.to_float(y), {**_records(trained[i]), **update}
+
+        def after(value):
+            largest = passed.largest
+            if largest is not None:  # of what a trained block gives: that of this batch
+                largest = jnp.where(last == i - 1, quant.amax(value), largest)
+            x = signals.Ranged(value, largest, nonnegative[i - 1])
+            y, _ = run(i, frozen[1][i], x, types.Role.FROZEN_AFTER)
+            y = signals.to_ranged(y)
+            return y.value, y.largest
+
+        halves = branches.Differentiable
+        if i == 0:  # what it reads is data
+            return _Block(before, halves(train, fixed=1), None)
+        return _Block(before, halves(train), halves(after))
+
+    return block
+
+
+def _records(block: dict) -> dict:
+    return {name: block[name] for name in _RECORDS}
+
+
+def places(
+    net: network.Network, spec: quant.Spec, blocks: program.Blocks, x: types.Array
+) -> tuple[Place, ...]:
+    """Makes the places of a network's blocks; arguments as of `gradient_step`."""
+    made: list[Place] = []
+
+    def place(i: int, state: dict, passed: _Passed) -> Place:
+        block = make(i, passed)
+        operands = (passed.value, state["params"], state["backward"])
+        (value, _), kept = block.train.forward(*operands)
+        codes = block.before(passed.codes)
+        if block.after is None:
+            return Place(codes, value, None, kept, [], ())
+        (_, largest), kept_after = block.after.forward(passed.value)
+        return Place(codes, value, largest, kept, kept_after, (passed.value,))
+
+    window, mask = (jnp.zeros((), jnp.int32),) * 2, jnp.ones(x.shape[0])
+    key = jax.random.key(0)
+    batch = program.Batch(x, jnp.zeros(0), mask, key, jnp.array(True))
+    passed = _Passed(x, x, None)
+    make = _blocks(net, spec, blocks, batch, window)
+    for i, state in enumerate(blocks.trained):
+        shapes = jax.eval_shape(functools.partial(place, i), state, passed)
+        made.append(jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes))
+        passed = _Passed(*made[-1][:3])
+    return tuple(made)
+
+
+def _branch(i: int, block: _Block, window, passed: _Passed, state: dict, place: Place):
+    """Runs a block in its role alone.
+
+    Returns:
+      What it passes on; its new records; cotangent -> that of its input, but for the
+      first block, and the gradients of its parameters and backward ranges; its place,
+      but for the cotangent.
+    """
+    first, last = window
+    inside, behind = (first <= i) & (i <= last), last < i
+    operands = (passed.value, state["params"], state["backward"])
+    train, after = block.train, block.after
+    codes = branches.when(i < first, block.before, (passed.codes,), place.codes)
+    (value, records), kept = branches.when(
+        inside, train.forward, operands, ((place.value, _records(state)), place.trained)
+    )
+    largest, kept_after = place.largest, place.after
+    if after is not None:
+        (value, largest), kept_after = branches.when(
+            behind, after.forward, operands[:1], ((value, largest), kept_after)
+        )
+    value = branches.when(
+        first == i + 1,
+        lambda x: signals.to_float(x).astype(value.dtype),
+        (codes,),
+        value,
+    )
+
+    def pull(cotangent):
+        nothing = jax.tree.map(jnp.zeros_like, operands[1:])
+        *given, params, backward = branches.when(
+            inside,
+            train.backward,
+            (operands, kept, cotangent),
+            (*place.cotangent, *nothing),
+        )
+        if after is not None:
+            arguments = (operands[:1], kept_after, cotangent)
+            given = branches.when(behind, after.backward, arguments, tuple(given))
+        return *given, params, backward
+
+    new = Place(codes, value, largest, kept, kept_after, place.cotangent)
+    return _Passed(codes, value, largest), records, pull, new
+
+
+def _select(i: int, block: _Block, window, passed: _Passed, state: dict, place: None):
+    """Runs a block in all roles and selects; as `_branch`, but needs no place."""
+    first, last = window
+    role = (first <= i).astype(jnp.int32) + (last < i)
+    codes = block.before(passed.codes)
+    prefix = signals.to_float(codes)
+
+    def run(value, params, backward):
+        trained, update = block.train(value, params, backward)
+        results, largest = [prefix.astype(trained.dtype), trained], None
+        if block.after is not None:
+            late, largest = block.after(value)
+            results.append(late)
+        records = trees.select(role == 1, update, _records(state))
+        return lax.select_n(role, *results), (largest, records)
+
+    operands = (passed.value, state["params"], state["backward"])
+    fixed = block.train.fixed
+    value, pull, (largest, records) = jax.vjp(
+        functools.partial(run, *operands[:fixed]), *operands[fixed:], has_aux=True
+    )
+    return _Passed(codes, value, largest), records, pull, place
+
+
+def gradient_step(
+    net: network.Network,
+    spec: quant.Spec,
+    blocks: program.Blocks,
+    batch: program.Batch,
+    own: program.Own,
+) -> program.Stepped:
+    """Computes what `single.gradient_step` does, for a window that is data.
+
+    Args:
+      net: the network, static.
+      spec: of the frozen blocks, static.
+      blocks: all of them, frozen by `freeze` and trained.
+      batch: what to train on.
+      own: the client's window; places of a client that no other one runs beside, whose
+        blocks branch; given up to the result. None: all roles run, and one is selected.
+
+    Returns:
+      Gradients of params and backward ranges of all blocks, 0 outside the window;
+      new norms and ranges of all blocks, those of the state outside; the places.
+    """
+    window, places = own
+    run: Callable = _select if places is None else _branch
+    given = (None,) * net.num_blocks if places is None else places
+    make = _blocks(net, spec, blocks, batch, window)
+    passed, updates, pulls, used = _Passed(batch.x, batch.x, None), [], [], []
+    for i, (state, place) in enumerate(zip(blocks.trained, given, strict=True)):
+        block = make(i, passed)
+        passed, update, pull, place = run(i, block, window, passed, state, place)
+        updates.append(update)
+        pulls.append(pull)
+        used.append(place)
+    loss, pull = jax.vjp(
+        lambda y: program.cross_entropy(
+            y.astype(jnp.float32), batch.labels, batch.mask
+        ),
+        passed.value,
+    )
+    cotangent = pull(jnp.ones_like(loss))
+    gradients = []
+    for i in reversed(range(net.num_blocks)):
+        *cotangent, params, backward = pulls[i](*cotangent)
+        gradients.append((params, backward))
+        if places is not None:
+            used[i] = used[i]._replace(cotangent=tuple(cotangent))
+    params, backward = zip(*reversed(gradients), strict=True)
+    new = None if places is None else tuple(used)
+    return program.Stepped(loss, params, backward, tuple(updates), new)

@@ -1,0 +1,193 @@
+"""What a compiled program is made for, and what it is handed.
+
+A program trains clients of one window (`single.Single`) or of all windows at once
+(`mixed.Mixed`). Which it is, is asked of nobody: each says itself what it freezes, how
+it takes a step, and which blocks its clients train.
+"""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+import functools
+from typing import Any, ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from fljax import types
+from fljax.kernels import quant
+from fljax.nn import network
+
+Window = tuple[types.Array, types.Array]  # first and last trained block, [] each
+
+
+class Blocks(NamedTuple):
+    """A network as a client trains it.
+
+    Attributes:
+      frozen: what `Program.freeze` made of it.
+      trained: state of the blocks that train, None for the others.
+    """
+
+    frozen: tuple
+    trained: tuple
+
+
+class Batch(NamedTuple):
+    """What a local step trains on.
+
+    Attributes:
+      x: [B, *features], normalised, or tokens.
+      labels: [B].
+      mask: [B] 1 for examples, 0 for padding.
+      key: of this step; None: nothing is drawn.
+      observe: [] whether ranges are recorded; None: they are.
+    """
+
+    x: types.Array
+    labels: types.Array
+    mask: types.Array
+    key: types.Key | None
+    observe: types.Array | None = None
+
+
+class Own(NamedTuple):
+    """What of a program is one client's alone.
+
+    Attributes:
+      window: that it trains, where windows are data.
+      places: of `Program.places`; None where clients run side by side.
+    """
+
+    window: Window | None = None
+    places: tuple | None = None
+
+
+class Stepped(NamedTuple):
+    """What a local step gives.
+
+    Attributes:
+      loss: [].
+      gradients: of the parameters of all blocks.
+      backward: new backward ranges of all blocks.
+      updates: new norms and ranges of the blocks of `Program.span`.
+      places: for the next step.
+    """
+
+    loss: types.Array
+    gradients: tuple
+    backward: tuple
+    updates: Any
+    places: tuple | None
+
+
+@functools.total_ordering
+class Program(abc.ABC):
+    """What a program is made for: static and hashable.
+
+    Attributes:
+      any_window: clients of any window run in it; else all have the same one.
+      bits: width of the codes in the frozen blocks.
+      name: of the windows.
+      capacity: examples that a client has at most.
+      short: whether clients with more examples have programs of their own.
+    """
+
+    any_window: ClassVar[bool]
+    capacity: int
+    short: bool
+
+    def __str__(self) -> str:
+        """Names the windows, and the examples where there is a choice."""
+        limit = f" of up to {self.capacity} examples" if self.short else ""
+        return f"{self.name}{limit}"
+
+    def holding(self, capacity: int, short: bool) -> Program:
+        """Gives the program for clients of so many examples."""
+        changes: Any = {"capacity": capacity, "short": short}
+        return dataclasses.replace(self, **changes)  # type: ignore[type-var]
+
+    @property
+    @abc.abstractmethod
+    def name(self) -> str:
+        """Names the windows."""
+
+    @property
+    @abc.abstractmethod
+    def bits(self) -> int:
+        """Gives the width of the codes in the frozen blocks."""
+
+    @property
+    @abc.abstractmethod
+    def order(self) -> tuple:
+        """Says where the program stands among others."""
+
+    def __lt__(self, other: Program) -> bool:
+        """Tells whether this program comes before another one."""
+        return self.order < other.order
+
+    @abc.abstractmethod
+    def span(self, num_blocks: int) -> slice:
+        """Gives the blocks that may train."""
+
+    @abc.abstractmethod
+    def freeze(
+        self,
+        net: network.Network,
+        spec: quant.Spec,
+        state: tuple[dict, ...],
+        key: types.Key | None,
+    ) -> tuple:
+        """Freezes what runs frozen; the same for all clients of a round.
+
+        Args:
+          net: the network.
+          spec: fixed point choices, at this program's width.
+          state: global state, of all blocks.
+          key: of the round, for stochastic rounding.
+
+        Returns:
+          `Blocks.frozen`.
+        """
+
+    @abc.abstractmethod
+    def places(
+        self, net: network.Network, spec: quant.Spec, blocks: Blocks, x: types.Array
+    ) -> tuple | None:
+        """Makes places for clients that run one after the other; None: needs none.
+
+        Args:
+          net: the network.
+          spec: as of `freeze`.
+          blocks: as of a step, values do not matter.
+          x: a batch, likewise.
+        """
+
+    @abc.abstractmethod
+    def step(
+        self,
+        net: network.Network,
+        spec: quant.Spec,
+        blocks: Blocks,
+        batch: Batch,
+        own: Own,
+    ) -> Stepped:
+        """Computes loss and gradients of a batch, and what training it records."""
+
+    @abc.abstractmethod
+    def settle(self, new: tuple, old: tuple, own: Own) -> tuple:
+        """Gives the state after a step: the old one where the client does not train."""
+
+    @abc.abstractmethod
+    def trains(self, windows: types.Array, num_blocks: int) -> types.Array:
+        """Tells which blocks of the span clients of windows [W, 2] train, [W, ..]."""
+
+
+def cross_entropy(logits, labels, mask) -> types.Array:
+    """Averages the cross-entropy of logits [B, C] over the rows of the mask [B]."""
+    # With one-hot rows the gradient is a difference; with integers a scatter.
+    rows = jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
+    losses = optax.softmax_cross_entropy(logits, rows)
+    return jnp.sum(losses * mask) / jnp.maximum(jnp.sum(mask), 1.0)

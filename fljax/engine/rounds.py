@@ -1,0 +1,294 @@
+"""Trains those who arrive in a round, each from the network that it began with.
+
+Their groups by age and program run one after the other, and add up what they send.
+
+Legend: N all clients, A who arrive, K these with the padding of the cohort, n blocks.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import NamedTuple
+
+import jax
+import numpy as np
+import optax
+from jax import lax
+from jax.sharding import NamedSharding
+
+from fljax import trees, types
+from fljax.devices import arrivals, clock, failures
+from fljax.engine import client, cohort, federation, group, program, schedule
+from fljax.engine import sums as totals
+from fljax.runtime import mesh
+from fljax.updates import norm_bound, server
+
+Networks = tuple[tuple[dict, ...], ...]  # of today, of the round before, ...
+
+
+class _Members(NamedTuple):
+    """Those of a round who began at the same time and share a program.
+
+    Attributes:
+      age: rounds since they began.
+      static: of their program.
+      group: which clients they are, on the devices.
+    """
+
+    age: int
+    static: client.Static
+    group: cohort.Group
+
+
+class Bounds(NamedTuple):
+    """How long updates of a round may be, see `norm_bound`.
+
+    Attributes:
+      limits: [2, n], as of `group.Round`.
+      norms: [2, n] usual lengths; 0: not known yet.
+      measured: updates that these were learned from, as far as that is counted.
+      waiting: whether nothing is taken because too few have been measured.
+    """
+
+    limits: types.Array
+    norms: types.Array
+    measured: int
+    waiting: bool
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Rounds:
+    """Trains rounds; of `make`. Its methods are pure.
+
+    Attributes:
+      fed: the federation, its data on the devices.
+      planned: its schedule.
+      weights: [N] of the clients.
+      rooms: [N] examples that their programs have room for.
+      size: K.
+      unlimited: [2, n] on the devices: updates may be as long as they are.
+    """
+
+    fed: federation.Federation
+    planned: schedule.Schedule
+    weights: np.ndarray
+    rooms: np.ndarray
+    size: int
+    unlimited: types.Array
+
+    @property
+    def sizes(self) -> norm_bound.Sizes:
+        """Gives what clients send of each block, in numbers."""
+        counts = self.fed.model.counts
+        return (  # what is sent beside parameters is statistics and ranges
+            tuple(count.params for count in counts),
+            tuple(count.upload_bytes // 4 - count.params for count in counts),
+        )
+
+    def everywhere(self, tree: types.Tree) -> types.Tree:
+        """Puts a tree onto every device."""
+        return mesh.replicate(self.fed.layout.devices, tree)
+
+    def programs(self, assignment: schedule.Assignment) -> list[program.Program]:
+        """Says what the program of each client is made for."""
+        kinds, most = federation.programs(self.fed, assignment.plans), self.rooms.max()
+        rooms = self.rooms[assignment.ids].tolist()
+        return [
+            kind.holding(room, room < most)
+            for kind, room in zip(kinds, rooms, strict=True)
+        ]
+
+    def train(
+        self, networks: Networks, assignment: schedule.Assignment, limits: types.Array
+    ) -> totals.Sums:
+        """Trains those who arrive.
+
+        Args:
+          networks: of today and of the rounds before, on the devices.
+          assignment: of the round.
+          limits: as of `group.Round`.
+
+        Returns:
+          What they send, added up on each device.
+        """
+        devices, index = self.fed.layout.devices, assignment.round
+        sums = totals.zero_sums(networks[0], size=self.size, devices=devices)
+        groups = self._groups(assignment)
+        if not groups:
+            return sums
+        clients = self.everywhere(self._clients(assignment))
+        ages = sorted({members.age for members in groups})
+        begun = {age: self._begun(networks[age], index - age, limits) for age in ages}
+        for at in range(0, len(groups), group.AT_ONCE):
+            few = groups[at : at + group.AT_ONCE]
+            compiled = group.compile_groups(
+                list(dict.fromkeys(members.static for members in few)),
+                (begun[ages[0]], sums, clients, groups[0].group),
+                devices,
+            )
+            for age, static, members in few:
+                earlier = totals.weights_so_far(sums) if age else None
+                sums = compiled[static](begun[age], sums, clients, members)
+                if age:
+                    scale = clock.weight(self.fed.rules.clock, index, index - age)
+                    then = begun[age].blocks
+                    sums = totals.catch_up(sums, earlier, then, networks[0], scale)
+            del compiled  # programs are held no longer than this
+        return sums
+
+    def _begun(self, blocks: tuple[dict, ...], index: int, limits) -> group.Round:
+        key = federation.round_key(self.fed.seed, index)
+        rate = np.float32(self.fed.rules.learning_rate(index))
+        key, rate = self.everywhere(key), self.everywhere(rate)
+        return group.Round(blocks, self.fed.population.data, key, rate, limits)
+
+    def _clients(self, assignment: schedule.Assignment) -> cohort.Clients:
+        """Gathers who arrives, in host memory."""
+        work, rules = assignment.outcome.arrived, self.fed.rules.clock
+        windows = [(plan.first, plan.last) for plan in assignment.plans]
+        return cohort.gather(
+            assignment.ids,
+            self.fed.population.shards,
+            self.weights,
+            self.size,
+            factors=cohort.Factors(
+                failures.tampering(work.faults),
+                clock.weight(rules, assignment.round, work.versions),
+            ),
+            windows=np.array(windows).reshape(-1, 2),
+        )
+
+    def _groups(self, assignment: schedule.Assignment) -> list[_Members]:
+        """Sorts who arrives by age and program, and deals them out to the devices."""
+        fed, ids, assigned = self.fed, assignment.ids, assignment.plans
+        times = self.planned.time_shares(assigned)
+        counts = np.asarray(fed.population.shards.counts)
+        load = counts[ids] * federation.work(fed, assigned, times)
+        ages = (assignment.round - assignment.outcome.arrived.versions).tolist()
+        keys = list(zip(ages, self.programs(assignment), strict=True))
+        by_key = cohort.group_by(keys, ids)
+        devices, width = fed.layout.devices, fed.layout.width
+        groups = cohort.spread(
+            [rows for _, rows in by_key], load, devices.size, width, self.size
+        )
+        return [
+            _Members(
+                age,
+                client.Static(fed.model.net, program, fed.training, width),
+                mesh.distribute(devices, rows),
+            )
+            for ((age, program), _), rows in zip(by_key, groups, strict=True)
+        ]
+
+    def step(
+        self,
+        state: server.ServerState,
+        sums: totals.Sums,
+        bounds: Bounds,
+        rate: types.ArrayLike,
+    ):
+        """Ends a round.
+
+        Args:
+          state: of the server, on the devices.
+          sums: of the round.
+          bounds: of the round.
+          rate: learning rate of the server.
+
+        Returns:
+          The server's new state; losses and verdicts [K]; whether the new network is
+          finite; usual lengths of updates [2, n].
+        """
+        new, losses, failed, finite, usual = server_step(
+            state,
+            sums,
+            bounds.norms,
+            self.everywhere(rate),
+            sizes=self.sizes if self.fed.rules.norm_bound else (),
+            devices=self.fed.layout.devices,
+        )
+        if bounds.waiting:
+            large = np.asarray(failed) == totals.TOO_LARGE
+            failed = np.where(large, totals.UNMEASURED, failed)
+        return new, losses, failed, finite, usual
+
+    def bounds(
+        self,
+        networks: Networks,
+        assignment: schedule.Assignment,
+        norms: types.ArrayLike,
+        measured: int,
+    ) -> Bounds:
+        """Says how long updates may be.
+
+        Args:
+          networks: as of `train`.
+          assignment: of the round.
+          norms: [2, n] usual lengths so far.
+          measured: updates that these were learned from.
+
+        Returns:
+          The bounds; where too few updates have been measured, everybody of this round
+          is, before anybody is taken.
+        """
+        bound, norms = self.fed.rules.norm_bound, self.everywhere(norms)
+        if not bound:
+            return Bounds(self.unlimited, norms, measured, False)
+        if measured < norm_bound.FEWEST and len(assignment.ids):
+            tried = self.train(networks, assignment, self.unlimited)
+            norms, number = norm_bound.first(
+                norms, tried.norms, sizes=self.sizes, devices=self.fed.layout.devices
+            )
+            measured = min(measured + int(number), norm_bound.FEWEST)
+        if measured < norm_bound.FEWEST:
+            nothing = self.everywhere(np.zeros_like(self.unlimited))
+            return Bounds(nothing, norms, measured, True)
+        known = norm_bound.limits(norms, bound=bound, sizes=self.sizes)
+        return Bounds(self.everywhere(known), norms, measured, False)
+
+
+@functools.partial(jax.jit, static_argnames=("sizes", "devices"))
+def server_step(state, sums, norms, rate, *, sizes, devices):
+    """Adds up the devices' sums and ends the round; every device gets the result.
+
+    The usual lengths of updates are kept where `sizes` of the blocks are given.
+    """
+    added = totals.total(sums)
+    new = server.step(state, added.totals, optax.sgd(rate))
+    if sizes:
+        norms = norm_bound.usual(norms, added.norms, sizes)
+    result = new, added.losses, added.failed, trees.all_finite(new.blocks), norms
+    return lax.with_sharding_constraint(result, NamedSharding(devices, mesh.SHARED))
+
+
+def make(
+    fed: federation.Federation, planned: schedule.Schedule, candidates: int
+) -> Rounds:
+    """Makes what trains the rounds of a federation.
+
+    Args:
+      fed: the federation.
+      planned: its schedule.
+      candidates: number of clients that may take part.
+
+    Returns:
+      The rounds.
+    """
+    rules, devices = fed.rules, fed.layout.devices
+    shards, counts = fed.population.shards, np.asarray(fed.population.shards.counts)
+    weights = counts.astype(np.float32)
+    if rules.weighting == "uniform":
+        weights = np.ones_like(weights)
+    unlimited = np.full((2, fed.model.net.num_blocks), np.inf, np.float32)
+    return Rounds(
+        fed.having(
+            data=mesh.replicate(devices, fed.population.data),
+            shards=shards._replace(indices=mesh.replicate(devices, shards.indices)),
+        ),
+        planned,
+        weights,
+        client.capacities(counts, fed.training.batch_size),
+        arrivals.most_arrivals(rules.clock, rules.clients_per_round, candidates),
+        mesh.replicate(devices, unlimited),
+    )

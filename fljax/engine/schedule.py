@@ -1,0 +1,369 @@
+"""Who trains what in a round, and who arrives: decided before anything is trained.
+
+The cohort is drawn from the devices that are there, the policy plans with what the
+server believes of them, and the clock runs the round with what is true of them. What a
+round costs (bytes, seconds, joules) follows from that, and is counted here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fljax import plans, policies, types
+from fljax.devices import arrivals, clock, failures, fleet
+from fljax.engine import client, cohort, federation
+from fljax.plans import catalogue, costs
+from fljax.runtime import host_random
+
+
+class Assignment(NamedTuple):
+    """Who trains what in a round; A updates arrive.
+
+    Attributes:
+      round: its index.
+      ids: [A] client numbers.
+      plans: A plans, in the order of ids.
+      finished: plans of all whose round is over, in the order of the outcome.
+      outcome: of the clock: who began, who is done, what went wrong.
+    """
+
+    round: int
+    ids: np.ndarray
+    plans: list[plans.Plan]
+    finished: list[plans.Plan]
+    outcome: arrivals.Outcome
+
+
+def by_hand(index: int, ids: np.ndarray, assigned: Sequence[plans.Plan]) -> Assignment:
+    """Makes a round in which given clients arrive at once, as tests and notebooks do.
+
+    Args:
+      index: of the round.
+      ids: [A] client numbers.
+      assigned: A plans.
+
+    Returns:
+      The assignment; it takes no time.
+    """
+    ids, assigned = np.asarray(ids, np.int32), list(assigned)
+    work = arrivals.empty(len(ids))._replace(
+        ids=ids,
+        versions=np.full(len(ids), index, np.int32),
+    )
+    timeline = arrivals.Timeline(np.zeros(()), arrivals.empty(0))
+    outcome = arrivals.Outcome(work, work, work.seconds, len(ids), timeline, {})
+    return Assignment(index, ids, assigned, assigned, outcome)
+
+
+class Before(NamedTuple):
+    """What the server goes by when it plans a round.
+
+    Attributes:
+      policy: state of the policy.
+      timeline: of the clock.
+      tiers: [T] factors of the tiers' budgets.
+    """
+
+    policy: Any
+    timeline: arrivals.Timeline
+    tiers: np.ndarray
+
+
+class Books(NamedTuple):
+    """What a round costs.
+
+    Attributes:
+      upload_bytes: sent by all clients.
+      download_bytes: sent to all clients.
+      compute_share: mean time of the cohort, as a share of full training.
+      seconds: of the round on the virtual clock.
+      clock_seconds: since the start.
+      joules: client number -> energy of its training; None: no device's power is
+        known.
+    """
+
+    upload_bytes: int
+    download_bytes: int
+    compute_share: float
+    seconds: float = 0.0
+    clock_seconds: float = 0.0
+    joules: dict[int, float] | None = None
+
+
+class _Drawn(NamedTuple):
+    """The clients of a round before they have plans.
+
+    Attributes:
+      round: its index.
+      ids: [K] client numbers.
+      truth: what their devices can do.
+      allowed: what the server allows them of what it believes that they can.
+      factors: [K] of these budgets, 1 but after rollbacks.
+    """
+
+    round: int
+    ids: np.ndarray
+    truth: types.Budgets
+    allowed: types.Budgets
+    factors: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Schedule:
+    """Plans rounds and keeps their books; of `make`. Its methods are pure.
+
+    Attributes:
+      fed: the clients, their devices and the clock.
+      policy: which plan for which client.
+      candidates: client numbers that may take part.
+      constrained: whether a device fails that has less memory than its plan needs.
+      clock: of the federation, nothing left open.
+      catalogue: the plans that may be assigned, and what they cost.
+      full_bytes: of the network.
+      whole_round: seconds of the mean client on a device of 1.0.
+    """
+
+    fed: federation.Federation
+    policy: policies.Policy
+    candidates: np.ndarray
+    constrained: bool
+    clock: clock.Clock
+    catalogue: catalogue.Catalogue
+    full_bytes: int
+    whole_round: float
+
+    @property
+    def limit(self) -> float:
+        """Gives the seconds of the deadline; infinite without one."""
+        if not self.clock.deadline:
+            return np.inf
+        return self.clock.deadline * self.whole_round
+
+    def assign(self, before: Before, index: int) -> Assignment:
+        """Says who trains what in a round, and who arrives.
+
+        Args:
+          before: what the server goes by.
+          index: of the round.
+
+        Returns:
+          The assignment.
+        """
+        fed, wanted = self.fed, self.fed.rules.clients_per_round
+        busy = before.timeline.flight.ids
+        busy = busy[busy != arrivals.FREE]
+        here = fleet.available(
+            fed.population.fleet,
+            fed.seed,
+            index,
+            float(before.timeline.now) / self.whole_round,
+            self.candidates,
+        )
+        if len(busy):
+            here = here[~np.isin(here, busy)]
+        if not self.clock.buffer:
+            most = arrivals.chosen(self.clock, wanted)
+            return self._draw(before, index, here, most)
+        most = wanted - len(busy) + 2 * self.clock.buffer + 8
+        while True:  # as many as it takes to fill the buffer, failures included
+            drawn = self._draw(before, index, here, most)
+            if len(drawn.ids) == self.clock.buffer or most >= len(here):
+                return drawn
+            most *= 2
+
+    def _draw(
+        self, before: Before, index: int, here: np.ndarray, most: int
+    ) -> Assignment:
+        """Draws up to so many of those who are here, plans, and lets the clock run."""
+        fed, devices = self.fed, self.fed.population.fleet
+        ids = cohort.sample(fed.seed, index, here, min(most, len(here)))
+        known = truth = fleet.truth(devices, fed.seed, index, ids)
+        if fleet.looked_at(devices, index) != index:
+            known = fleet.believed(devices, fed.seed, index, ids)
+        factors = before.tiers[devices.tier_of_row[devices.row[ids]]].astype(float)
+        allowed = types.Budgets(*(limits * factors for limits in known))
+        budgets = types.Budgets(*costs.floored(fed.model.table, *allowed))
+        key = host_random.fold_in(host_random.key(fed.seed), index)
+        assigned = self.policy.assign(before.policy, key, ids, budgets)
+        work = self._begin(_Drawn(index, ids, truth, allowed, factors), assigned)
+        outcome = self._run_clock(before.timeline, work, index)
+        arrived, finished = (
+            self.catalogue.at(work.rows) for work in (outcome.arrived, outcome.finished)
+        )
+        return Assignment(index, outcome.arrived.ids, arrived, finished, outcome)
+
+    def _begin(self, drawn: _Drawn, assigned: Sequence[plans.Plan]) -> arrivals.Work:
+        """Puts clients to work; when they are ready is up to the clock.
+
+        What the server allows of a device is its `factors` times what that can do, and
+        a policy hears how much of it a plan took: else `online` would learn the factor
+        away.
+        """
+        index, ids, truth, budgets, factors = drawn
+        fed, devices, seed = self.fed, self.fed.population.fleet, self.fed.seed
+        profile, rates = devices.profile, self.fed.population.failures
+        row = devices.row[ids]
+        key = host_random.fold_in(host_random.key(seed), index)
+        faults, part = failures.draw(rates, profile.failure[row], key, ids)
+        rows = self.catalogue.rows(assigned)
+        time = self.catalogue.true_time[rows] / truth.time
+        memory = np.minimum(self.catalogue.true_memory[rows], 1) / truth.memory
+        if self.constrained:
+            faults = np.where(
+                memory > 1 + 1e-9, np.int8(failures.Fault.OUT_OF_MEMORY), faults
+            )
+        counts = np.asarray(fed.population.shards.counts)
+        seconds = clock.durations(
+            self.clock,
+            self.full_bytes,
+            client.steps_of(counts[ids], fed.training),
+            time,
+            self.catalogue.sent[rows],
+            truth.upload,
+            profile.download[row] * fleet.bandwidth(devices, seed, index, ids),
+        )
+        allowed = np.maximum(time, seconds.sum(axis=1) / self.limit)
+        seconds = clock.spoil(seconds, faults, part, rates.delay * self.whole_round)
+        seconds[:, 0] += self._pause(index)
+        return arrivals.Work(
+            ids.astype(np.int32),
+            rows,
+            np.full(len(ids), index, np.int32),
+            seconds,
+            np.zeros(len(ids)),
+            faults.astype(np.int8),
+            np.stack(budgets, axis=1),
+            np.stack([allowed, memory], axis=1) / factors[:, None],
+        )
+
+    def _pause(self, index: int) -> float:
+        """Gives the seconds of a round that go by before it begins."""
+        devices = self.fed.population.fleet
+        looks = fleet.looked_at(devices, index) == index
+        return devices.changes.refresh_seconds if looks else 0.0
+
+    def _run_clock(
+        self, timeline: arrivals.Timeline, work: arrivals.Work, index: int
+    ) -> arrivals.Outcome:
+        if self.clock.buffer:
+            idle = self.whole_round
+            return arrivals.buffered(self.clock, timeline, work, index, idle)
+        return arrivals.synchronous(
+            self.clock,
+            timeline,
+            work,
+            self.fed.rules.clients_per_round,
+            index,
+            self.limit + self._pause(index),
+            min(self.limit, self.whole_round),
+        )
+
+    def observe(
+        self, policy_state: Any, assignment: Assignment, losses: np.ndarray | None
+    ) -> Any:
+        """Tells the policy how a round went.
+
+        Args:
+          policy_state: before it.
+          assignment: of the round.
+          losses: [A] of those who arrived; None: not told.
+
+        Returns:
+          The policy's state after it.
+        """
+        done, arrived = assignment.outcome.finished, assignment.outcome.arrived
+        there = np.isin(done.ids, arrived.ids)
+        if losses is not None:
+            by_id = dict(zip(arrived.ids.tolist(), losses.tolist(), strict=True))
+            losses = np.array([by_id.get(i, np.nan) for i in done.ids.tolist()])
+        silent = np.isin(done.faults, (*failures.DROPPED, failures.Fault.LOST))
+        # Of a device that ran out of memory that is all there is to hear.
+        broken = done.faults == failures.Fault.OUT_OF_MEMORY
+        seen = policies.Observation(
+            np.where(silent | broken, np.nan, done.loads[:, 0]),
+            np.where(silent, np.nan, done.loads[:, 1]),
+            there,
+            losses,
+        )
+        budgets = types.Budgets(*done.budgets.T)
+        return self.policy.observe(
+            policy_state, done.ids, assignment.finished, budgets, seen
+        )
+
+    def time_shares(self, assigned: Sequence[plans.Plan]) -> np.ndarray:
+        """Gives the times [K] of plans by the table, as shares of full training."""
+        return self.catalogue.time[self.catalogue.rows(assigned)]
+
+    def books(self, before: arrivals.Timeline, assignment: Assignment) -> Books:
+        """Counts what a round costs.
+
+        Args:
+          before: of the clock, before the round.
+          assignment: of the round.
+
+        Returns:
+          Bytes, seconds and joules.
+        """
+        outcome, done = assignment.outcome, assignment.outcome.finished
+        rows = self.catalogue.rows(assignment.finished)
+        sent, shares = self.catalogue.sent[rows], self.catalogue.time[rows]
+        devices, joules = self.fed.population.fleet, None
+        if np.isfinite(devices.profile.watts).any():
+            watts = devices.profile.watts[devices.row[done.ids]]
+            joules = arrivals.joules(done, outcome.spent, watts)
+        return Books(
+            arrivals.sent_bytes(done, outcome.spent, sent),
+            self.full_bytes * outcome.started,
+            float(shares.mean()) if len(shares) else 0.0,
+            float(outcome.timeline.now - before.now),
+            float(outcome.timeline.now),
+            joules,
+        )
+
+
+def make(
+    fed: federation.Federation,
+    policy: policies.Policy,
+    candidates: np.ndarray,
+    constrained: bool,
+) -> Schedule:
+    """Makes the schedule of an algorithm.
+
+    Args:
+      fed: the clients, their devices and the clock.
+      policy: which plan for which client.
+      candidates: client numbers that may take part.
+      constrained: whether a device fails that has less memory than its plan needs.
+
+    Returns:
+      The schedule.
+
+    Raises:
+      ValueError: a round wants more clients than may take part.
+    """
+    if fed.rules.clients_per_round > len(candidates):
+        raise ValueError(
+            f"clients_per_round: expected at most {len(candidates)}, the clients that "
+            f"may take part, got {fed.rules.clients_per_round}"
+        )
+    if fed.rules.clock.buffer > len(candidates):
+        raise ValueError(
+            f"clock: expected a buffer of at most {len(candidates)}, the clients that "
+            f"may take part, got {fed.rules.clock.buffer}"
+        )
+    model, people, rules = fed.model, fed.population, federation.clock(fed)
+    listed = catalogue.make(model.table, model.counts, people.table_error, fed.seed)
+    full_bytes = plans.upload_bytes(plans.full(model.net.num_blocks), model.counts)
+    steps = client.steps_of(np.asarray(people.shards.counts).mean(), fed.training)
+    whole_round = (
+        full_bytes / rules.download_rate
+        + steps * rules.step_seconds
+        + full_bytes / rules.upload_rate
+    )
+    return Schedule(
+        fed, policy, candidates, constrained, rules, listed, full_bytes, whole_round
+    )

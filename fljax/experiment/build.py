@@ -1,0 +1,758 @@
+"""Builds an experiment from its configuration and runs it: library calls only."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import inspect
+import io
+import os
+import pathlib
+import re
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from fljax import algorithms, bounds, devices, models, policies, types
+from fljax.algorithms import base, centralized, cocofl
+from fljax.data import checks, load, partition
+from fljax.devices import arrivals, clock, failures, fleet, fleet_sources
+from fljax.engine import augment, client, evaluate, federation, width
+from fljax.experiment import compilations, environment, progress
+from fljax.experiment import config as configs
+from fljax.kernels import quant
+from fljax.nn import network
+from fljax.plans import cost_model, costs, typical
+from fljax.runs import alerts, guard, simulation
+from fljax.runtime import durable, memory, mesh
+
+# Settings that nothing is built from: one experiment serves all their values.
+FREE = (
+    *("algorithm", "policy", "rounds"),
+    *("rollback_drop", "rollback_loss", "rollback_window"),
+    *("rollback_lowers", "rollback_factor", "rollback_limit"),
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Experiment:
+    """What is ready to run, and the settings that it was built from.
+
+    Attributes:
+      settings: of the run; may differ from `built_from` in what is `FREE` alone, as in
+        `dataclasses.replace(ready, settings=...)`.
+      built_from: the settings that the rest was built from.
+      federation: the clients, shared by all algorithms of a comparison.
+      evaluator: of the global network.
+      facts: what the settings left open, for `config.json`.
+      notes: a line for each thing about the data that the user should know.
+      tokenizer: that made tokens of the data, if they are of a trained one.
+    """
+
+    settings: configs.Config
+    built_from: configs.Config
+    federation: federation.Federation
+    evaluator: simulation.Evaluator
+    facts: Mapping[str, Any]
+    notes: tuple[str, ...] = ()
+    tokenizer: bytes | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse settings that it was not built from."""
+        configs.check(self.settings)
+        was, now = (dataclasses.asdict(s) for s in (self.built_from, self.settings))
+        for name in sorted(was.keys() - set(FREE)):
+            if was[name] != now[name]:
+                raise ValueError(
+                    f"--{name}: expected {was[name]!r}, which the experiment was built "
+                    f"with, got {now[name]!r}; build it again"
+                )
+
+
+# What XLA takes for each of a client's examples in a pass: keys, draws, places.
+_BYTES_OF_SLOT = 44
+
+TOKENIZER = "vocabulary.json"  # in a run folder
+
+
+def _numbers(flag: str, text: str, channels: int, otherwise: np.ndarray) -> np.ndarray:
+    """Reads --mean or --std."""
+    if not text:
+        return otherwise
+    try:
+        values = np.array(
+            [bounds.read(float, part) for part in text.split(",")], np.float32
+        )
+    except ValueError:
+        values = np.full(0, np.nan, np.float32)
+    low = 0 if flag == "std" else -np.inf
+    if values.shape != (channels,) or not np.all(np.isfinite(values) & (values > low)):
+        raise ValueError(
+            f"--{flag}: expected {channels} number{'s' * (channels > 1)}, one for each "
+            f"channel of the data, got {text!r}"
+        )
+    return values
+
+
+def _load(config: configs.Config, workdir: str | None, cache: str) -> types.Dataset:
+    """Loads `config.dataset`, with the tokenizer that a run folder holds."""
+    held = pathlib.Path(workdir, TOKENIZER) if workdir else None
+    options = load.Options(
+        image_size=config.image_size,
+        image_mode=config.image_mode,
+        test_share=config.test_share,
+        max_tokens=config.max_tokens,
+        vocabulary_size=config.vocabulary_size,
+        tokenizer=held.read_bytes() if held and held.is_file() else None,
+        seed=config.seed,
+        cache=cache,
+    )
+    with configs.naming("dataset"), progress.Loading() as watch:
+        return load.load(config.dataset, options, watch)
+
+
+def _network(config: configs.Config, data: types.Dataset) -> network.Network:
+    make: Any = models.BY_NAME[config.network]
+    running = config.norm_statistics == "running"
+    parameters = inspect.signature(make).parameters
+    if (data.vocabulary is not None) != ("vocabulary" in parameters):
+        kind = "numbers" if data.vocabulary is None else "tokens"
+        raise ValueError(
+            f"--network: expected one for {kind}, which {config.dataset!r} is made of, "
+            f"got {config.network!r}"
+        )
+    options = {"tracked": running, "vocabulary": data.vocabulary}
+    options["reference_quirks"] = config.reference_quirks
+    taken = {name: value for name, value in options.items() if name in parameters}
+    with configs.naming("network"):
+        return make(data.x_train.shape[1:], data.num_classes, **taken)
+
+
+def _augment(config: configs.Config, data: types.Dataset):
+    if config.augment != "none" and data.x_train.ndim != 4:
+        raise ValueError(
+            f"--augment={config.augment}: expected images, got examples of shape "
+            f"{list(data.x_train.shape[1:])}"
+        )
+    return augment.BY_NAME[config.augment]
+
+
+def _data(config: configs.Config, data: types.Dataset, devices: Mesh):
+    """Puts training and test data on the devices."""
+    mean, std = load.normalisation(data)
+    if data.vocabulary is not None and (config.mean or config.std):
+        raise ValueError("--mean and --std: expected none for tokens, got some")
+    channels = len(mean)
+    statistics = (
+        _numbers("mean", config.mean, channels, mean),
+        _numbers("std", config.std, channels, std),
+    )
+    return tuple(
+        mesh.replicate(devices, client.Data(x, y, *statistics))
+        for x, y in ((data.x_train, data.y_train), (data.x_test, data.y_test))
+    )
+
+
+def split(config: configs.Config, data: types.Dataset) -> partition.Split:
+    """Deals the training examples out to the clients.
+
+    Raises:
+      ValueError: the partition cannot be made.
+    """
+    labels, n, seed = data.y_train, config.num_clients, config.seed
+    if config.partition == "natural":
+        if data.users is None:
+            raise ValueError(
+                f"--partition=natural: expected a data set with users, got "
+                f"{config.dataset!r}, which has none"
+            )
+        parts = partition.natural(data.users)
+        if config.clients_per_round > len(parts):
+            raise ValueError(
+                f"--clients_per_round: expected at most the {len(parts)} users of the "
+                f"data, got {config.clients_per_round}"
+            )
+        return parts
+    with configs.naming("num_clients"):
+        if config.partition == "iid":
+            return partition.iid(labels, n, seed)
+        make = {
+            "dirichlet": partition.dirichlet,
+            "resource_correlated": partition.resource_correlated,
+        }[config.partition]
+        return make(labels, n, config.alpha, seed)
+
+
+def _tiers(config: configs.Config) -> tuple[devices.Tier, ...]:
+    with _naming_tiers(config):
+        if config.tiers_file:
+            return devices.load_tiers(config.tiers_file)
+        if config.tiers:
+            return devices.parse_tiers(config.tiers)
+    return devices.REFERENCE_TIERS
+
+
+def _fleet(config: configs.Config, num_clients: int) -> fleet.Fleet:
+    """Makes the devices of --fleet and how they change."""
+    kind, _, rest = config.fleet.partition(":")
+    if (config.tiers or config.tiers_file) and kind != "tiers":
+        raise ValueError(
+            f"--tiers and --tiers_file: expected with --fleet=tiers, got "
+            f"{config.fleet!r}"
+        )
+    changes = configs.settings("changes", config.changes, fleet.Changes)
+    if config.fleet == "tiers":
+        return fleet.of_tiers(num_clients, _tiers(config))._replace(changes=changes)
+    with configs.naming("fleet"):
+        if kind == "lognormal":
+            made = fleet_sources.lognormal(num_clients, config.seed, *_floats(rest))
+        elif kind == "file" and rest:
+            made = fleet_sources.load(rest, num_clients)
+        else:
+            raise ValueError(
+                "expected tiers, lognormal:COMPUTE:BANDWIDTH:MEMORY or file:PATH, got "
+                f"{config.fleet!r}"
+            )
+    return made._replace(changes=changes)
+
+
+def _floats(text: str) -> list[float]:
+    try:
+        parts = text.split(":") if text else []
+        values = [bounds.read(float, part) for part in parts]
+    except ValueError:
+        values = [np.nan]
+    if len(values) > 3 or not np.all(np.isfinite(values)):
+        raise ValueError(
+            f"expected up to three numbers, such as lognormal:.5:.5:.3, got {text!r}"
+        )
+    return values
+
+
+def _naming_tiers(config: configs.Config):
+    if config.fleet != "tiers":
+        return configs.naming("fleet")
+    return configs.naming("tiers_file" if config.tiers_file else "tiers")
+
+
+def _table(config: configs.Config, net, counts) -> costs.CostTable:
+    if not config.cost_table:
+        with configs.naming("device_class"):
+            made = config.device_class
+            return cost_model.from_counts(counts, config.batch_size, made)
+    with configs.naming("cost_table"):
+        table = costs.load(config.cost_table)
+    if table.num_blocks != net.num_blocks:
+        raise ValueError(
+            f"--cost_table: expected a table of {net.name}'s {net.num_blocks} blocks, "
+            f"got one of {table.num_blocks} in {config.cost_table}"
+        )
+    return table
+
+
+def _spec(config: configs.Config) -> quant.Spec:
+    base = {
+        "default": quant.DEFAULT,
+        "reference": quant.REFERENCE,
+        "none": quant.FLOAT,
+    }[config.fixed_point]
+    rounding: Any = config.rounding  # one of the names that config.check lets through
+    quirks = config.reference_quirks
+    if base.gradient_place == "product" and not quirks:
+        base = dataclasses.replace(base, gradient_place="input")
+    if config.weight_scales != "own":
+        base = dataclasses.replace(base, per_channel=config.weight_scales == "channel")
+    return dataclasses.replace(
+        base, bits=config.bits, rounding=rounding, reference_quirks=quirks
+    )
+
+
+def _learning_rate(config: configs.Config):
+    steps, rising = configs.schedule(config), max(config.lr_warmup, 1)
+
+    def rate(index: int) -> float:
+        risen = min((index + 1) / rising, 1.0)
+        return config.lr * risen * 0.1 ** sum(index >= step for step in steps)
+
+    return rate
+
+
+def _mesh(devices: str) -> Mesh:
+    """Makes the mesh of --devices."""
+    there = jax.devices()
+    if devices == "all":
+        return mesh.make(there)
+    if jax.process_count() > 1:
+        raise ValueError(f"--devices: expected all on several hosts, got {devices!r}")
+    if not devices.isdecimal() or not 1 <= int(devices) <= len(there):
+        raise ValueError(
+            f"--devices: expected all or a number from 1 to {len(there)}, the devices "
+            f"at hand, got {devices!r}"
+        )
+    return mesh.make(there[: int(devices)])
+
+
+def build(
+    config: configs.Config,
+    data: types.Dataset | None = None,
+    workdir: str | None = None,
+    cache: str = "",
+    net: network.Network | None = None,
+) -> Experiment:
+    """Loads data and makes everything that does not depend on the algorithm.
+
+    Args:
+      config: of the run.
+      data: instead of loading `config.dataset`.
+      workdir: run folder whose vocabulary is to be used, if it has one.
+      cache: folder that keeps decoded data; empty: none.
+      net: instead of `config.network`.
+
+    Returns:
+      The experiment.
+
+    Raises:
+      ValueError: one line that names the flag or file, what was expected and what
+        came.
+    """
+    configs.check(config)
+    environment.check()
+    own = _own(config, data, net)
+    data = _load(config, workdir, cache) if data is None else checks.made_by_hand(data)
+    if net is None:
+        net = _network(config, data)
+    else:
+        network.check(net, data)
+    parts = split(config, data)
+    shards = partition.index_table(parts)
+    made = _fleet(config, len(parts))
+    if config.precision != "float32" and net.vocabulary is not None:
+        raise ValueError(
+            f"--precision: expected float32 for network {net.name!r}, which reads "
+            f"tokens, got {config.precision!r}"
+        )
+    rule: Any = config.client_optimizer  # names that config.check lets through
+    precision: Any = config.precision
+    training = client.Training(
+        batch_size=config.batch_size,
+        local_epochs=config.local_epochs,
+        weight_decay=config.weight_decay,
+        momentum=config.momentum,
+        rule=rule,
+        spec=_spec(config),
+        augment=_augment(config, data),
+        precision=precision,
+    )
+    over = _mesh(config.devices)
+    train_data, test_data = _data(config, data, over)
+    counts = network.counts(net, config.reference_quirks)
+    rules = configs.settings("clock", config.clock, clock.Clock)
+    most = arrivals.most_arrivals(rules, config.clients_per_round, len(parts))
+    share = -(-config.clients_per_round // over.size)
+    real = client.fitting(training, int(shards.counts.max()))
+    fit = width.default_width(counts, real, share)
+    beside = min(config.client_width or fit, -(-most // over.size))
+    fed = federation.Federation(
+        federation.Population(
+            train_data,
+            shards._replace(indices=mesh.replicate(over, shards.indices)),
+            made,
+            configs.settings("failures", config.failures, failures.Rates),
+            config.table_error,
+        ),
+        federation.Model(net, counts, _table(config, net, counts)),
+        training,
+        federation.Rules(
+            config.clients_per_round,
+            _learning_rate(config),
+            config.server_lr,
+            config.weighting,
+            rules,
+            config.norm_bound,
+        ),
+        federation.Layout(over, beside, config.programs == "one"),
+        config.seed,
+    )
+    if config.max_windows:
+        known = cocofl.setting(fed)
+        with configs.naming("max_windows"):
+            few = typical.restrict(
+                fed.model.table, known.typical, known.lowest, config.max_windows
+            )
+        fed = fed.having(table=few)
+    counts_by_class = partition.class_counts(data.y_train, parts, data.num_classes)
+    mixes = evaluate.tier_mixes(counts_by_class, made.tier, len(made.names))
+    tested = np.unique(test_data.y)
+    if not mixes[:, tested].any():
+        raise ValueError(
+            f"--dataset: {config.dataset}: expected a test set with classes of the "
+            f"training set, got {tested.tolist()} there and "
+            f"{np.unique(data.y_train).tolist()} here"
+        )
+    by_tier = evaluate.tier_counts(counts_by_class, made.tier, len(made.names))
+    tiers = _tiers_of_test(config, data, made, by_tier)
+    evaluator = _evaluator(config, fed, test_data, mixes, tiers)
+    return Experiment(
+        settings=config,
+        built_from=config,
+        federation=fed,
+        evaluator=evaluator,
+        facts=_facts(config, fed, data) | own,
+        notes=(
+            *checks.notes(data),
+            *_scale_notes(config, data),
+            *_small(config, fed, len(data.y_test)),
+        ),
+        tokenizer=data.tokenizer,
+    )
+
+
+def _scale_notes(config: configs.Config, data: types.Dataset) -> list[str]:
+    """Says where --mean and --std are of other units than the data."""
+    if not (config.mean or config.std) or data.vocabulary is not None:
+        return []
+    mean, std = load.normalisation(data)
+    given = (
+        _numbers("mean", config.mean, len(mean), mean),
+        _numbers("std", config.std, len(std), std),
+    )
+    means, deviations = (mean - given[0]) / given[1], std / given[1]
+    if np.abs(means).max() < 10 and 0.1 < deviations.min() <= deviations.max() < 10:
+        return []
+    unit = "255ths" if data.x_train.dtype == np.uint8 else "the units of the data"
+    return [
+        f"--mean and --std bring inputs to means of {_list(means)} and deviations of "
+        f"{_list(deviations)}; they count in {unit}"
+    ]
+
+
+def _list(numbers: np.ndarray) -> str:
+    return ", ".join(f"{number:.3g}" for number in numbers.tolist())
+
+
+FEWEST = 16  # examples whose statistics a norm can go by
+
+
+def _small(config: configs.Config, fed: federation.Federation, size: int) -> list[str]:
+    """Says where evaluation goes by the statistics of few of `size` test examples."""
+    batch = min(config.eval_batch_size, size)
+    least = size % batch or batch
+    if config.norm_statistics == "running" or least >= FEWEST:
+        return []
+    state = jax.eval_shape(lambda: network.init(fed.model.net, jax.random.key(0)))
+    if not any(jax.tree.leaves(block["norms"]) for block in state):
+        return []
+    few = f"{least} example{'s' * (least > 1)}"
+    which = "batches" if least == batch else "its last batch"
+    return [
+        f"evaluation goes by the statistics of {which} of {few}, which say little "
+        f"below {FEWEST}: --norm_statistics=running takes those of training, "
+        f"--eval_batch_size other batches"
+    ]
+
+
+OWN = "given in Python"  # what config.json says of data and networks that have no name
+
+
+def _own(
+    config: configs.Config, data: types.Dataset | None, net: network.Network | None
+) -> dict[str, str]:
+    """Says what config.json does of data and a network of one's own.
+
+    Raises:
+      ValueError: settings ask for what only a loader does.
+    """
+    own = {"network": f"{net.name} ({OWN})"} if net is not None else {}
+    if data is None:
+        return own
+    plain = configs.Config()
+    for name in ("test_share", "image_size", "image_mode", "max_tokens",
+                 "vocabulary_size"):  # fmt: skip
+        if (given := getattr(config, name)) != getattr(plain, name):
+            raise ValueError(
+                f"--{name}: expected {getattr(plain, name)!r} for data that are "
+                f"{OWN}, which are taken as they are, got {given!r}"
+            )
+    return own | {"dataset": OWN}
+
+
+def _tiers_of_test(config, data, devices: fleet.Fleet, by_tier) -> np.ndarray | None:
+    """Tells whose the test examples are, [examples, tiers]; None: nobody knows."""
+    if config.partition != "natural":
+        return evaluate.tiers_of_test(data.y_test, by_tier, config.seed)
+    if data.users_test is None:
+        return None
+    known = data.users_test >= 0
+    tier = np.where(known, devices.tier[data.users_test], -1)
+    return evaluate.one_hot(tier, len(devices.names))
+
+
+def _evaluator(config, fed, test_data, mixes, tiers) -> simulation.Evaluator:
+    running = config.norm_statistics == "running"
+    size, over = len(test_data.y), fed.layout.devices
+    batch_size = min(config.eval_batch_size, size)
+    largest = max(count.outputs for count in fed.model.counts)
+    memory.require(
+        "--eval_batch_size",
+        f"batches of {batch_size:,} examples",
+        4 * batch_size * largest,
+        memory.of_device(),
+    )
+    order = evaluate.batches(size, batch_size, config.seed, over.size, tiers)
+    batches, names = mesh.distribute(over, order), fed.population.fleet.names
+
+    def scores(state: base.State) -> evaluate.Scores:
+        blocks = mesh.replicate(over, state.server.blocks)
+        return evaluate.evaluate(
+            blocks,
+            test_data,
+            batches,
+            net=fed.model.net,
+            running=running,
+            devices=over,
+        )
+
+    return simulation.Evaluator(
+        scores,
+        lambda sums: evaluate.summary(sums, mixes, names),
+        config.eval_every,
+        size,
+    )
+
+
+def algorithm(ready: Experiment) -> base.Algorithm:
+    """Makes the configured algorithm.
+
+    Raises:
+      ValueError: its devices cannot run it.
+    """
+    config, fed = ready.settings, ready.federation
+    _check_memory(seen_by(ready))
+    if config.algorithm == "cocofl" and fed.model.net.num_blocks == 1:
+        raise ValueError(
+            f"--network: expected one of two blocks or more for --algorithm=cocofl, "
+            f"which freezes some of them, got {fed.model.net.name!r}, whose only block "
+            f"is always trained; take --algorithm=fedavg"
+        )
+    everyone = len(fed.population.shards.counts)
+    if fed.rules.clock.buffer > everyone:
+        raise ValueError(
+            f"--clock: expected a buffer of at most {everyone}, the number of clients, "
+            f"got {fed.rules.clock.buffer}"
+        )
+    with _naming_tiers(config):
+        if config.algorithm == "cocofl":
+            policy = policies.BY_NAME[config.policy]
+            return cocofl.cocofl(fed, config.bits, policy)
+        return algorithms.BY_NAME[config.algorithm](fed)
+
+
+def _check_memory(fed: federation.Federation) -> None:
+    """Refuses rounds that cannot fit into a device, before anything is allocated.
+
+    Raises:
+      ValueError: one line that names the flag and says what it would take.
+    """
+    capacity = int(fed.population.shards.counts.max())
+    training = client.fitting(fed.training, capacity)
+    beside = f"{fed.layout.width:,} client{'s' * (fed.layout.width > 1)} at a time"
+    step = fed.layout.width * width.bytes_of_client(fed.model.counts, training)
+    orders = fed.layout.width * training.local_epochs * capacity * _BYTES_OF_SLOT
+    kept = fed.rules.clock.max_staleness if fed.rules.clock.carries else 0
+    networks = kept * sum(count.upload_bytes for count in fed.model.counts)
+    most = memory.of_device()
+    for flag, what, size in (
+        ("batch_size", f"steps of {training.batch_size:,} examples, {beside}", step),
+        (
+            "local_epochs",
+            f"the order of {training.local_epochs:,} passes over {capacity:,} examples",
+            orders,
+        ),
+        ("clock", f"max_staleness={kept}, so many old networks", networks),
+    ):
+        memory.require(f"--{flag}", what, size, most)
+    if client.steps_of(capacity, training) > bounds.MOST:
+        raise ValueError(
+            f"--local_epochs: expected at most {bounds.MOST:,} steps of a client in a "
+            f"round, got {client.steps_of(capacity, training):,}"
+        )
+
+
+def rollback(ready: Experiment) -> guard.Guard | None:
+    """Makes the configured guard; None: there is none."""
+    config, devices = ready.settings, ready.federation.population.fleet
+    if not (config.rollback_drop or config.rollback_loss):
+        return None
+    return guard.Guard(
+        accuracy_drop=config.rollback_drop,
+        loss_factor=config.rollback_loss,
+        window=config.rollback_window,
+        lower=config.rollback_lowers,
+        factor=config.rollback_factor,
+        limit=config.rollback_limit,
+        tiers=devices.names,
+        tier_index=devices.tier,
+    )
+
+
+def resolved(ready: Experiment) -> dict[str, Any]:
+    """Gives the settings as plain data, with what they left open."""
+    return {**dataclasses.asdict(ready.settings), **ready.facts}
+
+
+def _facts(
+    config: configs.Config, fed: federation.Federation, data: types.Dataset
+) -> dict[str, Any]:
+    """Tells what was built where settings are empty or name a file."""
+    return {
+        "num_clients": len(fed.population.shards.counts),
+        "mean": fed.population.data.mean,
+        "std": fed.population.data.std,
+        "tiers": _described_tiers(config, fed),
+        "fleet_sha256": _digest(fed.population.fleet),
+        "clock": dataclasses.asdict(federation.clock(fed)),
+        "dataset_sha256": load.digest(data),
+        "cost_table": fed.model.table.source,
+        "cost_table_sha256": _sha256(config.cost_table),
+        "client_width": fed.layout.width,
+        # A network may be one's own, whose name says nothing.
+        "blocks_sha256": hashlib.sha256(_described(fed.model.net.blocks)).hexdigest(),
+    } | _own_prices(config)
+
+
+def _described(blocks: tuple) -> bytes:
+    """Gives the repr of blocks without the addresses of what has no name."""
+    return re.sub(r" at 0x[0-9a-f]+", "", repr(blocks)).encode()
+
+
+def _own_prices(config: configs.Config) -> dict[str, str | None]:
+    """Hashes the prices of a device class that lies in a file."""
+    if not os.path.isfile(config.device_class):
+        return {}
+    return {"device_class_sha256": _sha256(config.device_class)}
+
+
+def _sha256(path: str) -> str | None:
+    return hashlib.sha256(pathlib.Path(path).read_bytes()).hexdigest() if path else None
+
+
+def _described_tiers(config: configs.Config, fed) -> list:
+    if config.fleet != "tiers":
+        return list(fed.population.fleet.names)
+    return [dataclasses.asdict(tier) for tier in _tiers(config)]
+
+
+def _digest(devices: fleet.Fleet) -> str:
+    """Hashes the devices' profiles, wherever they come from."""
+    digest = hashlib.sha256()
+    for array in (*devices.profile, devices.row, devices.tier_of_row):
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
+
+
+def seen_by(ready: Experiment) -> federation.Federation:
+    """Gives the federation as the algorithm has it: centralized pools the clients."""
+    pooled = ready.settings.algorithm == "centralized"
+    return centralized.pooled(ready.federation) if pooled else ready.federation
+
+
+def describe(fed: federation.Federation) -> str:
+    """Says in a line what a run trains, on whose data, and on which devices."""
+    params = sum(count.params for count in fed.model.counts)
+    there, counts = fed.layout.devices.devices, fed.population.shards.counts
+    clients = f"{len(counts):,} client{'s' * (len(counts) > 1)}"
+    beside = f"{fed.layout.width} client{'s' * (fed.layout.width > 1)}"
+    return (
+        f"{fed.model.net.name} of {params:,} parameters; {counts.sum():,} examples of "
+        f"{clients}; on {there.size} x {there.flat[0].device_kind}, {beside} at a "
+        f"time on each"
+    )
+
+
+def _keep_tokenizer(workdir: str, tokenizer: bytes | None) -> None:
+    path = pathlib.Path(workdir, TOKENIZER)
+    if tokenizer is not None and not path.exists():
+        durable.replace(path, tokenizer)
+
+
+def run(
+    ready: Experiment,
+    workdir: str | None,
+    tensorboard: bool = True,
+    checkpoint_every: int = 1,
+    label: str | None = None,
+    alert_command: str = "",
+) -> list[simulation.Record]:
+    """Runs an experiment with a progress bar; returns its records.
+
+    Args:
+      ready: of `build`.
+      workdir: the run folder, from which an earlier run goes on; None: nothing is kept.
+      tensorboard: write TensorBoard events, too.
+      checkpoint_every: rounds between checkpoints.
+      label: of the bar; None: the algorithm's name.
+      alert_command: is given each alert; empty: none.
+
+    Returns:
+      The records of all rounds.
+
+    Raises:
+      ValueError: the algorithm or the folder does not fit.
+      DivergedError: training diverged.
+    """
+    config, made = ready.settings, algorithm(ready)
+    label = label or config.algorithm
+    watch = rollback(ready)
+    first_host = jax.process_index() == 0
+    shown = sys.stderr if first_host else io.StringIO()
+    with contextlib.ExitStack() as stack:
+        bar = stack.enter_context(
+            progress.Progress(config.rounds, label=label, stream=shown)
+        )
+        hooks = simulation.Hooks(record=bar.update, message=bar.message)
+        made = compilations.told(made, ready.federation, bar.message)
+        if alert_command and first_host:
+            command = alerts.Command(alert_command, bar.message)
+            hooks = hooks._replace(alert=stack.enter_context(command))
+
+        def start(first: int) -> None:  # the folder is this run's by now
+            if workdir is not None:
+                _keep_tokenizer(workdir, ready.tokenizer)
+            if first < config.rounds:
+                bar.message(describe(seen_by(ready)))
+                for line in environment.notes():
+                    bar.message(line)
+                for note in ready.notes:
+                    bar.message(f"note: {note}")
+            bar.start(first)
+
+        hooks = hooks._replace(start=start)
+        if config.algorithm == "cocofl":
+            small = policies.too_small(
+                ready.federation.model.table, ready.federation.population.fleet
+            )
+            if small.any():
+                bar.message(
+                    f"{small.sum()} of {len(small)} devices have less memory than any "
+                    f"window needs: they drop out of every round"
+                )
+        if workdir is None:
+            return simulation.run(made, config.rounds, ready.evaluator, hooks, watch)[1]
+        return simulation.run_in_folder(
+            made,
+            config.rounds,
+            ready.evaluator,
+            workdir,
+            resolved(ready),
+            may_change=("rollback_limit",),  # a stopped run goes on with more of them
+            rounding=("client_width", "programs", "devices"),
+            tensorboard=tensorboard,
+            checkpoint_every=checkpoint_every,
+            hooks=hooks,
+            rollback=watch,
+        )[1]

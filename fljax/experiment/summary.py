@@ -1,0 +1,225 @@
+"""Figures of runs: what a comparison and a study say of each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from scipy import special
+
+from experiments import define
+from fljax import bounds
+from fljax.runs import simulation
+
+TARGET = define.number(
+    "target_accuracy",
+    0.0,
+    "Also say after how many rounds and seconds on the clock it was reached; 0: not.",
+    least=0,
+    most=1,
+)
+
+Column = tuple[str, str, str]  # of tables: title, form, figure
+
+MEANINGS = {  # of the figures that tables show
+    "test_accuracy": "share of the test examples that the global network gets right "
+    "at the end",
+    "worst_tier_accuracy": "lowest of the tiers' accuracies by class mix: accuracies "
+    "of the classes in the whole test set, weighted by the classes of the tier's "
+    "training data",
+    "worst_tier_test_accuracy": "lowest of the tiers' accuracies on their own test "
+    "examples: those of the tier's users, or where clients are no users of each class "
+    "as large a share as the tier has in the training data",
+    "tier_spread": "highest minus lowest of the tiers' accuracies by class mix",
+    "late_accuracy": "mean accuracy over the evaluations in the last third of the "
+    "rounds",
+    "late_worst_tier": "mean of worst tier (mix) over the same",
+    "upload_megabytes": "sent by all clients in all rounds, 1e6 bytes",
+    "compute_share": "what a client of a round computes, in the mean, if training "
+    "everything is 1",
+    "clock_seconds": "time until the last round ends on the virtual clock of the "
+    "devices",
+    "wall_seconds": "that this machine took for the rounds, compilation included",
+    "arrived": "updates that entered the state, of those that were wanted",
+    "joules": "that the devices spent on training in all rounds",
+    "rounds_to_target": "rounds done when --target_accuracy was first reached",
+    "seconds_to_target": "clock s when it was",
+}
+
+# Where the power of devices is known or a target accuracy is given.
+_OPTIONAL: tuple[Column, ...] = (
+    ("joules", "{mean:.4g}", "joules"),
+    ("rounds to", "{mean:.1f}", "rounds_to_target"),
+    ("seconds to", "{mean:.4g}", "seconds_to_target"),
+)
+
+
+def rows(
+    columns: Sequence[Column], variants: Sequence[Mapping[str, Any]]
+) -> list[list[str]]:
+    """Lays figures out as rows of cells, the titles first.
+
+    Args:
+      columns: of the table; the optional ones that any variant has come behind them.
+      variants: of each its figures, as `summarise` gives them.
+
+    Returns:
+      A row of titles and one for each variant; a figure that it has not is empty.
+    """
+    shown = _shown(columns, variants)
+    return [
+        [title for title, _, _ in shown],
+        *(
+            [_cell(form, of[key]) if key in of else "" for _, form, key in shown]
+            for of in variants
+        ),
+    ]
+
+
+def legend(
+    columns: Sequence[Column], variants: Sequence[Mapping[str, Any]] | None = None
+) -> list[str]:
+    """Says what the columns of a table mean, a line each.
+
+    Args:
+      columns: as of `rows`.
+      variants: as of `rows`; None: the optional columns are there.
+    """
+    return [
+        *(f"{title}: {MEANINGS[key]}" for title, _, key in _shown(columns, variants)),
+        "±: sample standard deviation over the seeds",
+    ]
+
+
+def _shown(columns, variants) -> list[Column]:
+    return [
+        *columns,
+        *(
+            column
+            for column in _OPTIONAL
+            if variants is None or any(column[2] in figures for figures in variants)
+        ),
+    ]
+
+
+def _cell(form: str, figure: Mapping[str, float]) -> str:
+    """Writes a figure; of one seed there is no spread to tell."""
+    if "std" not in figure:
+        form = form.partition(" ±")[0]
+    return form.format(**figure)
+
+
+def numbers(flag: str, texts: Sequence[str]) -> list[int]:
+    """Reads a flag of different whole numbers, 0 or more.
+
+    Raises:
+      ValueError: it is none.
+    """
+    try:
+        seeds = [bounds.read(int, text) for text in texts]
+    except ValueError:
+        seeds = []
+    if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds):
+        raise ValueError(
+            f"--{flag}: expected different whole numbers such as 10,11, got "
+            f"{','.join(texts)!r}"
+        )
+    return seeds
+
+
+def _reached(records: Sequence[simulation.Record], target: float, key: str) -> float:
+    """Gives rounds or clock seconds until an accuracy was reached; NaN: never."""
+    for record in records:
+        stands = "rollback" not in record
+        if stands and record.get("test_accuracy", 0.0) >= target:
+            return float(record[key]) + (key == "round")
+    return float("nan")
+
+
+def _of_run(
+    records: Sequence[simulation.Record], target: float = 0.0
+) -> dict[str, float]:
+    """Takes the figures of one run: the last evaluation, the sums of all rounds.
+
+    What begins with late is the mean over the evaluations after two thirds of the
+    rounds and later, since one evaluation swings with who took part in its round.
+    """
+    last = simulation.final_evaluation(records)
+    begin = records[-1]["round"] - len(records) // 3
+    late = [
+        record
+        for record in records
+        if "test_accuracy" in record
+        and "rollback" not in record
+        and record["round"] >= begin
+    ] or [last]
+    upload = sum(record["upload_bytes"] for record in records)
+    figures = {
+        "test_accuracy": last["test_accuracy"],
+        "test_loss": last["test_loss"],
+        "macro_f1": last["macro_f1"],
+        "worst_tier_accuracy": last["worst_tier_accuracy"],
+        "tier_spread": last["tier_spread"],
+        **{key: last[key] for key in ("worst_tier_test_accuracy",) if key in last},
+        "late_accuracy": float(np.mean([r["test_accuracy"] for r in late])),
+        "late_worst_tier": float(np.mean([r["worst_tier_accuracy"] for r in late])),
+        "upload_bytes": upload,
+        "upload_megabytes": upload / 1e6,
+        "compute_share": float(np.mean([r["compute_share"] for r in records])),
+        "clock_seconds": records[-1]["clock_seconds"],
+        "wall_seconds": sum(record["wall_seconds"] for record in records),
+    }
+    if any("joules" in record for record in records):
+        figures["joules"] = sum(record.get("joules", 0.0) for record in records)
+    if target:
+        figures["rounds_to_target"] = _reached(records, target, "round")
+        seconds = _reached(records, target, "clock_seconds")
+        figures["seconds_to_target"] = seconds
+    return figures
+
+
+def _over_seeds(values: Sequence[float]) -> dict[str, Any]:
+    """Gives mean, sample standard deviation and 95 % interval of the mean."""
+    mean, seeds = float(np.mean(values)), len(values)
+    if seeds == 1:
+        return {"mean": mean}
+    std = float(np.std(values, ddof=1))
+    half = float(special.stdtrit(seeds - 1, 0.975)) * std / seeds**0.5  # Student's t
+    return {"mean": mean, "std": std, "interval_95": [mean - half, mean + half]}
+
+
+def summarise(
+    runs: Mapping[str, Sequence[Sequence[simulation.Record]]], target: float = 0.0
+) -> dict:
+    """Computes mean and deviation over seeds of every figure of every algorithm.
+
+    Args:
+      runs: algorithm -> seeds -> records.
+      target: accuracy whose rounds and hours are wanted, too; 0: none.
+
+    Returns:
+      {algorithm: {figure: {"mean": m, "std": s, "interval_95": [low, high]}}}, s being
+      the sample's, m alone where there is one seed; the total upload_bytes a plain
+      mean, and tier_accuracy and tier_test_accuracy by tier.
+    """
+    summary: dict[str, dict[str, Any]] = {}
+    for name, seeds in runs.items():
+        figures = [_of_run(records, target) for records in seeds]
+        summary[name] = {
+            key: _over_seeds([f[key] for f in figures])
+            for key in figures[0]
+            if all(key in f for f in figures)
+        }
+        summary[name]["upload_bytes"] = summary[name]["upload_bytes"]["mean"]
+        last = [simulation.final_evaluation(records) for records in seeds]
+        for key in ("tier_accuracy", "tier_test_accuracy"):
+            if all(key in record for record in last):
+                summary[name][key] = _by_tier([record[key] for record in last])
+    return summary
+
+
+def _by_tier(seeds: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Averages over the seeds that have the tier."""
+    names = dict.fromkeys(name for tiers in seeds for name in tiers)
+    return {n: float(np.mean([t[n] for t in seeds if n in t])) for n in names}

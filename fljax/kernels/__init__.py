@@ -1,0 +1,1 @@
+"""The fixed-point kernel, convolutions as matrix products, norms."""

@@ -1,0 +1,1 @@
+"""Layers that know their role, blocks of them, networks of blocks."""

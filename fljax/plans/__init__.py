@@ -1,0 +1,25 @@
+"""What a client trains, and what that costs."""
+
+from fljax.plans.plan import (
+    DEFAULT_BITS,
+    WIDTHS,
+    Plan,
+    all_windows,
+    covering,
+    full,
+    is_full,
+    roles,
+    upload_bytes,
+)
+
+__all__ = [
+    "DEFAULT_BITS",
+    "WIDTHS",
+    "Plan",
+    "all_windows",
+    "covering",
+    "full",
+    "is_full",
+    "roles",
+    "upload_bytes",
+]

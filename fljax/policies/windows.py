@@ -1,0 +1,174 @@
+"""Policies: which plan each client of a cohort gets.
+
+CoCoFL (arXiv 2203.05468): a device filters the table of windows by its budgets of the
+round, keeps the maximal ones and picks one of them at random. The others here pick
+otherwise; `balanced_policy` and `learning_policies` hold those that solve or learn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from fljax import devices, plans, types
+from fljax.plans import costs
+from fljax.policies import balanced, base, learning
+
+Observation = base.Observation
+Policy = base.Policy
+Setting = base.Setting
+check_feasible = base.check_feasible
+too_small = base.too_small
+
+
+def random_maximal(table: costs.CostTable, bits: int = plans.DEFAULT_BITS) -> Policy:
+    """Choose uniformly among a client's maximal feasible windows, as CoCoFL does.
+
+    A client's choice depends on the round key, its id and its budgets only, not on who
+    else is in the cohort or in which order.
+
+    Args:
+      table: costs of the windows that may be chosen.
+      bits: width of the codes in the frozen blocks.
+
+    Returns:
+      The policy; `assign` raises ValueError if nothing fits a client.
+    """
+
+    def choose(round_key, ids, options):
+        draw = devices.uniforms(round_key, base.CHOICE_TAG, ids, 1)[:, 0]
+        return base.pick(options, draw)
+
+    return base.from_rows(table, bits, choose)
+
+
+def largest(table: costs.CostTable, bits: int = plans.DEFAULT_BITS) -> Policy:
+    """Choose the feasible window that uploads the most: no randomness, less variety.
+
+    Args:
+      table: costs of the windows that may be chosen.
+      bits: width of the codes in the frozen blocks.
+
+    Returns:
+      The policy; `assign` raises ValueError if nothing fits a client.
+    """
+    return _greatest(table, bits, table.upload)
+
+
+def largest_compute(table: costs.CostTable, bits: int = plans.DEFAULT_BITS) -> Policy:
+    """Choose the feasible window that takes the most time: who can work more, does.
+
+    Args:
+      table: costs of the windows that may be chosen.
+      bits: width of the codes in the frozen blocks.
+
+    Returns:
+      The policy; `assign` raises ValueError if nothing fits a client.
+    """
+    return _greatest(table, bits, table.time)
+
+
+def uniform(
+    table: costs.CostTable, lowest: types.Budgets, bits: int = plans.DEFAULT_BITS
+) -> Policy:
+    """Give everybody one plan: the window of most upload that fits the lowest budgets.
+
+    By upload, which is in proportion to the parameters trained: the blocks outside the
+    window stay as they were drawn for ever, and what matters then is how much of the
+    network learns, not how long a step takes. Upload is counted, too, not measured.
+
+    Args:
+      table: costs of the windows that may be chosen.
+      lowest: scalars, of each kind the least that any client may get in any round.
+      bits: width of the codes in the frozen blocks.
+
+    Returns:
+      The policy; it does not look at budgets again.
+
+    Raises:
+      ValueError: nothing fits the lowest budgets.
+    """
+    alone = types.Budgets(*(np.reshape(limit, 1) for limit in lowest))
+    (fits,) = base.feasible(table, alone, lambda k: "the lowest budgets")
+    row = int(np.argmax(np.where(fits, table.upload, 0.0)))
+    plan = table.listed(bits)[row]
+    return base.stateless(lambda round_key, ids, budgets: [plan] * len(ids))
+
+
+def full(num_blocks: int) -> Policy:
+    """Train everything everywhere, as if there were no budgets (FedAvg).
+
+    Args:
+      num_blocks: n, the blocks of the network.
+
+    Returns:
+      The policy.
+    """
+    plan = plans.full(num_blocks)
+    return base.stateless(lambda round_key, ids, budgets: [plan] * len(ids))
+
+
+def from_function(
+    assign: Callable[[base.RoundKey, np.ndarray, types.Budgets], list[plans.Plan]],
+) -> Policy:
+    """Make a policy of a function of one's own, as in a notebook.
+
+    >>> def late_half(round_key, ids, budgets):
+    ...     return [
+    ...         plans.Plan(0, 4) if time >= 1 else plans.Plan(3, 4)
+    ...         for time in budgets.time
+    ...     ]
+    >>> policy = from_function(late_half)
+    >>> limits = np.array([1.0, 0.5])
+    >>> budgets = types.Budgets(limits, limits, limits)
+    >>> [str(p) for p in policy.assign((), None, np.arange(2), budgets)]
+    ['0-4', '3-4']
+
+    Args:
+      assign: (round_key, ids [K], budgets of [K]) -> K plans. A run is reproducible if
+        a client's plan depends on these alone; `devices.uniforms` draws by round and
+        client.
+
+    Returns:
+      The policy; `assign` raises ValueError unless it gets one plan a client.
+    """
+
+    def checked(round_key, ids, budgets):
+        chosen = list(assign(round_key, ids, budgets))
+        if len(chosen) != len(ids) or not all(
+            isinstance(plan, plans.Plan) for plan in chosen
+        ):
+            kinds = sorted({type(plan).__name__ for plan in chosen})
+            raise ValueError(
+                f"{getattr(assign, '__name__', assign)}: expected {len(ids)} plans, "
+                f"one a client, got {len(chosen)} of {', '.join(kinds) or 'none'}"
+            )
+        return chosen
+
+    return base.stateless(checked)
+
+
+# What a user can name; each is made from the setting of a run.
+BY_NAME: dict[str, Callable[[Setting], Policy]] = {
+    "random_maximal": lambda given: random_maximal(given.table, given.bits),
+    "uniform": lambda given: uniform(given.table, given.lowest, given.bits),
+    "largest": lambda given: largest(given.table, given.bits),
+    "largest_compute": lambda given: largest_compute(given.table, given.bits),
+    "balanced": lambda given: balanced.balanced(given.table, given.typical, given.bits),
+    "round_robin": lambda given: learning.round_robin(
+        given.table, given.num_clients, given.bits
+    ),
+    "online": lambda given: learning.online(given.table, given.num_clients, given.bits),
+    "adaptive_bits": lambda given: learning.adaptive_bits(given.table, given.bits),
+}
+
+
+def _greatest(table: costs.CostTable, bits: int, sizes: np.ndarray) -> Policy:
+    """Choose the feasible window of the greatest size [P]; ties go to the first row."""
+
+    def choose(round_key, ids, options):
+        del round_key, ids  # the same window in every round
+        return np.argmax(np.where(options, sizes, 0.0), axis=1)
+
+    return base.from_rows(table, bits, choose)

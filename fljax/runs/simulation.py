@@ -1,0 +1,626 @@
+"""The host loop: rounds, evaluation cadence, checkpoints, metrics one round late.
+
+While round r computes, the host reads what round r - 1 reported, so the device never
+waits for it. Only with a guard is every round judged before the next one is dispatched.
+"""
+
+from __future__ import annotations
+
+import collections
+import itertools
+import os
+import pathlib
+import time
+from collections.abc import Callable, Iterator, Sequence, Set
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from fljax import types
+from fljax.engine import evaluate
+from fljax.runs import alerts, checkpoints, guard, writers
+from fljax.runtime import mesh
+from fljax.engine import sums as totals
+from fljax.algorithms import base
+
+Record = dict[str, Any]
+
+
+def _ignore(_: Any) -> None:
+    """Does nothing with what a hook is given."""
+
+
+class DivergedError(RuntimeError):
+    """Training went wrong, and rollbacks, if there were any, did not help.
+
+    Attributes:
+      round: that brought it.
+      record: of that round, with `stopped`, the reason.
+    """
+
+    def __init__(self, record: Record, message: str) -> None:
+        """Make the error of the round of a record."""
+        super().__init__(f"round {record['round']}: {message}")
+        self.round = record["round"]
+        self.record = record | {"stopped": message}
+
+
+class NonFiniteError(DivergedError):
+    """A round brought a loss or an update that is not finite."""
+
+
+class Evaluator(NamedTuple):
+    """When and how the global network is evaluated.
+
+    Attributes:
+      scores: (state) -> sums over the test set; may still be computing.
+      fields: (sums) -> evaluation fields of the record.
+      every: evaluate after every so many rounds, and after the last.
+      examples: of the test set, for estimates of its cost.
+    """
+
+    scores: Callable[[base.State], evaluate.Scores]
+    fields: Callable[[evaluate.Scores], Record]
+    every: int = 1
+    examples: int = 0
+
+    def due(self, index: int, rounds: int) -> bool:
+        """Tells whether the state after round `index` is evaluated."""
+        return self.regular(index) or index + 1 == rounds
+
+    def regular(self, index: int) -> bool:
+        """Tells whether that is so however many rounds the run has."""
+        return (index + 1) % self.every == 0
+
+
+class Hooks(NamedTuple):
+    """What the host wants to hear.
+
+    Attributes:
+      start: is given the index of the first round that will run.
+      record: is given every finished round's record.
+      alert: is given every alert, as `alerts` describes them.
+      message: is given lines for the user.
+    """
+
+    start: Callable[[int], None] = _ignore
+    record: Callable[[Record], None] = _ignore
+    message: Callable[[str], None] = _ignore
+    alert: Callable[[alerts.Alert], None] = _ignore
+
+
+class _Start(NamedTuple):
+    """What a run starts from.
+
+    Attributes:
+      round: the next one.
+      state: that it carries.
+      notes: lines for the user.
+      removed: whether there are records alone, of a run that is finished.
+    """
+
+    round: int
+    state: types.Tree
+    notes: tuple[str, ...]
+    removed: bool = False
+
+
+class _Pending(NamedTuple):
+    """A round that was dispatched."""
+
+    state: base.State
+    report: base.Report
+    scores: evaluate.Scores | None
+
+
+def _require_finite(report: base.Report, record: Record) -> Record:
+    """Gives the record back, or raises NonFiniteError."""
+    if reason := guard.not_finite(report):
+        raise NonFiniteError(record, _advise(report, reason))
+    return record
+
+
+def _advise(report: base.Report, reason: str) -> str:
+    """Adds what would help to what of a round is not finite."""
+    if np.asarray(report.failed).any():
+        return f"{reason}; lower the learning rate or look at their data"
+    return f"{reason}; lower the server's learning rate"
+
+
+REFUSED = {  # names in records
+    "nonfinite": totals.NOT_FINITE,
+    "large": totals.TOO_LARGE,
+    "unmeasured": totals.UNMEASURED,
+}
+
+
+# What every record has of its round.
+_RECORDED = frozenset(
+    (
+        *("round", "train_loss", "participants", "upload_bytes", "download_bytes"),
+        *("compute_share", "round_seconds", "clock_seconds", "plans", "wall_seconds"),
+    )
+)
+
+
+def _training_fields(report: base.Report) -> Record:
+    """Reads the losses of a round."""
+    assigned, books = report.assignment, report.books
+    size = len(assigned.ids)
+    failed = np.asarray(report.failed)[:size]
+    plans_used = collections.Counter(map(str, sorted(assigned.plans)))
+    losses = np.asarray(report.losses, np.float64)[:size][failed == 0]
+    refused = {
+        name: sorted(assigned.ids[failed == why].tolist())
+        for name, why in REFUSED.items()
+    }
+    events = dict(assigned.outcome.events)
+    record: Record = {
+        "round": assigned.round,
+        "train_loss": float(np.mean(losses)) if len(losses) else None,
+        "participants": len(losses),
+        "upload_bytes": books.upload_bytes,
+        "download_bytes": books.download_bytes,
+        "compute_share": books.compute_share,
+        "round_seconds": books.seconds,
+        "clock_seconds": books.clock_seconds,
+        "plans": dict(plans_used),
+    }
+    if books.joules is not None:
+        record["joules"] = sum(books.joules.values())
+        # A list: names of clients would each be a curve of TensorBoard.
+        record["client_joules"] = sorted(books.joules.items())
+    if events:
+        record["events"] = events
+    if any(refused.values()):
+        record["refused"] = sorted(itertools.chain(*refused.values()))
+        record["refused_for"] = {why: ids for why, ids in refused.items() if ids}
+    return record
+
+
+def iterate(
+    algorithm: base.Algorithm,
+    state: base.State,
+    first: int,
+    rounds: int,
+    evaluator: Evaluator | None = None,
+    message: Callable[[str], None] = _ignore,
+) -> Iterator[tuple[base.State, Record]]:
+    """Runs rounds; yields each one's new state and record once it is finished.
+
+    Args:
+      algorithm: what to run.
+      state: before round `first`.
+      first: index of the first round to run.
+      rounds: index after the last.
+      evaluator: None: no evaluation.
+      message: is given a line when a plan compiles.
+
+    Yields:
+      (state after the round, record), one round behind what was dispatched.
+
+    Raises:
+      NonFiniteError: after the last good round was yielded.
+    """
+    dispatch = _dispatcher(algorithm, rounds, evaluator, message)
+    read = _reader(evaluator)
+    pending: _Pending | None = None
+    for index in range(first, rounds):
+        new = dispatch(state, index)
+        state = new.state
+        if pending is not None:
+            yield pending.state, _require_finite(pending.report, read(pending))
+        pending = new
+    if pending is not None:
+        yield pending.state, _require_finite(pending.report, read(pending))
+
+
+def iterate_guarded(
+    algorithm: base.Algorithm,
+    rollback: guard.Guard,
+    carry: guard.Guarded,
+    first: int,
+    rounds: int,
+    evaluator: Evaluator | None = None,
+    message: Callable[[str], None] = _ignore,
+) -> Iterator[tuple[guard.Guarded, Record]]:
+    """Runs rounds as `iterate`, but judges each before the next one is dispatched.
+
+    Args:
+      algorithm: what to run.
+      rollback: the guard.
+      carry: before round `first`.
+      first: index of the first round to run.
+      rounds: index after the last.
+      evaluator: whose accuracy tells good states.
+      message: is given a line when a plan compiles, and at a rollback.
+
+    Yields:
+      (what the next round starts from, record). The record of a round that must not
+      stand has `rollback`, the fields of the guard's verdict.
+
+    Raises:
+      ValueError: there is no evaluator.
+      DivergedError: after the guard's limit of rollbacks; NonFiniteError if the last
+        reason is one.
+    """
+    if evaluator is None:
+        raise ValueError("rollback: expected an evaluator, got none")
+    dispatch = _dispatcher(algorithm, rounds, evaluator, message)
+    read = _reader(evaluator)
+    for index in range(first, rounds):
+        done = dispatch(carry.state, index)
+        record = read(done)
+        judged = record
+        if not evaluator.regular(index):  # a longer run would go on without it
+            judged = {k: v for k, v in record.items() if k != "test_accuracy"}
+        memory, verdict = guard.judge(
+            rollback, carry.memory, done.state, judged, done.report
+        )
+        carry = guard.Guarded(done.state, memory)
+        if verdict is not None:
+            if verdict.stop:
+                raise _limit_reached(rollback, verdict, done.report, record)
+            carry = carry._replace(state=verdict.state)
+            record["rollback"] = verdict.fields
+        yield carry, record
+
+
+def _limit_reached(
+    rollback: guard.Guard,
+    verdict: guard.Verdict,
+    report: base.Report,
+    record: Record,
+) -> DivergedError:
+    tries = rollback.limit
+    after = f" (after {tries} rollback{'s' * (tries != 1)})"
+    if verdict.finite:
+        text = f"{verdict.reason}{after}; lower the learning rates"
+        return DivergedError(record, text)
+    return NonFiniteError(record, _advise(report, verdict.reason + after))
+
+
+def _dispatcher(
+    algorithm: base.Algorithm,
+    rounds: int,
+    evaluator: Evaluator | None,
+    message: Callable[[str], None],
+) -> Callable[[base.State, int], _Pending]:
+    """Makes (state, round index) -> the round, still computing."""
+    seen: set = set()
+
+    def dispatch(state: base.State, index: int) -> _Pending:
+        assignment = algorithm.assign(state, index)
+        new = sorted(set(algorithm.programs(assignment)) - seen)
+        if new:
+            names = ", ".join(map(str, new))
+            message(f"round {index}: compiling for plan{'s' * (len(new) > 1)} {names}")
+            seen.update(new)
+        state, report = algorithm.round(state, assignment)
+        due = evaluator is not None and evaluator.due(index, rounds)
+        scores = evaluator.scores(state) if evaluator is not None and due else None
+        return _Pending(state, report, scores)
+
+    return dispatch
+
+
+def _reader(evaluator: Evaluator | None) -> Callable[[_Pending], Record]:
+    """Makes (round) -> its record, which waits for the round."""
+    clock = time.perf_counter()
+
+    def read(done: _Pending) -> Record:
+        nonlocal clock
+        record = _training_fields(done.report)
+        if done.scores is not None and evaluator is not None:
+            record |= evaluator.fields(jax.device_get(done.scores))
+        now = time.perf_counter()
+        record["wall_seconds"], clock = now - clock, now
+        return record
+
+    return read
+
+
+def final_evaluation(records: Sequence[Record]) -> Record:
+    """Finds the record with the evaluation of the state that a run ended with.
+
+    Args:
+      records: of a whole run; the last one was evaluated.
+
+    Returns:
+      The last one, or if it was rolled back the one of the round it went back to (the
+      last one all the same if that is the start).
+    """
+    last = [record for record in records if "test_accuracy" in record][-1]
+    back = last.get("rollback", {}).get("to_round", last["round"])
+    return next((record for record in records if record["round"] == back), last)
+
+
+def _carry(state: base.State, rollback: guard.Guard | None) -> types.Tree:
+    """Gives what a run carries from round to round: the state, or `guard.Guarded`."""
+    if rollback is None:
+        return state
+    return guard.Guarded(state, guard.init(rollback, state))
+
+
+def _state(carry: types.Tree) -> base.State:
+    return carry.state if isinstance(carry, guard.Guarded) else carry
+
+
+def _outcomes(algorithm, rollback, carry, *more) -> Iterator[tuple[types.Tree, Record]]:
+    """Runs rounds with or without a guard."""
+    if rollback is None:
+        return iterate(algorithm, carry, *more)
+    return iterate_guarded(algorithm, rollback, carry, *more)
+
+
+def run(
+    algorithm: base.Algorithm,
+    rounds: int,
+    evaluator: Evaluator | None = None,
+    hooks: Hooks | None = None,
+    rollback: guard.Guard | None = None,
+) -> tuple[base.State, list[Record]]:
+    """Runs an algorithm in memory, as notebooks do.
+
+    Args:
+      algorithm: what to run.
+      rounds: how many.
+      evaluator: None: no evaluation.
+      hooks: what to tell the user.
+      rollback: when to go back to a good state; None: never.
+
+    Returns:
+      The final state and the record of every round.
+
+    Raises:
+      DivergedError: training diverged; NonFiniteError if in numbers that are not
+        finite.
+    """
+    hooks = hooks or Hooks()
+    last, records = _carry(algorithm.init(), rollback), []
+    hooks.start(0)
+    outcomes = _outcomes(algorithm, rollback, last, 0, rounds, evaluator, hooks.message)
+    for carry, record in _telling(outcomes, hooks):
+        last = carry
+        records.append(record)
+        hooks.record(record)
+    return _state(last), records
+
+
+def _telling(
+    outcomes: Iterator[tuple[types.Tree, Record]], hooks: Hooks
+) -> Iterator[tuple[types.Tree, Record]]:
+    """Tells the alerts of each round, then passes it on to be kept."""
+    try:
+        for carry, record in outcomes:
+            for alert in alerts.of_record(record):
+                if alert["kind"] == "rollback":
+                    hooks.message(alert["message"])
+                hooks.alert(alert)
+            yield carry, record
+    except DivergedError as error:
+        hooks.alert(alerts.stopped(error.round, str(error)))
+        raise
+
+
+def run_in_folder(
+    algorithm: base.Algorithm,
+    rounds: int,
+    evaluator: Evaluator | None,
+    workdir: str,
+    config: Record,
+    *,
+    may_change: tuple[str, ...] = (),
+    rounding: tuple[str, ...] = (),
+    tensorboard: bool = True,
+    checkpoint_every: int = 1,
+    hooks: Hooks | None = None,
+    rollback: guard.Guard | None = None,
+) -> tuple[base.State | None, list[Record]]:
+    """Runs an algorithm in a run folder, from where an earlier call stopped.
+
+    Of several hosts the first one reads and writes, the others follow it.
+
+    Args:
+      algorithm: what to run.
+      rounds: how many the whole run has.
+      evaluator: None: no evaluation.
+      workdir: the run folder.
+      config: what the run depends on, as plain data; a folder that holds another
+        one is refused (`rounds` may grow).
+      may_change: names in `config` whose values may change from call to call.
+      rounding: names that may change too, but change the order of sums: a note says so.
+      tensorboard: write TensorBoard events too.
+      checkpoint_every: rounds between checkpoints; a kill loses at most these.
+      hooks: what to tell the user; a resumed run tells the alerts of the rounds that
+        it runs again once more.
+      rollback: when to go back to a good state; None: never.
+
+    Returns:
+      The final state (None of a finished run whose checkpoints were removed), and the
+      records of all rounds, those before a resume included (a host that follows has
+      only those it saw).
+
+    Raises:
+      ValueError: the folder is another run's, in use, cannot be written although
+        rounds are left, or its checkpoints are damaged or removed.
+      DivergedError: training diverged; NonFiniteError if in numbers that are not
+        finite. The state before that round is saved.
+    """
+    hooks = hooks or Hooks()
+    if jax.process_index() > 0:
+        return _follow(algorithm, rounds, evaluator, rollback)
+    if rounds >= writers.read_history(workdir).finished:  # fewer: another run's
+        may_change = ("rounds", *may_change)
+    with writers.open_run(workdir, config, may_change, rounding) as folder:
+        ends = _RECORDED if evaluator is None else {*_RECORDED, "test_accuracy"}
+        start = _restore(algorithm, rollback, folder.path, rounds, ends)
+        first, carry = _agreed(start.round, start.state)
+        for note in (*folder.notes, *start.notes):
+            hooks.message(note)
+        hooks.start(first)
+        if first >= rounds:  # finished: there is nothing to write
+            return _shown(folder.path, start._replace(state=carry), evaluator)
+        if folder.read_only:
+            raise ValueError(
+                f"{workdir} cannot be written ({folder.read_only}), and rounds {first} "
+                f"to {rounds - 1} are left; pass another folder"
+            )
+        alarm = writers.AlertsWriter(folder.path, first)
+
+        def tell(alert: alerts.Alert) -> None:
+            alarm.write(alert)
+            _pass_on(alarm.notes, hooks)
+            hooks.alert(alert)
+
+        with writers.MetricsWriter(folder.path, first, tensorboard) as metrics:
+            _pass_on(metrics.notes, hooks)
+            _pass_on(alarm.notes, hooks)
+            if first:
+                hooks.message(f"resuming {workdir} at round {first} of {rounds}")
+            else:  # so that records without a checkpoint tell that it was removed
+                checkpoints.save(folder.path, 0, mesh.local(carry), 2, metrics.digest())
+            outcomes = _outcomes(
+                algorithm, rollback, carry, first, rounds, evaluator, hooks.message
+            )
+            told = _telling(outcomes, hooks._replace(alert=tell))
+            kept = _keep(told, metrics, folder.path, checkpoint_every, hooks)
+        _pass_on(metrics.notes, hooks)
+        return _state(kept or carry), writers.read_metrics(folder.path)
+
+
+def _pass_on(notes: list[str], hooks: Hooks) -> None:
+    """Tells what a writer has noted, once."""
+    while notes:
+        hooks.message(notes.pop(0))
+
+
+def _shown(
+    path: pathlib.Path, end: _Start, evaluator: Evaluator | None
+) -> tuple[base.State | None, list[Record]]:
+    """Gives what a finished run left."""
+    records = _finished(path)
+    scores = _stopped(end.state, end.round, evaluator)  # all hosts take part
+    if end.removed:
+        return None, records
+    if records and scores is not None:
+        records[-1] |= scores
+    return _state(end.state), records
+
+
+def restore(
+    workdir: str,
+    algorithm: base.Algorithm,
+    rollback: guard.Guard | None = None,
+) -> tuple[base.State, int]:
+    """Reads the state that a run folder holds, also while the run goes on.
+
+    Args:
+      workdir: the run folder.
+      algorithm: of the same settings as the run's.
+      rollback: the run's guard, if it has one.
+
+    Returns:
+      The state, of which `server.blocks` is the network, and the rounds behind it.
+
+    Raises:
+      ValueError: there is no checkpoint, or none that fits the algorithm.
+    """
+    path = pathlib.Path(workdir)
+    found = checkpoints.restore(path, _carry(algorithm.init(), rollback))
+    if found is None:
+        raise ValueError(f"expected a run folder with checkpoints, got {workdir}")
+    return _state(found.state), found.round
+
+
+def _finished(workdir: str | pathlib.Path) -> list[Record]:
+    """Reads the records of a run without that of a round that ended it."""
+    return [r for r in writers.read_metrics(workdir) if "stopped" not in r]
+
+
+def _stopped(carry, first: int, evaluator: Evaluator | None) -> Record | None:
+    """Evaluates the end of a run that was to have more rounds; None: that was done."""
+    if evaluator is None or evaluator.regular(first - 1):
+        return None
+    return evaluator.fields(jax.device_get(evaluator.scores(_state(carry))))
+
+
+def _agreed(first: int, carry: types.Tree) -> tuple[int, types.Tree]:
+    """Gives every host the round and what to start it from."""
+    round, carry = mesh.from_first_host((np.int32(first), carry))
+    return int(round), carry
+
+
+def _follow(algorithm, rounds: int, evaluator, rollback):
+    """Takes part in the rounds of the first host's run; returns as `run_in_folder`."""
+    first, carry = _agreed(0, _carry(algorithm.init(), rollback))
+    if first >= rounds:
+        _stopped(carry, first, evaluator)
+    records = []
+    for new, record in _outcomes(
+        algorithm, rollback, carry, first, rounds, evaluator, _ignore
+    ):
+        carry = new
+        records.append(record)
+    return _state(carry), records
+
+
+def _restore(
+    algorithm: base.Algorithm,
+    rollback: guard.Guard | None,
+    path: pathlib.Path,
+    rounds: int,
+    ends: Set[str],
+) -> _Start:
+    """Reads the newest sound checkpoint, or starts anew where nothing was recorded.
+
+    Of a run whose last record has all in `ends` the records alone can be shown.
+    """
+    start = _carry(algorithm.init(), rollback)  # also tells what lies on the host
+    history = writers.read_history(path)
+    anew = f"delete {path}{os.sep}metrics.jsonl and checkpoints to start at round 0"
+    try:
+        found = checkpoints.restore(path, start, history)
+    except ValueError as error:
+        raise ValueError(f"{error}; put a good one back, or {anew}") from error
+    if found is not None:
+        return _Start(*found)
+    if not history.lines:
+        return _Start(0, start, ())
+    whole = history.finished == len(history.digests) - 1 == rounds
+    if whole and _shows(_finished(path), ends):
+        note = f"{path} has no checkpoints any more: shows its records alone"
+        return _Start(rounds, start, (note,), removed=True)
+    raise ValueError(
+        f"{path} has records of {history.finished} rounds but no checkpoints to go on "
+        f"from; put them back, pass another folder, or {anew}"
+    )
+
+
+def _shows(records: list[Record], ends: Set[str]) -> bool:
+    """Tells whether records have what their readers need."""
+    return ends <= records[-1].keys() and all(r.keys() >= _RECORDED for r in records)
+
+
+def _keep(outcomes, metrics, path, every: int, hooks: Hooks) -> types.Tree | None:
+    """Writes records and checkpoints as rounds finish; returns the last carry."""
+    last, unsaved, done, digest = None, False, 0, b""
+    with checkpoints.AsyncCheckpointer(path) as checkpointer:
+        try:
+            for state, record in outcomes:
+                metrics.write(record)
+                _pass_on(metrics.notes, hooks)
+                # Together, as Ctrl-C may come in the middle.
+                last, done, digest = state, record["round"] + 1, metrics.digest()
+                unsaved = done % every != 0
+                if not unsaved:
+                    checkpointer.save(done, mesh.local(state), digest)
+                hooks.record(record)
+        except DivergedError as error:
+            metrics.write(error.record)  # a resumed run drops it and tries again
+            raise
+        finally:  # at the end, diverged, or stopped by Ctrl-C: keep what is good
+            if unsaved:
+                checkpointer.save(done, mesh.local(last), digest)
+    return last

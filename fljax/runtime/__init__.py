@@ -1,0 +1,1 @@
+"""Below everything: mesh, compiled programs, backends, random streams, files."""

@@ -1,0 +1,1 @@
+"""What becomes of an update: bounds, averaging, the step of the server."""
