@@ -269,7 +269,7 @@ def test_reference_headroom_by_hand():
 
 
 def reference_codes(x, scale):
-    """Quantises as PyTorch by a fused multiply-add, exact where |x| > scale."""
+    """Quantises as PyTorch, by a fused multiply-add; exact for |x| > scale."""
     inverse = np.float64(np.float32(1) / scale)
     total = (x.astype(np.float64) * inverse + 64).astype(np.float32)
     return np.clip(np.rint(total), 0, 255).astype(int)
