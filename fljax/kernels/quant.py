@@ -431,6 +431,21 @@ class Accumulator(NamedTuple):
     largest: int = 2**30
 
 
+def _fused_bias(sums: types.Array, unit: types.Array, bias: types.Array) -> types.Array:
+    """Adds bias * (1 / unit) by a fused multiply-add, as the reference's kernels do.
+
+    The product and what it lost to rounding are found once a channel, what their sum
+    loses by Knuth's two-sum.
+    """
+    inverse = _inverse(unit)
+    product = backends.opaque(bias * inverse, unit)
+    (b_high, b_low), (high, low) = _halves(bias), _halves(inverse)
+    lost = b_high * high - product + b_high * low + b_low * high + b_low * low
+    total = sums + product
+    back = total - product
+    return total + ((sums - back) + (product - (total - back)) + lost)
+
+
 def requantise(
     accumulator: Accumulator,
     out_scale: types.Array,
@@ -454,7 +469,10 @@ def requantise(
     sums, unit, bias, _ = accumulator
     if spec.arithmetic != "integers":
         # The bias first: added after the product, some backends would fuse the two.
-        total = sums.astype(jnp.float32) + (0.0 if bias is None else bias / unit)
+        if spec.stepwise and bias is not None:
+            total = _fused_bias(sums.astype(jnp.float32), unit, bias)
+        else:
+            total = sums.astype(jnp.float32) + (0.0 if bias is None else bias / unit)
         ratio = lax.optimization_barrier(unit) / lax.optimization_barrier(out_scale)
         low = _lowest(zero, spec, relu)
         codes = _to_codes(total * ratio, zero, low, spec.highest, key)
