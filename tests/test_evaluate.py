@@ -111,8 +111,8 @@ def test_tiers_are_tested_on_examples_of_their_own(by_hand):
     # Right are 0 and 0 of 0, 0, 0; 1 of 1, 1; both of 2, 2.
     blocks, data = by_hand
     tiers = evaluate.one_hot(np.array([0, 0, 0, 1, 1, 2, -1]), 3)
-    batches = evaluate.batches(7, 3, seed=0)
-    scores = evaluate.evaluate(blocks, data, *batches, tiers, net=NET)
+    batches = evaluate.batches(7, 3, seed=0, tiers=tiers)
+    scores = evaluate.evaluate(blocks, data, batches, net=NET)
     np.testing.assert_array_equal(scores.tier_total, [3, 2, 1])
     right = np.argmax(np.concatenate([X, np.zeros((7, 1))], 1), 1) == Y
     np.testing.assert_array_equal(scores.tier_correct, right @ tiers)
@@ -144,7 +144,7 @@ def test_test_examples_are_dealt_out_as_training_examples_are():
 
 
 def test_the_order_is_fixed_by_the_seed():
-    indices, mask = evaluate.batches(10, 4, seed=3)
+    indices, mask, _ = evaluate.batches(10, 4, seed=3)
     assert indices.shape == mask.shape == (3, 4)
     assert sorted(indices[mask == 1]) == list(range(10))
     np.testing.assert_array_equal(mask, [[1] * 4, [1] * 4, [1, 1, 0, 0]])

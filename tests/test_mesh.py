@@ -38,8 +38,9 @@ def on_devices(number, program):
 
 SAME_AS_ONE = """
 import jax, numpy as np
-from experiments import config, experiment
-from fljax import simulation
+from fljax import experiment
+from fljax.experiment import config
+from fljax.runs import simulation
 
 settings = dict(
     network="cnn", algorithm="cocofl", num_clients=30, clients_per_round=12, rounds=2,
