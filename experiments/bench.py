@@ -10,7 +10,6 @@ medians, never single times.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import json
 import pathlib
@@ -24,6 +23,7 @@ import numpy as np
 from absl import flags
 
 from experiments import define, machine, main, traces, workloads
+from experiments import flags as config_flags
 from fljax import experiment, plans, types
 from fljax.algorithms import base, fedavg
 from fljax.engine import client, federation, group, initial, program
@@ -57,12 +57,15 @@ _TRACE = flags.DEFINE_string(
 
 # Fields of a run that are flags here, too; windows and tiers take none of them, cohort
 # the width alone.
-_FIELDS = ("client_width", "precision", "programs", "fixed_point", "partition", "alpha")
-configs.define_flags(
-    field.name
-    for field in dataclasses.fields(configs.Config)
-    if field.name not in _FIELDS
+_FIELDS = (
+    "client_width",
+    "precision",
+    "programs",
+    "frozen.fixed_point",
+    "partition",
+    "alpha",
 )
+config_flags.define_flags(name for name in configs.fields() if name not in _FIELDS)
 
 # Windows of MobileNetV2 whose step times are compared; the full network comes first.
 WINDOWS = ((0, 19), (4, 11), (5, 19), (10, 16), (12, 19), (19, 19), (0, 0))

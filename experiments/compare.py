@@ -19,14 +19,16 @@ from typing import Any
 from absl import flags
 
 from experiments import define, main
+from experiments import flags as config_flags
 from fljax import experiment
 from fljax.experiment import config as configs
 from fljax.experiment import plots, summary
 from fljax.runs import simulation, writers
 from fljax.runtime import durable
 
-configs.define_flags(skip=("algorithm", "seed"))
-for _module in (configs, main):
+config_flags.define_flags(skip=("algorithm", "seed"))
+_TARGET = config_flags.target()
+for _module in (config_flags, main):
     flags.adopt_module_key_flags(_module)  # `--help` lists them
 _ALGORITHMS = flags.DEFINE_list(
     "algorithms",
@@ -70,7 +72,7 @@ def _names() -> list[str]:
 
 def _config(name: str, seed: int) -> configs.Config:
     fields = configs.algorithm_fields(name)
-    config = configs.from_flags(flags.FLAGS, **fields, seed=seed)
+    config = config_flags.from_flags(flags.FLAGS, **fields, seed=seed)
     if name == "centralized" and _CENTRALIZED_ROUNDS.value:
         return dataclasses.replace(config, rounds=_CENTRALIZED_ROUNDS.value)
     return config
@@ -124,7 +126,7 @@ def _main() -> None:
             runs[name].append(records)
     if not main.is_first():
         return
-    figures_by_name = summary.summarise(runs, summary.TARGET.value)
+    figures_by_name = summary.summarise(runs, _TARGET.value)
     for figures in figures_by_name.values():
         figures["seeds"] = seeds
     durable.replace(

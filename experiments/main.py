@@ -92,6 +92,10 @@ def _parse(arguments: list[str], folders: bool = False) -> list[str]:
                 f"expected flags such as --rounds=10, got {' '.join(rest[1:])!r}"
             )
         return rest
+    except flags.UnrecognizedFlagError as error:
+        from experiments import flags as config_flags
+
+        sys.exit(_complain(ValueError(config_flags.explain(error))))
     except (flags.Error, OSError, ValueError) as error:
         sys.exit(_complain(error))
 

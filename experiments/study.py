@@ -11,22 +11,21 @@ anywhere, run the same command, and it goes on.
 
 from __future__ import annotations
 
-import dataclasses
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 from absl import flags
 
+from experiments import flags as config_flags
 from experiments import main
-from fljax import experiment
-from fljax.devices import clock
+from fljax import devices, experiment
 from fljax.experiment import config as configs
 from fljax.experiment import plots, summary
 from fljax.runs import simulation, writers
 from fljax.runtime import durable
 
-Fields = Mapping[str, Any]  # of the configuration
+Fields = Mapping[str, Any]  # of the configuration, by the names of their flags
 
 
 # setting -> variant -> fields: every variant of a setting is run.
@@ -41,8 +40,12 @@ def cross(settings: Mapping[str, Fields], variants: Mapping[str, Fields]) -> Stu
     }
 
 
-_MILD = "strong:.34:1:1:1,medium:.33:.8:.75-1:.8,weak:.33:.6:.6-1:.6"
-_STRONG = "strong:.34:1:1:1,medium:.33:.5:.4-.8:.5,weak:.33:.3:.3-.6:.3"
+_MILD = devices.parse_tiers(
+    "strong:.34:1:1:1,medium:.33:.8:.75-1:.8,weak:.33:.6:.6-1:.6"
+)
+_STRONG = devices.parse_tiers(
+    "strong:.34:1:1:1,medium:.33:.5:.4-.8:.5,weak:.33:.3:.3-.6:.3"
+)
 _CORRELATED = {"partition": "resource_correlated", "alpha": 0.1}
 
 _IMBALANCE = cross(
@@ -65,13 +68,13 @@ _IMBALANCE = cross(
 
 def _codes(rounding: str, scales: str, *widths: int) -> dict[str, Fields]:
     """Gives a variant for each width of codes."""
-    how = {"rounding": rounding, "weight_scales": scales, **_CORRELATED}
-    return {f"{bits} bits": {**how, "bits": bits} for bits in widths}
+    how = {"frozen.rounding": rounding, "frozen.weight_scales": scales, **_CORRELATED}
+    return {f"{bits} bits": {**how, "frozen.bits": bits} for bits in widths}
 
 
 _BITS: Study = {
     "nearest, one scale a channel": {
-        "float": {"fixed_point": "none", **_CORRELATED},
+        "float": {"frozen.fixed_point": "none", **_CORRELATED},
         **_codes("nearest", "channel", 8, 6, 5, 4, 3, 2),
         "adaptive": {"policy": "adaptive_bits", **_CORRELATED},
     },
@@ -84,17 +87,20 @@ _BITS: Study = {
 # table that is off; a deadline that half a window too much misses, or one that a device
 # of 1.0 misses that trains everything.
 _STALE = {
-    "changes": "drift=.3,drift_rounds=15,bandwidth=.3,refresh=10",
+    "changes.drift": 0.3,
+    "changes.drift_rounds": 15.0,
+    "changes.bandwidth": 0.3,
+    "changes.refresh": 10,
     "table_error": 0.2,
-    "clock": "deadline=1.5",
+    "clock.deadline": 1.5,
     **_CORRELATED,
 }
 _POLICIES = cross(
     {
-        f"{rate:.0%} drop out": {"failures": f"drop={rate}", **_STALE}
+        f"{rate:.0%} drop out": {"failures.drop": rate, **_STALE}
         for rate in (0.0, 0.2, 0.4)
     }
-    | {"tight deadline": {**_STALE, "clock": "deadline=.9"}},
+    | {"tight deadline": {**_STALE, "clock.deadline": 0.9}},
     {
         name: {"algorithm": "cocofl", "policy": name}
         for name in ("random_maximal", "balanced", "online", "uniform")
@@ -103,8 +109,9 @@ _POLICIES = cross(
 
 STUDIES = {"imbalance": _IMBALANCE, "bits": _BITS, "policies": _POLICIES}
 
-configs.define_flags(skip=("seed",))
-for _module in (configs, main):
+config_flags.define_flags(skip=("seed",))
+_TARGET = config_flags.target()
+for _module in (config_flags, main):
     flags.adopt_module_key_flags(_module)  # `--help` lists them
 _STUDY = flags.DEFINE_string("study", "imbalance", ", ".join(STUDIES) + ".")
 _SEEDS = flags.DEFINE_list(
@@ -160,7 +167,7 @@ def run(
         runs: dict[str, list[list[simulation.Record]]] = {name: [] for name in variants}
         for seed in seeds:
             for name, fields in variants.items():
-                config = dataclasses.replace(base, **{**fields, "seed": seed})
+                config = configs.replace(base, {**fields, "seed": seed})
                 configs.check(config)
                 where = workdir / _folder(setting) / _folder(name) / f"seed_{seed}"
                 ready = experiment.build(config, workdir=str(where), cache=cache)
@@ -211,7 +218,7 @@ def _main() -> None:
     if _STUDY.value not in STUDIES:
         raise configs.unknown("study", _STUDY.value, STUDIES)
     seeds = summary.numbers("seeds", _SEEDS.value)
-    base = configs.from_flags(flags.FLAGS, seed=seeds[0])
+    base = config_flags.from_flags(flags.FLAGS, seed=seeds[0])
     workdir = pathlib.Path(main.WORKDIR.value or f"runs/{_STUDY.value}")
     result = run(
         STUDIES[_STUDY.value],
@@ -223,9 +230,8 @@ def _main() -> None:
     )
     if not main.is_first():
         return
-    wanted = configs.settings("clock", base.clock, clock.Clock).buffer
-    wanted = wanted or base.clients_per_round
-    figures = summarise(result, wanted, summary.TARGET.value)
+    wanted = base.clock.buffer or base.clients_per_round
+    figures = summarise(result, wanted, _TARGET.value)
     text = table(figures)
     durable.replace(workdir / "table.md", text.encode())
     content = writers.to_json({"settings": figures, "seeds": seeds})

@@ -12,13 +12,13 @@ from collections.abc import Mapping
 from absl import flags
 
 from experiments import define, main
+from experiments import flags as config_flags
 from fljax import experiment
-from fljax.experiment import config as configs
 from fljax.experiment import dry_run, progress
 from fljax.runs import simulation
 
-configs.define_flags()
-for _module in (configs, main):
+config_flags.define_flags()
+for _module in (config_flags, main):
     flags.adopt_module_key_flags(_module)  # `--help` lists them
 _TENSORBOARD = define.boolean("tensorboard", True, "Write TensorBoard events.")
 _CHECKPOINT_EVERY = define.number(
@@ -34,7 +34,7 @@ _DRY_RUN = define.boolean(
 
 
 def _main() -> None:
-    config = configs.from_flags(flags.FLAGS)
+    config = config_flags.from_flags(flags.FLAGS)
     workdir = main.WORKDIR.value or None
     ready = experiment.build(config, workdir=workdir, cache=main.data_cache())
     if _DRY_RUN.value:

@@ -23,7 +23,7 @@ class Workload:
       examples: of every client.
       test_examples: of the test set.
       eval_every: rounds between evaluations; 0: none.
-      fields: of the configuration.
+      fields: of the configuration, by the names of their flags.
     """
 
     shape: tuple[int, ...]
@@ -81,7 +81,7 @@ def config(load: Workload, **fields: Any) -> configs.Config:
       ValueError: a field is wrong.
     """
     settings = {**load.fields, "eval_every": load.eval_every or 1, **fields}
-    made = configs.Config(**settings)
+    made = configs.replace(configs.Config(), settings)
     configs.check(made)
     return made
 

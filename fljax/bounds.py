@@ -7,9 +7,10 @@ sense with room to spare; what a machine can hold is another question (`memory`)
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import math
 import numbers
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 MOST = 2**31 - 1  # of whole numbers: what counts rounds and clients has 32 bits
@@ -52,7 +53,9 @@ def field(
     default: Any,
     text: str = "",
     *,
-    kind: type | None = None,
+    kind: Any = None,
+    each: type | None = None,
+    choices: Iterable[str] = (),
     within: Bounds | None = None,
     **bounds: Any,
 ) -> Any:
@@ -61,14 +64,19 @@ def field(
     Args:
       default: of the field; None needs a `kind` and stays allowed.
       text: for users.
-      kind: str, bool, int or float; the default's type if None.
-      within: bounds of a number; None and no others: it may be what it likes.
+      kind: str, bool, int, float, tuple or a section, a dataclass of settings; the
+        default's type if None.
+      each: type of the entries of a tuple.
+      choices: the texts that it may be; empty: any.
+      within: bounds of a number, or of each of a tuple; None and no others: it may be
+        what it likes.
       **bounds: instead, the fields of `Bounds`.
 
     Returns:
       The field.
     """
     about: dict[str, Any] = {"help": text, "kind": kind or type(default)}
+    about |= {"each": each, "choices": tuple(choices)}
     about["bounds"] = Bounds(**bounds) if bounds else within
     return dataclasses.field(default=default, metadata=about)
 
@@ -87,50 +95,77 @@ def kind(field: dataclasses.Field) -> type:
     return object if untold else type(field.default)
 
 
-def words(kind: type, within: Bounds | None) -> str:
+def words(kind: Any, within: Bounds | None, each: type | None = None) -> str:
     """Say what a value may be, such as "a whole number from 1 to 10"."""
+    if each in _TYPES:
+        plural = "whole numbers" if each is int else "numbers"
+        return plural if within is None else f"{plural} {within}"
+    if each is not None:
+        return f"a tuple of {each.__name__}"
     kinds = {int: "a whole number", float: "a number", bool: "true or false"}
+    if dataclasses.is_dataclass(kind):
+        return f"a {getattr(kind, '__name__', kind)}"
     of = kinds.get(kind, "a text")
     return of if within is None else f"{'0 or ' * within.off}{of} {within}"
 
 
 def wanted(field: dataclasses.Field) -> str:
     """Say in words what a field may be."""
-    return words(kind(field), field.metadata.get("bounds"))
+    about = field.metadata
+    if about.get("choices"):
+        return ", ".join(about["choices"])
+    return words(kind(field), about.get("bounds"), about.get("each"))
 
 
-_TYPES: dict[type, type] = {int: numbers.Integral, float: numbers.Real}
+def nearest(value: Any, choices: Iterable[str]) -> str:
+    """Say which of the choices a wrong one looks like, to end an error with."""
+    text = value if isinstance(value, str) else ""
+    close = difflib.get_close_matches(text, list(choices), 1, cutoff=0.4)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+_TYPES: dict[Any, type] = {int: numbers.Integral, float: numbers.Real}
 
 
 def holds(field: dataclasses.Field, value: Any) -> bool:
     """Tell whether a value has the type of a field and lies within its bounds."""
     if value is None:
         return field.default is None
-    of = kind(field)
-    if not isinstance(value, _TYPES.get(of, of)):
+    within, each = field.metadata.get("bounds"), field.metadata.get("each")
+    if each is not None:
+        return isinstance(value, tuple) and all(_is(each, v, within) for v in value)
+    choices = field.metadata.get("choices")
+    right = _is(kind(field), value, within)
+    return right and (not choices or value in choices)
+
+
+def _is(kind: Any, value: Any, within: Bounds | None) -> bool:
+    if not isinstance(value, _TYPES.get(kind, kind)):
         return False
-    if of in _TYPES:
-        within = field.metadata.get("bounds")
+    if kind in _TYPES:
         return value in within if within else not isinstance(value, bool)
     return True
 
 
-def check(
-    settings: Any, opening: Callable[[str], str] = "expected {} to be".format
-) -> None:
+def check(settings: Any, naming: Callable[[str], str] = str) -> None:
     """Check all fields of a dataclass of settings.
 
     Args:
       settings: an instance.
-      opening: (name of a field) -> how its error begins.
+      naming: (name of a field) -> how its error calls it.
 
     Raises:
-      ValueError: the first field that is of another type or out of its bounds.
+      ValueError: the first field that is of another type, out of its bounds or none of
+        its choices.
     """
-    for each in dataclasses.fields(settings):
-        value = getattr(settings, each.name)
-        if not holds(each, value):
-            raise ValueError(f"{opening(each.name)} {wanted(each)}, got {shown(value)}")
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
+        if not holds(field, value):
+            near = nearest(value, field.metadata.get("choices", ()))
+            raise ValueError(
+                f"{naming(field.name)}: expected {wanted(field)}, got "
+                f"{shown(value)}{near}"
+            )
 
 
 def shown(value: Any) -> str:

@@ -28,7 +28,8 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 _SMALL = "--network=logistic --num_clients=12 --clients_per_round=4 --rounds=5"
 _BLOCKS = "--network=small_convnet --num_clients=12 --clients_per_round=4 --rounds=4"
 _TOKENS = (
-    "--network=char_transformer --dataset=jsonl:{texts} --max_tokens=16 --num_clients=4"
+    "--network=char_transformer --dataset=jsonl:{texts} --text.max_tokens=16 "
+    "--num_clients=4"
 )
 _DEVICES = "XLA_FLAGS=--xla_force_host_platform_device_count=8"
 
@@ -40,7 +41,7 @@ RUNS = {
     "fedavg_drop": f"{_SMALL} --algorithm=fedavg_drop --local_epochs=2",
     "centralized": f"{_SMALL} --algorithm=centralized --lr_schedule=2,4",
     "adamw": f"{_SMALL} --algorithm=fedavg --client_optimizer=adamw --lr=.01",
-    "transformer": "--network=transformer --dataset=jsonl:{texts} --max_tokens=12 "
+    "transformer": "--network=transformer --dataset=jsonl:{texts} --text.max_tokens=12 "
     "--num_clients=4 --clients_per_round=2 --rounds=3 --batch_size=8",
     "mobilenetv2": "--network=mobilenetv2 --batch_size=4 --num_clients=120 "
     "--clients_per_round=2 --rounds=3 --eval_every=3",

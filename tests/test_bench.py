@@ -10,7 +10,7 @@ import pytest
 from absl import flags
 
 from experiments import bench, machine, traces, workloads
-from fljax import experiment, plans, types
+from fljax import devices, experiment, plans, types
 from fljax.runs import simulation
 from fljax.runtime import mesh
 
@@ -172,7 +172,7 @@ def test_rounds_of_tiers_are_compared_with_their_windows(monkeypatch):
         num_clients=6,
         clients_per_round=3,
         batch_size=4,
-        tiers="strong:.5:1:1:1,weak:.5:.6:.6:.6",
+        tiers=devices.parse_tiers("strong:.5:1:1:1,weak:.5:.6:.6:.6"),
     )
     monkeypatch.setattr(bench, "TIER_WINDOWS", 2)
     flags.FLAGS(["bench"])

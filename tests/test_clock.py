@@ -289,13 +289,16 @@ def test_staleness_by_hand():
 @pytest.mark.parametrize(
     ("fields", "wanted"),
     [
-        ({"deadline": -1}, "deadline to be 0 or a number from 1e-06"),
-        ({"over_selection": 0.5}, "over_selection to be a number from 1 to 1000"),
-        ({"late": "never"}, "drop or carry"),
+        ({"deadline": -1}, "clock.deadline: expected 0 or a number from 1e-06"),
+        (
+            {"over_selection": 0.5},
+            "clock.over_selection: expected a number from 1",
+        ),
+        ({"late": "never"}, "clock.late: expected drop, carry, got 'never'"),
         ({"buffer": 3, "deadline": 1.0}, "neither deadline nor over_selection"),
-        ({"late": "carry"}, "deadline or over_selection beside late=carry"),
+        ({"late": "carry"}, "clock.late=carry: expected a deadline or over_selection"),
         ({"late": "carry", "buffer": 3}, "deadline or over_selection"),
-        ({"step_seconds": INF}, "step_seconds to be a number from 0"),
+        ({"step_seconds": INF}, "clock.step_seconds: expected a number from 0"),
     ],
 )
 def test_bad_clocks_are_refused(fields, wanted):

@@ -98,7 +98,7 @@ def test_tokens_end_to_end(tmp_path):
     pytest.importorskip("tokenizers")
     path = write(tmp_path / "a.jsonl", LINES)
     options = load.Options(
-        max_tokens=6, vocabulary_size=40, cache=str(tmp_path / "cache")
+        texts=load.Text(max_tokens=6, vocabulary_size=40), cache=str(tmp_path / "cache")
     )
     data = load.load(f"jsonl:{path}", options)
     assert data.x_train.shape == (2, 6)
@@ -121,7 +121,9 @@ def test_tokens_end_to_end(tmp_path):
 def test_the_vocabulary_is_trained_on_the_training_split_alone(tmp_path):
     pytest.importorskip("tokenizers")
     path = write(tmp_path / "a.jsonl", LINES)
-    data = load.load(f"jsonl:{path}", load.Options(max_tokens=8, vocabulary_size=60))
+    data = load.load(
+        f"jsonl:{path}", load.Options(texts=load.Text(max_tokens=8, vocabulary_size=60))
+    )
     known = json.loads(data.tokenizer)["model"]["vocab"]
     assert "y" not in known  # only in "play"
     assert (known[text.PADDING], known[text.UNKNOWN]) == (0, 1)

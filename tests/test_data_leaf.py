@@ -89,7 +89,9 @@ def test_text_becomes_characters_and_windows_do_not_leak(tmp_path):
     last = line.index("".join(letters[data.x_train[first[-1]]]))
     assert last + 4 == len(line) - 4 - held
     assert 0 in data.x_test  # the character that is none of LEAF's
-    short = load.load(f"leaf:{tmp_path / 'a.json'}", load.Options(max_tokens=3))
+    short = load.load(
+        f"leaf:{tmp_path / 'a.json'}", load.Options(texts=load.Text(max_tokens=3))
+    )
     np.testing.assert_array_equal(short.x_train, data.x_train[:, -3:])
     np.testing.assert_array_equal(short.x_test, data.x_test[:, -3:])
     np.testing.assert_array_equal(short.y_train, data.y_train)

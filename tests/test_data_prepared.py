@@ -125,7 +125,7 @@ def test_tfds_text_becomes_tokens(tfds, tmp_path, keys):
     builder = _stripes(tfds, keys=keys, names=names)
     builder(data_dir=tmp_path, file_format="array_record").download_and_prepare()
     options = load.Options(
-        max_tokens=6, vocabulary_size=30, cache=str(tmp_path / "cache")
+        texts=load.Text(max_tokens=6, vocabulary_size=30), cache=str(tmp_path / "cache")
     )
     for _ in range(2):  # read, then from the cache
         data = load.load("tfds:tiny_stripes", options)

@@ -66,7 +66,9 @@ def test_reviews_of_imdb(shared, tmp_path):
             split, label, *_, words = json.loads(line)[:5]
             lines.append({"split": split, "label": int(label), "text": words})
     (tmp_path / "a").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    options = load.Options(test_share=0.2, vocabulary_size=1000, seed=3)
+    options = load.Options(
+        test_share=0.2, texts=load.Text(vocabulary_size=1000), seed=3
+    )
     data = load.load(f"jsonl:{tmp_path / 'a'}", options)
     assert data.x_train.shape == (240, 512)
     assert data.x_test.shape == (60, 512)

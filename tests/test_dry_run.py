@@ -59,7 +59,7 @@ def test_fedavg_is_one_program_and_centralized_sends_nothing():
 
 @pytest.mark.long
 def test_memory_counts_what_lies_on_the_device_and_old_networks():
-    ready, gone = made(algorithm="fedavg"), "buffer=4,max_staleness=20"
+    ready, gone = made(algorithm="fedavg"), clock.Clock(buffer=4, max_staleness=20)
     plain = dry_run.estimate(ready).device_bytes
     ready = made(algorithm="fedavg", clock=gone)
     weights = 4 * sum(count.params for count in ready.federation.model.counts)

@@ -19,6 +19,7 @@ from flax import linen as nn
 from experiments import compare, train
 from fljax import experiment, models, types
 from fljax.data import text
+from fljax.devices import clock
 from fljax.experiment import config as configs
 from fljax.nn import flax_block, network
 from tests import conftest
@@ -213,20 +214,20 @@ def assert_refused(done, *words):
         ("--lr=0", ("--lr", "from 1e-30", "0.0")),
         ("--alpha=-1", ("--alpha", "from 1e-06", "-1.0")),
         ("--rounds=0", ("--rounds", "whole number from 1", "0")),
-        ("--bits=9", ("--bits", "from 2 to 8", "9")),
+        ("--frozen.bits=9", ("--frozen.bits", "from 2 to 8", "9")),
         ("--checkpoint_every=0", ("--checkpoint_every=0", "from 1")),
         ("--clients_per_round=13", ("--clients_per_round", "--num_clients=12", "13")),
         ("--momentum=1", ("--momentum", "below 1", "1.0")),
         ("--num_clients=1438", ("--num_clients", "1437", "1438")),
         ("--lr_schedule=800,600", ("--lr_schedule", "600,800", "'800,600'")),
-        ("--lr_schedule=soon", ("--lr_schedule", "600,800", "'soon'")),
+        ("--lr_schedule=soon", ("--lr_schedule", "a whole number", "'soon'")),
         ("--lr_warmup=-1", ("--lr_warmup", "from 0", "-1")),
-        ("--lr_schedule=-5", ("--lr_schedule", "600,800", "'-5'")),
+        ("--lr_schedule=-5", ("--lr_schedule", "from 0", "-5")),
         ("--seed=-1", ("--seed", "from 0", "-1")),
         ("--seed=1.5", ("--seed=1.5",)),
         ("--seed=4294967296", ("--seed", "to 4294967295", "4294967296")),
         ("--mean=0.1,0.2", ("--mean", "1 number", "'0.1,0.2'")),
-        ("--std=0", ("--std", "1 number", "'0'")),
+        ("--std=0", ("--std", "from 1e-30", "0.0")),
         ("--partition=natural", ("--partition=natural", "users", "'digits'")),
         ("--tiers=fast:1:1:1", ("--tiers", "name:share:time", "'fast:1:1:1'")),
         ("--tiers=a:0.5:1:1:1", ("--tiers", "sum to 1", "0.5")),
@@ -236,20 +237,31 @@ def assert_refused(done, *words):
         ("--tiers_file=/no/tiers.json", ("--tiers_file", "/no/tiers.json", "no file")),
         ("--cost_table=/no/table.json", ("/no/table.json", "no file")),
         ("--dataset=npz:/no/data.npz", ("--dataset", "/no/data.npz")),
-        ("--rollback_drop=1", ("--rollback_drop", "below 1", "1.0")),
-        ("--rollback_loss=1", ("--rollback_loss", "0 or a number above 1", "1.0")),
-        ("--rollback_loss=nan", ("--rollback_loss", "0 or a number above 1", "nan")),
-        ("--rollback_window=0", ("--rollback_window", "from 1", "0")),
-        ("--clock=late=carry,max_staleness=0", ("--clock", "max_staleness of 1")),
-        ("--clock=buffer=99", ("--clock", "buffer of at most", "99")),
+        ("--rollback.drop=1", ("--rollback.drop", "below 1", "1.0")),
+        ("--rollback.loss=1", ("--rollback.loss", "0 or a number above 1", "1.0")),
+        ("--rollback.loss=nan", ("--rollback.loss", "0 or a number above 1", "nan")),
+        ("--rollback.window=0", ("--rollback.window", "from 1", "0")),
+        ("--clock.deadline=-1", ("--clock.deadline", "0 or a number", "-1.0")),
+        ("--clock.dedline=.9", ("'clock.dedline'", "clock.deadline")),
+        ("--clock.late=cary", ("--clock.late", "did you mean 'carry'")),
+        (
+            "--clock=deadline=.9,late=carry",
+            ("--clock", "expected --clock.deadline=.9 --clock.late=carry"),
+        ),
+        ("--failures=.1", ("--failures", "flags such as --failures.drop=")),
+        ("--bits=4", ("--bits", "--frozen.bits")),
+        ("--noreference_quirks", ("--frozen.reference_quirks",)),
+        ("--drop=.1", ("--drop", "--failures.drop or --rollback.drop")),
+        ("--frozen.reference_quirks=8", ("--frozen.reference_quirks", "true or")),
+        ("--clock.buffer=99", ("--clock.buffer", "at most 12", "99")),
         ("--fleet=lognormal::.7", ("--fleet", "three numbers", "':.7'")),
-        ("--fleet=lognormal:800", ("--fleet", "0 to 10", "800")),
+        ("--fleet=lognormal:800", ("--fleet", "compute", "0 to 10", "800")),
         ("--table_error=inf", ("--table_error", "from 0 to 10", "inf")),
-        ("--rollback_lowers=all", ("--rollback_lowers", "server, tier", "'all'")),
-        ("--rollback_lowers=tier", ("--rollback_lowers=tier", "budgets", "fedavg")),
-        ("--rollback_limit=5", ("--rollback_limit", "--rollback_drop", "neither")),
-        ("--rollback_factor=1", ("--rollback_factor", "below 1", "1.0")),
-        ("--rollback_limit=-1", ("--rollback_limit", "from 0", "-1")),
+        ("--rollback.lowers=all", ("--rollback.lowers", "server, tier", "'all'")),
+        ("--rollback.lowers=tier", ("--rollback.lowers=tier", "budgets", "fedavg")),
+        ("--rollback.limit=5", ("--rollback.limit", "--rollback.drop", "neither")),
+        ("--rollback.factor=1", ("--rollback.factor", "below 1", "1.0")),
+        ("--rollback.limit=-1", ("--rollback.limit", "from 0", "-1")),
         ("--alert_command=no_such_thing", ("--alert_command", "'no_such_thing'")),
         ("--workdir=/dev/null/run", ("/dev/null/run", "Not a directory")),
         ("--workdir=/dev/null", ("/dev/null", "is a file", "folder")),
@@ -265,7 +277,7 @@ def test_a_width_is_no_more_than_a_round_has():
         devices="1",
     )  # fmt: skip
     assert experiment.build(settings).federation.layout.width == 3
-    wider = dataclasses.replace(settings, clock="over_selection=1.5")
+    wider = dataclasses.replace(settings, clock=clock.Clock(over_selection=1.5))
     assert experiment.build(wider).federation.layout.width == 5
 
 
@@ -315,9 +327,10 @@ def test_settings_stay_with_what_was_built_from_them(changes):
 
 def test_one_experiment_serves_all_settings_that_nothing_is_built_from(tmp_path):
     ready = _ready()
-    free = {"algorithm": "centralized", "rounds": 2, "rollback_drop": 0.5}
+    free = {"algorithm": "centralized", "rounds": 2}
     changed = dataclasses.replace(
-        ready, settings=dataclasses.replace(ready.settings, **free)
+        ready,
+        settings=configs.replace(ready.settings, free | {"rollback.drop": 0.5}),
     )
     assert changed.federation is ready.federation
     records = experiment.run(changed, str(tmp_path), tensorboard=False)
@@ -325,7 +338,7 @@ def test_one_experiment_serves_all_settings_that_nothing_is_built_from(tmp_path)
     stored = json.loads((tmp_path / "config.json").read_text())["config"]
     assert {name: stored[name] for name in free} == free
     assert experiment.rollback(ready) is None
-    assert experiment.rollback(changed).accuracy_drop == 0.5
+    assert experiment.rollback(changed).drop == 0.5
 
 
 def test_a_file_that_changes_after_the_build_is_not_what_ran(tmp_path):
@@ -361,7 +374,10 @@ def test_what_is_given_in_python_does_not_bear_the_name_of_a_setting():
         ({"eval_batch_size": 1, "norm_statistics": "running"}, ""),
         ({"eval_batch_size": 16}, "the statistics of its last batch of 8 examples"),
         ({}, ""),
-        ({"mean": "90", "std": "40"}, "--mean and --std bring inputs to means of -2.2"),
+        (
+            {"mean": (90.0,), "std": (40.0,)},
+            "--mean and --std bring inputs to means of -2.2",
+        ),
     ],
 )
 def test_what_evaluation_goes_by_is_noted(fields, line):
@@ -387,9 +403,9 @@ def test_notes_are_said_once_before_training(call, tmp_path):
 
 
 def test_codes_are_not_adapted_where_there_are_none(call):
-    asked = ("--policy=adaptive_bits", "--fixed_point=none")
+    asked = ("--policy=adaptive_bits", "--frozen.fixed_point=none")
     done = call(train, *SMALL, "--algorithm=cocofl", *asked)
-    assert_refused(done, "--policy=adaptive_bits", "--fixed_point=none")
+    assert_refused(done, "--policy=adaptive_bits", "--frozen.fixed_point=none")
 
 
 def test_a_policy_is_asked_for_beside_cocofl_only(call):
@@ -398,9 +414,9 @@ def test_a_policy_is_asked_for_beside_cocofl_only(call):
 
 
 def test_tiers_are_not_lowered_where_the_policy_ignores_them(call):
-    asked = ("--policy=uniform", "--rollback_lowers=tier")
+    asked = ("--policy=uniform", "--rollback.lowers=tier")
     done = call(train, *SMALL, "--algorithm=cocofl", *asked)
-    assert_refused(done, "--rollback_lowers=tier", "--policy=uniform")
+    assert_refused(done, "--rollback.lowers=tier", "--policy=uniform")
 
 
 def test_both_kinds_of_tiers_are_refused(call):
@@ -409,7 +425,7 @@ def test_both_kinds_of_tiers_are_refused(call):
 
 
 def test_the_rate_rises_to_what_is_asked_for_and_falls_as_scheduled():
-    made = configs.Config(lr=0.4, lr_warmup=4, lr_schedule="2,5")
+    made = configs.Config(lr=0.4, lr_warmup=4, lr_schedule=(2, 5))
     rates = [experiment._learning_rate(made)(index) for index in range(6)]
     assert rates == pytest.approx([0.1, 0.2, 0.03, 0.04, 0.04, 0.004])
     assert experiment._learning_rate(configs.Config(lr=0.4))(0) == 0.4
@@ -631,8 +647,13 @@ def test_a_trained_vocabulary_is_kept_in_the_run_folder_and_used_again(
         "\n".join([line, line.replace("1", "0").replace("some", "no")] * 20)
     )
     command = (
-        *(*FEDAVG, f"--dataset=jsonl:{path}", "--test_share=0.2", "--max_tokens=8"),
-        *("--vocabulary_size=40", f"--workdir={run}"),
+        *(
+            *FEDAVG,
+            f"--dataset=jsonl:{path}",
+            "--test_share=0.2",
+            "--text.max_tokens=8",
+        ),
+        *("--text.vocabulary_size=40", f"--workdir={run}"),
     )
     assert call(train, *command, "--rounds=1").code == 0
     kept = (run / "vocabulary.json").read_bytes()
@@ -733,6 +754,8 @@ def test_another_configuration_is_refused_with_the_difference_named(call, tmp_pa
         "seed: 11 in the folder, 12 now",
         "another folder",
     )
+    done = call(train, *command, "--rounds=2", "--clock.deadline=.9")
+    assert_refused(done, "clock.deadline: 0.0 in the folder, 0.9 now")
     assert_refused(
         call(train, *command, "--rounds=1"), "rounds: 2 in the folder, 1 now"
     )
@@ -741,6 +764,13 @@ def test_another_configuration_is_refused_with_the_difference_named(call, tmp_pa
     assert_refused(done, "tiers: ", "'time': 0.5")
     assert contents(run) == before
     assert call(train, *command[:-1], "--rounds=2").code == 2  # tiers of the paper
+
+
+def test_a_folder_from_before_sections_is_refused_in_one_line(call, tmp_path):
+    stored = {"config": {"lr": 0.1, "failures": "drop=.1", "clock": {}}}
+    (tmp_path / "config.json").write_text(json.dumps(stored))
+    done = call(train, *FEDAVG, f"--workdir={tmp_path}")
+    assert_refused(done, str(tmp_path), "another version of fljax", "failures")
 
 
 def test_a_folder_of_something_else_is_refused(call, tmp_path):

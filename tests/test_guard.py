@@ -57,7 +57,7 @@ def judge_all(watch, rounds, memory=None, state=None):
 
 
 def test_a_fall_of_accuracy_by_more_than_the_limit_goes_back_to_the_best():
-    watch = guard.Guard(accuracy_drop=0.1, window=3)
+    watch = guard.Guard(drop=0.1, window=3)
     accuracies = (0.5, 0.8, 0.75, 0.7, 0.69)  # 0.8 - 0.7 is not more than 0.1
     memory, verdicts = judge_all(watch, [(1.0, a) for a in accuracies])
     assert verdicts[:4] == [None] * 4
@@ -79,7 +79,7 @@ def test_a_fall_of_accuracy_by_more_than_the_limit_goes_back_to_the_best():
 
 
 def test_every_rollback_lowers_further_from_the_same_state():
-    watch = guard.Guard(accuracy_drop=0.1, factor=0.5, limit=2)
+    watch = guard.Guard(drop=0.1, factor=0.5, limit=2)
     _, verdicts = judge_all(watch, [(1, 0.8), (1, 0.5), (1, 0.6), (1, 0.1)])
     assert [v and v.fields["factor"] for v in verdicts] == [None, 0.5, 0.25, 0.125]
     assert [v and v.fields["count"] for v in verdicts] == [None, 1, 2, 3]
@@ -88,7 +88,7 @@ def test_every_rollback_lowers_further_from_the_same_state():
 
 
 def test_the_good_state_is_the_newest_best_and_never_older_than_the_window():
-    watch = guard.Guard(accuracy_drop=0.5, window=3)
+    watch = guard.Guard(drop=0.5, window=3)
 
     def good_after(*accuracies):
         return int(judge_all(watch, [(1.0, a) for a in accuracies])[0].round)
@@ -103,7 +103,7 @@ def test_the_good_state_is_the_newest_best_and_never_older_than_the_window():
 
 
 def test_before_an_evaluation_it_goes_back_to_the_start():
-    watch = guard.Guard(loss_factor=2)
+    watch = guard.Guard(loss=2)
     _, verdicts = judge_all(watch, [(1.0, None), (3.0, None)])
     assert verdicts[1].fields["to_round"] == -1
     assert verdicts[1].state.server == -1
@@ -114,7 +114,7 @@ def test_before_an_evaluation_it_goes_back_to_the_start():
 
 
 def test_a_loss_is_compared_with_the_median_of_the_window():
-    watch = guard.Guard(loss_factor=2, window=3)
+    watch = guard.Guard(loss=2, window=3)
     # Medians: of 9, 1, 1 and 1 + 3 / 2; the 9 falls out of the window.
     rounds = [(9, 0.1), (1, 0.1), (1, 0.1), (2, 0.1), (2.01, 0.1)]
     _, verdicts = judge_all(watch, rounds)
@@ -138,7 +138,7 @@ def test_a_loss_is_compared_with_the_median_of_the_window():
     ],
 )
 def test_numbers_that_are_not_finite_are_a_reason(report, reason):
-    watch = guard.Guard(accuracy_drop=0.5)
+    watch = guard.Guard(drop=0.5)
     state = state_of(7)
     memory, verdict = guard.judge(
         watch,
@@ -163,7 +163,7 @@ def test_numbers_that_are_not_finite_are_a_reason(report, reason):
     ],
 )
 def test_the_tier_that_did_worst_is_lowered(report, tier):
-    watch = guard.Guard(accuracy_drop=0.1, lower="tier", factor=0.25, **TIERS)
+    watch = guard.Guard(drop=0.1, lowers="tier", factor=0.25, **TIERS)
     memory, _ = judge_all(watch, [(1.0, 0.9)])
     before = base.Caution(np.ones((), np.float32), np.float32([0.5, 1]))
     record = {"round": 1, "train_loss": 1.0, "test_accuracy": 0.2}
@@ -179,7 +179,7 @@ def test_the_tier_that_did_worst_is_lowered(report, tier):
 
 
 def test_a_tier_is_not_to_blame_for_what_was_spoilt_on_its_way():
-    watch = guard.Guard(accuracy_drop=0.1, lower="tier", **TIERS)
+    watch = guard.Guard(drop=0.1, lowers="tier", **TIERS)
     report = report_of(1, losses=(1, 2, 3), failed=(1, 0, 0))
     arrived = report.assignment.outcome.arrived
     for fault, tier in ((failures.Fault.NONE, 0), (failures.Fault.HUGE, 1)):
@@ -192,7 +192,7 @@ def test_a_tier_is_not_to_blame_for_what_was_spoilt_on_its_way():
 
 
 def test_a_refused_update_among_finite_ones_is_no_reason():
-    watch = guard.Guard(accuracy_drop=0.5)
+    watch = guard.Guard(drop=0.5)
     state = state_of(7)
     record = {"round": 0, "train_loss": 1.0, "test_accuracy": 0.9}
     report = report_of(0, failed=(0, 1, 0))
@@ -216,7 +216,7 @@ def test_updates_that_a_failure_spoilt_say_nothing_of_the_training():
 
 
 def test_the_clock_does_not_go_back_and_nobody_is_waited_for():
-    watch = guard.Guard(accuracy_drop=0.1)
+    watch = guard.Guard(drop=0.1)
     memory, _ = judge_all(watch, [(1.0, 0.9)])
     busy = arrivals.empty(2)._replace(ids=np.array([4, arrivals.FREE], np.int32))
     later = arrivals.Timeline(np.array(77.0), busy)
@@ -232,19 +232,25 @@ def test_the_clock_does_not_go_back_and_nobody_is_waited_for():
     ("changes", "words"),
     [
         (
-            {"accuracy_drop": 1.0},
-            "accuracy_drop to be a number from 0, below 1",
+            {"drop": 1.0},
+            "rollback.drop: expected a number from 0, below 1",
         ),
-        ({"accuracy_drop": float("nan")}, "got nan"),
+        ({"drop": float("nan")}, "got nan"),
         (
-            {"loss_factor": 1.0},
-            "loss_factor to be 0 or a number above 1",
+            {"loss": 1.0},
+            "rollback.loss: expected 0 or a number above 1",
         ),
-        ({"window": 0}, "window to be a whole number from 1 to 100000, got 0"),
-        ({"lower": "all"}, "lower server or tier, got 'all'"),
-        ({"factor": 1.0}, "factor to be a number from 1e-06, below 1, got 1.0"),
-        ({"limit": -1}, "limit to be a whole number from 0 to .*, got -1"),
-        ({"lower": "tier"}, "tiers and tier_index"),
+        (
+            {"window": 0},
+            "rollback.window: expected a whole .* 100000, got 0",
+        ),
+        ({"lowers": "all"}, "rollback.lowers: expected server, tier, got 'all'"),
+        (
+            {"factor": 1.0},
+            "rollback.factor: expected .* below 1, got 1.0",
+        ),
+        ({"limit": -1}, "rollback.limit: expected a whole number from 0 to .*, got -1"),
+        ({"lowers": "tier"}, "tiers and tier_index"),
     ],
 )
 def test_a_guard_that_makes_no_sense_is_refused(changes, words):
@@ -271,7 +277,7 @@ def falling(bad=(), log=None, first=0):
     return simulation.Evaluator(scores, fields)
 
 
-WATCH = guard.Guard(accuracy_drop=0.5)
+WATCH = guard.Guard(drop=0.5)
 
 
 def test_the_number_of_the_round_goes_on_and_the_state_goes_back():
@@ -334,7 +340,7 @@ def test_without_a_guard_a_checkpoint_holds_the_state_alone(tmp_path):
 
 def test_the_limit_ends_the_run_and_the_state_before_is_kept(tmp_path):
     told = []
-    watch = guard.Guard(accuracy_drop=0.5, limit=1)
+    watch = guard.Guard(drop=0.5, limit=1)
 
     def again(evaluator):
         test_simulation.in_folder(
@@ -380,7 +386,7 @@ def test_numbers_that_are_not_finite_roll_back_until_the_limit():
     records = []
     hooks = simulation.Hooks(record=records.append)
     with pytest.raises(simulation.NonFiniteError) as error:
-        simulation.run(algorithm, 9, falling(), hooks, guard.Guard(loss_factor=2))
+        simulation.run(algorithm, 9, falling(), hooks, guard.Guard(loss=2))
     assert str(error.value).startswith("round 5: loss or update is not finite for")
     assert str(error.value).endswith(
         "(after 3 rollbacks); lower the learning rate or look at their data"
@@ -530,7 +536,7 @@ def wild(problem):
     return fedavg.fedavg(fed), evaluator_of(problem)
 
 
-RECOVERING = guard.Guard(accuracy_drop=0.15, loss_factor=5, limit=10)
+RECOVERING = guard.Guard(drop=0.15, loss=5, limit=10)
 
 
 def test_a_run_that_diverges_goes_back_and_recovers(wild):
@@ -598,9 +604,9 @@ def buffered(problem):
         learning_rate=lambda index: 0.1,
     )
     watch = guard.Guard(
-        loss_factor=2,
-        accuracy_drop=0.1,
-        lower="tier",
+        loss=2,
+        drop=0.1,
+        lowers="tier",
         limit=50,
         tiers=(strong.name,),
         tier_index=fed.population.fleet.tier,

@@ -39,13 +39,14 @@ def on_devices(number, program):
 SAME_AS_ONE = """
 import jax, numpy as np
 from fljax import experiment
+from fljax.devices import failures
 from fljax.experiment import config
 from fljax.runs import simulation
 
 settings = dict(
     network="cnn", algorithm="cocofl", num_clients=30, clients_per_round=12, rounds=2,
     partition="dirichlet", alpha=1.0, weighting="examples", seed=3,
-    failures="nonfinite=.1,huge=.2", norm_bound=3.0,
+    failures=failures.Rates(nonfinite=0.1, huge=0.2), norm_bound=3.0,
 )
 outcomes = []
 for devices, width in (("1", 1), ("8", 1), ("8", 2)):
@@ -192,7 +193,7 @@ def test_two_processes_give_what_one_gives_and_one_goes_on(tmp_path):
 
 @pytest.mark.long
 def test_two_processes_go_back_together(tmp_path):
-    wild = ("--server_lr=20", "--rollback_drop=0.02", "--rollback_limit=20")
+    wild = ("--server_lr=20", "--rollback.drop=0.02", "--rollback.limit=20")
     for rounds in (4, 8):  # stopped once, between rollbacks
         both = start_two(tmp_path / "two", rounds, *wild)
         outputs = [process.communicate(timeout=200) for process in both]

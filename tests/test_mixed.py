@@ -10,7 +10,7 @@ import pytest
 from flax import linen as nn
 
 from experiments import workloads
-from fljax import experiment, models, plans
+from fljax import devices, experiment, models, plans
 from fljax.engine import client, cohort, federation, group, mixed, single
 from fljax.engine import sums as totals
 from fljax.engine import width as side_by_side
@@ -241,7 +241,7 @@ def small(**fields):
 
 def test_rounds_are_the_same_with_one_program():
     losses, made = [], []
-    tiers = "strong:.5:1:1:1,weak:.5:.6:.6:.6"
+    tiers = devices.parse_tiers("strong:.5:1:1:1,weak:.5:.6:.6:.6")
     for fields in ({"programs": "windows"}, {}, {"client_width": 4}):
         before = group.num_programs()
         ready = small(network="cnn", tiers=tiers, **fields)

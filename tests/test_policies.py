@@ -235,7 +235,9 @@ def test_assign_names_the_client_that_nothing_fits(factory):
 
 
 def test_devices_of_their_own_are_no_tiers_however_few():
-    made = fleet_sources.lognormal(3, 1, 2.0, 2.0, 2.0)  # as many as thirds have names
+    made = fleet_sources.lognormal(
+        3, 1, fleet_sources.Lognormal(2, 2, 2)
+    )  # as many as thirds have names
     assert fleet.lowest(made).time < 0.05
     policies.check_feasible(small_table(), made)
 

@@ -250,7 +250,7 @@ def test_a_run_with_a_rollback_killed_around_it_ends_like_one_that_was_not(
 ):
     command = (
         *(*LOGISTIC, "--rounds=8", "--server_lr=30", "--checkpoint_every=2"),
-        *("--rollback_drop=0.15", "--rollback_loss=50"),
+        *("--rollback.drop=0.15", "--rollback.loss=50"),
     )
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     assert finish(start(whole, *command))[0] == 0

@@ -7,6 +7,7 @@ decode is kept by `cache`.
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import functools
 import hashlib
@@ -17,7 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fljax import types
+from fljax import bounds, types
 from fljax.data import (
     cache,
     checks,
@@ -45,6 +46,25 @@ FLOOR_UINT8 = 1e-3  # a quarter of one step of 1/255: below it a channel is cons
 FLOOR_FLOAT = 1e-6  # floats come in units of their own
 
 
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Text:
+    """How texts become tokens."""
+
+    max_tokens: int = bounds.field(
+        512,
+        "Tokens of a text; longer ones are cut. Of leaf's characters the last are "
+        "kept.",
+        least=1,
+        most=2**20,
+    )
+    vocabulary_size: int = bounds.field(
+        16_000, "Subwords that texts are made of, at most.", least=2, most=10_000_000
+    )
+
+    def __post_init__(self):
+        bounds.check(self, "text.{}".format)
+
+
 class Options(NamedTuple):
     """How sources are read; `load` says which of them heed what.
 
@@ -53,8 +73,7 @@ class Options(NamedTuple):
       image_mode: grey, rgb or stored.
       test_share: of training and test examples together that are for testing; 0: the
         split as stored.
-      max_tokens: length of a tokenised text, or the most characters of one.
-      vocabulary_size: subwords at most.
+      texts: how they become tokens.
       tokenizer: `types.Dataset.tokenizer` of an earlier run, instead of training one.
       seed: of the split.
       cache: folder that keeps what was decoded; empty: none.
@@ -63,8 +82,7 @@ class Options(NamedTuple):
     image_size: int = 0
     image_mode: str = "stored"
     test_share: float = 0.0
-    max_tokens: int = 512
-    vocabulary_size: int = 16_000
+    texts: Text = Text()
     tokenizer: bytes | None = None
     seed: int = 0
     cache: str = ""
@@ -164,7 +182,7 @@ def _from_leaf(name, path, options: Options, watch) -> Arrays:
         "seed": seed,
         "image_size": options.image_size,
         "image_mode": options.image_mode,
-        "max_tokens": options.max_tokens,
+        "max_tokens": options.texts.max_tokens,
     }
     if options.cache:
         root = path if os.path.isdir(path) else path.parent
@@ -174,7 +192,7 @@ def _from_leaf(name, path, options: Options, watch) -> Arrays:
         arrays = leaf.read(name, found, share, seed, watch)
         if "vocabulary" in arrays:  # what comes next depends on the last characters
             for key in ("x_train", "x_test"):
-                arrays[key] = arrays[key][:, -options.max_tokens :]
+                arrays[key] = arrays[key][:, -options.texts.max_tokens :]
         return _fit(name, arrays, options, watch)
 
     return cache.keep(options.cache, about, make)
@@ -210,7 +228,9 @@ def _from_texts(
 
     def train() -> Arrays:
         examples = texts()["x_train"]
-        made = text.train_vocabulary(name, examples, options.vocabulary_size, watch)
+        made = text.train_vocabulary(
+            name, examples, options.texts.vocabulary_size, watch
+        )
         return {"tokenizer": np.frombuffer(made, np.uint8)}
 
     split = {"test_share": options.test_share}
@@ -218,7 +238,7 @@ def _from_texts(
         split["seed"] = options.seed
     about = {"kind": "text", "source": source() if options.cache else "", **split}
     if options.tokenizer is None:
-        size = {"vocabulary_size": options.vocabulary_size}
+        size = {"vocabulary_size": options.texts.vocabulary_size}
         kept = cache.keep(options.cache, {**about, **size}, train)
         tokenizer = kept["tokenizer"].tobytes()
     else:
@@ -228,12 +248,12 @@ def _from_texts(
         arrays = dict(texts())
         for key in ("x_train", "x_test"):
             arrays[key], count = text.encode(
-                name, arrays[key], tokenizer, options.max_tokens, watch
+                name, arrays[key], tokenizer, options.texts.max_tokens, watch
             )
         return {**arrays, "vocabulary": np.array(count)}
 
     asked = {
-        "max_tokens": options.max_tokens,
+        "max_tokens": options.texts.max_tokens,
         "tokenizer": hashlib.sha256(tokenizer).hexdigest(),
     }
     arrays = cache.keep(options.cache, {**about, **asked}, encode)

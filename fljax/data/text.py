@@ -117,7 +117,7 @@ def encode(
     kind = np.dtype(np.uint16 if ids <= 2**16 else np.int32)
     what = f"{len(texts):,} texts of {length:,} tokens"
     size = len(texts) * length * kind.itemsize
-    memory.require(f"{name}: --max_tokens", what, size, memory.of_host())
+    memory.require(f"{name}: --text.max_tokens", what, size, memory.of_host())
     out = np.zeros((len(texts), length), kind)
     row = 0
     for batch in _batches(f"tokenising {name}", texts, watch):

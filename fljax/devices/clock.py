@@ -23,41 +23,71 @@ from fljax.plans import costs
 class Clock:
     """What time costs, and how long the server waits."""
 
-    # A step of the full network at speed 1; None: the fleet's, the table's, or counted.
-    step_seconds: float = bounds.field(None, kind=float, least=0.0, most=1e9)
-    # Bytes a second at bandwidth 1, up to infinity; None: the fleet's, or 1e6 and 4e6.
-    upload_rate: float = bounds.field(None, kind=float, least=1e-3, most=math.inf)
-    download_rate: float = bounds.field(None, kind=float, least=1e-3, most=math.inf)
-    # Of a round, in rounds of a client of 1.0 with the mean of the data; 0: none.
-    deadline: float = bounds.field(0.0, off=True, least=1e-6, most=1e6)
-    # So many times the wanted clients are chosen.
-    over_selection: float = bounds.field(1.0, least=1, most=1000)
-    late: str = "drop"  # or "carry" an update over into the round that it arrives in
-    # Arrivals that the server steps after; 0: synchronous rounds.
-    buffer: int = bounds.field(0, least=0)
-    # Server steps after which an update is thrown away; so many networks are kept.
-    max_staleness: int = bounds.field(10, least=0, most=1000)
-    # An update t steps old weighs (1 + t) ** -power.
-    staleness_power: float = bounds.field(0.5, least=0, most=100)
+    step_seconds: float = bounds.field(
+        None,
+        "Of a step of the full network at speed 1; not given: the fleet's, the cost "
+        "table's, or counted.",
+        kind=float,
+        most=1e9,
+    )
+    upload_rate: float = bounds.field(
+        None,
+        "Bytes a second at bandwidth 1, up to inf; not given: the fleet's, or 1e6.",
+        kind=float,
+        least=1e-3,
+        most=math.inf,
+    )
+    download_rate: float = bounds.field(
+        None,
+        "Bytes a second at bandwidth 1, up to inf; not given: the fleet's, or 4e6.",
+        kind=float,
+        least=1e-3,
+        most=math.inf,
+    )
+    deadline: float = bounds.field(
+        0.0,
+        "Of a round, in rounds of a device of 1.0 with the mean of the data; 0: none.",
+        off=True,
+        least=1e-6,
+        most=1e6,
+    )
+    over_selection: float = bounds.field(
+        1.0, "So many times the wanted clients are chosen.", least=1, most=1000
+    )
+    late: str = bounds.field(
+        "drop",
+        "Drop late updates, or carry them over into the round that they arrive in.",
+        choices=("drop", "carry"),
+    )
+    buffer: int = bounds.field(
+        0, "Arrivals that the server steps after; 0: synchronous rounds.", least=0
+    )
+    max_staleness: int = bounds.field(
+        10,
+        "Server steps after which an update is thrown away; so many networks are kept.",
+        most=1000,
+    )
+    staleness_power: float = bounds.field(
+        0.5, "An update t steps old weighs (1 + t) ** -power.", most=100
+    )
 
     def __post_init__(self):
-        bounds.check(self)
-        if self.late not in ("drop", "carry"):
-            raise ValueError(f"expected late to be drop or carry, got {self.late!r}")
+        bounds.check(self, "clock.{}".format)
+        waits = self.deadline or self.over_selection > 1
         if self.late == "carry" and self.max_staleness < 1:
             raise ValueError(
-                "expected max_staleness of 1 or more beside late=carry, got 0: an "
+                "clock.max_staleness: expected 1 or more beside late=carry, got 0: an "
                 "update that is carried over is a step old"
             )
-        if self.late == "carry" and not (self.deadline or self.over_selection > 1):
+        if self.late == "carry" and not waits:
             raise ValueError(
-                "expected a deadline or over_selection beside late=carry: without them "
-                "nobody is late"
+                "clock.late=carry: expected a deadline or over_selection beside it: "
+                "without them nobody is late"
             )
-        if self.buffer and (self.deadline or self.over_selection > 1):
+        if self.buffer and waits:
             raise ValueError(
-                "expected neither deadline nor over_selection beside a buffer, whose "
-                "rounds end after so many arrivals"
+                "clock.buffer: expected neither deadline nor over_selection beside it: "
+                "its rounds end after so many arrivals"
             )
 
     @property

@@ -44,22 +44,31 @@ TAMPERED = {Fault.NONFINITE: np.nan, Fault.HUGE: 1e6}
 class Rates:
     """Probabilities of the faults, for each client and round; at most one happens."""
 
-    drop: float = bounds.field(0.0, most=1)  # a third each before, during and after
-    lost: float = bounds.field(0.0, most=1)
-    truncated: float = bounds.field(0.0, most=1)
-    duplicated: float = bounds.field(0.0, most=1)
-    delayed: float = bounds.field(0.0, most=1)
-    nonfinite: float = bounds.field(0.0, most=1)
-    huge: float = bounds.field(0.0, most=1)
-    # Mean of a delay, in times of a whole round of a device of 1.0.
-    delay: float = bounds.field(1.0, most=1e6)
+    drop: float = bounds.field(
+        0.0, "A client is gone: a third each before, during and after training.", most=1
+    )
+    lost: float = bounds.field(0.0, "Its update never arrives.", most=1)
+    truncated: float = bounds.field(0.0, "Half of it arrives, and is refused.", most=1)
+    duplicated: float = bounds.field(0.0, "It arrives twice; counted once.", most=1)
+    delayed: float = bounds.field(0.0, "It arrives later.", most=1)
+    nonfinite: float = bounds.field(
+        0.0, "It arrives with values that are not finite.", most=1
+    )
+    huge: float = bounds.field(0.0, "It arrives a million times too large.", most=1)
+    delay: float = bounds.field(
+        1.0, "Mean of a delay, in times of a whole round of a device of 1.0.", most=1e6
+    )
 
     def __post_init__(self):
-        bounds.check(self)
+        bounds.check(self, "failures.{}".format)
         if self.delay != 1.0 and not self.delayed:
-            raise ValueError("expected delayed above 0 beside delay, how long it is")
+            raise ValueError(
+                "failures.delay: expected delayed above 0 beside it, how long that is"
+            )
         if self.total > 1:
-            raise ValueError(f"expected rates that sum to 1 at most, got {self.total}")
+            raise ValueError(
+                f"failures: expected rates that sum to 1 at most, got {self.total}"
+            )
 
     @property
     def total(self) -> float:

@@ -67,27 +67,40 @@ class Changes:
     The default changes nothing: every round the server knows what is true.
     """
 
-    # Standard deviation of a device's log speed over time.
-    drift: float = bounds.field(0.0, most=MOST_DEVIATION)
-    # Server steps after which its speed is another one.
-    drift_rounds: float = bounds.field(50.0, least=1)
-    # Standard deviation of log bandwidth, anew every step.
-    bandwidth: float = bounds.field(0.0, most=MOST_DEVIATION)
-    # Share of the availability that comes and goes with the day.
-    diurnal: float = bounds.field(0.0, most=1)
-    # A day, in whole rounds of a device of 1.0 on the clock.
-    day_rounds: float = bounds.field(100.0, least=2)
-    refresh: int = bounds.field(1, least=1)  # server steps between two looks at devices
-    # That a look takes before the steps that have one.
-    refresh_seconds: float = bounds.field(0.0, most=1e9)
+    drift: float = bounds.field(
+        0.0,
+        "Standard deviation of a device's log speed over time.",
+        most=MOST_DEVIATION,
+    )
+    drift_rounds: float = bounds.field(
+        50.0, "Server steps after which its speed is another one.", least=1
+    )
+    bandwidth: float = bounds.field(
+        0.0,
+        "Standard deviation of log bandwidth, anew every server step.",
+        most=MOST_DEVIATION,
+    )
+    diurnal: float = bounds.field(
+        0.0, "Share of the availability that comes and goes with the day.", most=1
+    )
+    day_rounds: float = bounds.field(
+        100.0, "A day, in whole rounds of a device of 1.0 on the clock.", least=2
+    )
+    refresh: int = bounds.field(
+        1, "Server steps between two looks at the devices.", least=1
+    )
+    refresh_seconds: float = bounds.field(
+        0.0, "That a look takes before the steps that have one.", most=1e9
+    )
 
     def __post_init__(self):
-        bounds.check(self)
+        bounds.check(self, "changes.{}".format)
         for name, of in (("drift_rounds", "drift"), ("day_rounds", "diurnal")):
             default = type(self).__dataclass_fields__[name].default
             if getattr(self, name) != default and not getattr(self, of):
                 raise ValueError(
-                    f"expected {of} above 0 beside {name}, how long it takes"
+                    f"changes.{name}: expected {of} above 0 beside it, how long that "
+                    f"takes"
                 )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import collections
 import csv
+import dataclasses
 import math
 import pathlib
 from collections.abc import Mapping
@@ -15,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from fljax import bounds
 from fljax.devices import fleet
 from fljax.runtime import reading
 
@@ -58,12 +60,23 @@ def _thirds(size: int) -> np.ndarray:
     return np.arange(size) * len(THIRDS) // size
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Lognormal:
+    """How much devices differ: standard deviations of logs."""
+
+    compute: float = bounds.field(0.5, "Of speed.", most=fleet.MOST_DEVIATION)
+    bandwidth: float = bounds.field(0.5, "Of bandwidth.", most=fleet.MOST_DEVIATION)
+    memory: float = bounds.field(0.3, "Of memory.", most=fleet.MOST_DEVIATION)
+
+    def __post_init__(self):
+        bounds.check(self, "lognormal {}".format)
+
+    def __str__(self) -> str:
+        return f"lognormal:{self.compute}:{self.bandwidth}:{self.memory}"
+
+
 def lognormal(
-    num_clients: int,
-    seed: int,
-    compute: float = 0.5,
-    bandwidth: float = 0.5,
-    memory: float = 0.3,
+    num_clients: int, seed: int, spread: Lognormal = Lognormal()
 ) -> fleet.Fleet:
     """Draws a fleet whose speeds, bandwidths and memories are lognormal.
 
@@ -73,22 +86,12 @@ def lognormal(
     Args:
       num_clients: N.
       seed: of the experiment.
-      compute: standard deviation of log speed.
-      bandwidth: of log bandwidth.
-      memory: of log memory.
+      spread: how much they differ.
 
     Returns:
       A fleet of N rows, fastest device first.
-
-    Raises:
-      ValueError: a deviation is negative or above 10.
     """
-    deviations = (compute, bandwidth, memory)
-    if not all(0 <= value <= fleet.MOST_DEVIATION for value in deviations):
-        raise ValueError(
-            f"expected deviations from 0 to {fleet.MOST_DEVIATION:g} for compute, "
-            f"bandwidth and memory, got {deviations}"
-        )
+    deviations = dataclasses.astuple(spread)
     generator = np.random.default_rng([seed, 5])
     draws = np.exp(
         np.array(deviations)[:, None] * generator.standard_normal((3, num_clients))

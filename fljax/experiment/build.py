@@ -21,22 +21,17 @@ from jax.sharding import Mesh
 from fljax import algorithms, bounds, devices, models, policies, types
 from fljax.algorithms import base, centralized, cocofl
 from fljax.data import checks, load, partition
-from fljax.devices import arrivals, clock, failures, fleet, fleet_sources
+from fljax.devices import arrivals, fleet, fleet_sources
 from fljax.engine import augment, client, evaluate, federation, width
 from fljax.experiment import compilations, environment, progress
 from fljax.experiment import config as configs
-from fljax.kernels import quant
 from fljax.nn import network
 from fljax.plans import cost_model, costs, typical
 from fljax.runs import alerts, guard, simulation
 from fljax.runtime import durable, memory, mesh
 
 # Settings that nothing is built from: one experiment serves all their values.
-FREE = (
-    *("algorithm", "policy", "rounds"),
-    *("rollback_drop", "rollback_loss", "rollback_window"),
-    *("rollback_lowers", "rollback_factor", "rollback_limit"),
-)
+FREE = ("algorithm", "policy", "rounds", "rollback")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -65,12 +60,14 @@ class Experiment:
     def __post_init__(self) -> None:
         """Refuse settings that it was not built from."""
         configs.check(self.settings)
-        was, now = (dataclasses.asdict(s) for s in (self.built_from, self.settings))
-        for name in sorted(was.keys() - set(FREE)):
-            if was[name] != now[name]:
+        for name in sorted(configs.fields()):
+            if name.partition(".")[0] in FREE:
+                continue
+            was, now = (configs.get(c, name) for c in (self.built_from, self.settings))
+            if was != now:
                 raise ValueError(
-                    f"--{name}: expected {was[name]!r}, which the experiment was built "
-                    f"with, got {now[name]!r}; build it again"
+                    f"--{name}: expected {was!r}, which the experiment was built "
+                    f"with, got {now!r}; build it again"
                 )
 
 
@@ -80,23 +77,17 @@ _BYTES_OF_SLOT = 44
 TOKENIZER = "vocabulary.json"  # in a run folder
 
 
-def _numbers(flag: str, text: str, channels: int, otherwise: np.ndarray) -> np.ndarray:
-    """Reads --mean or --std."""
-    if not text:
+def _numbers(flag: str, given: tuple[float, ...], otherwise: np.ndarray) -> np.ndarray:
+    """Gives --mean or --std, or what it is if none is given, [channels]."""
+    if not given:
         return otherwise
-    try:
-        values = np.array(
-            [bounds.read(float, part) for part in text.split(",")], np.float32
-        )
-    except ValueError:
-        values = np.full(0, np.nan, np.float32)
-    low = 0 if flag == "std" else -np.inf
-    if values.shape != (channels,) or not np.all(np.isfinite(values) & (values > low)):
+    channels = len(otherwise)
+    if len(given) != channels:
         raise ValueError(
             f"--{flag}: expected {channels} number{'s' * (channels > 1)}, one for each "
-            f"channel of the data, got {text!r}"
+            f"channel of the data, got {','.join(map(str, given))!r}"
         )
-    return values
+    return np.array(given, np.float32)
 
 
 def _load(config: configs.Config, workdir: str | None, cache: str) -> types.Dataset:
@@ -106,8 +97,7 @@ def _load(config: configs.Config, workdir: str | None, cache: str) -> types.Data
         image_size=config.image_size,
         image_mode=config.image_mode,
         test_share=config.test_share,
-        max_tokens=config.max_tokens,
-        vocabulary_size=config.vocabulary_size,
+        texts=config.text,
         tokenizer=held.read_bytes() if held and held.is_file() else None,
         seed=config.seed,
         cache=cache,
@@ -127,7 +117,7 @@ def _network(config: configs.Config, data: types.Dataset) -> network.Network:
             f"got {config.network!r}"
         )
     options = {"tracked": running, "vocabulary": data.vocabulary}
-    options["reference_quirks"] = config.reference_quirks
+    options["reference_quirks"] = config.frozen.reference_quirks
     taken = {name: value for name, value in options.items() if name in parameters}
     with configs.naming("network"):
         return make(data.x_train.shape[1:], data.num_classes, **taken)
@@ -147,10 +137,9 @@ def _data(config: configs.Config, data: types.Dataset, devices: Mesh):
     mean, std = load.normalisation(data)
     if data.vocabulary is not None and (config.mean or config.std):
         raise ValueError("--mean and --std: expected none for tokens, got some")
-    channels = len(mean)
     statistics = (
-        _numbers("mean", config.mean, channels, mean),
-        _numbers("std", config.std, channels, std),
+        _numbers("mean", config.mean, mean),
+        _numbers("std", config.std, std),
     )
     return tuple(
         mesh.replicate(devices, client.Data(x, y, *statistics))
@@ -192,46 +181,29 @@ def _tiers(config: configs.Config) -> tuple[devices.Tier, ...]:
     with _naming_tiers(config):
         if config.tiers_file:
             return devices.load_tiers(config.tiers_file)
-        if config.tiers:
-            return devices.parse_tiers(config.tiers)
-    return devices.REFERENCE_TIERS
+    return config.tiers or devices.REFERENCE_TIERS
 
 
 def _fleet(config: configs.Config, num_clients: int) -> fleet.Fleet:
     """Makes the devices of --fleet and how they change."""
-    kind, _, rest = config.fleet.partition(":")
-    if (config.tiers or config.tiers_file) and kind != "tiers":
+    wanted = config.fleet
+    if (config.tiers or config.tiers_file) and wanted != "tiers":
         raise ValueError(
-            f"--tiers and --tiers_file: expected with --fleet=tiers, got "
-            f"{config.fleet!r}"
+            f"--tiers and --tiers_file: expected with --fleet=tiers, got '{wanted}'"
         )
-    changes = configs.settings("changes", config.changes, fleet.Changes)
-    if config.fleet == "tiers":
-        return fleet.of_tiers(num_clients, _tiers(config))._replace(changes=changes)
-    with configs.naming("fleet"):
-        if kind == "lognormal":
-            made = fleet_sources.lognormal(num_clients, config.seed, *_floats(rest))
-        elif kind == "file" and rest:
-            made = fleet_sources.load(rest, num_clients)
+    with _naming_tiers(config):
+        if isinstance(wanted, fleet_sources.Lognormal):
+            made = fleet_sources.lognormal(num_clients, config.seed, wanted)
+        elif wanted == "tiers":
+            made = fleet.of_tiers(num_clients, _tiers(config))
+        elif wanted.startswith("file:") and wanted != "file:":
+            made = fleet_sources.load(wanted.removeprefix("file:"), num_clients)
         else:
             raise ValueError(
                 "expected tiers, lognormal:COMPUTE:BANDWIDTH:MEMORY or file:PATH, got "
-                f"{config.fleet!r}"
+                f"{wanted!r}"
             )
-    return made._replace(changes=changes)
-
-
-def _floats(text: str) -> list[float]:
-    try:
-        parts = text.split(":") if text else []
-        values = [bounds.read(float, part) for part in parts]
-    except ValueError:
-        values = [np.nan]
-    if len(values) > 3 or not np.all(np.isfinite(values)):
-        raise ValueError(
-            f"expected up to three numbers, such as lognormal:.5:.5:.3, got {text!r}"
-        )
-    return values
+    return made._replace(changes=config.changes)
 
 
 def _naming_tiers(config: configs.Config):
@@ -255,25 +227,8 @@ def _table(config: configs.Config, net, counts) -> costs.CostTable:
     return table
 
 
-def _spec(config: configs.Config) -> quant.Spec:
-    base = {
-        "default": quant.DEFAULT,
-        "reference": quant.REFERENCE,
-        "none": quant.FLOAT,
-    }[config.fixed_point]
-    rounding: Any = config.rounding  # one of the names that config.check lets through
-    quirks = config.reference_quirks
-    if base.gradient_place == "product" and not quirks:
-        base = dataclasses.replace(base, gradient_place="input")
-    if config.weight_scales != "own":
-        base = dataclasses.replace(base, per_channel=config.weight_scales == "channel")
-    return dataclasses.replace(
-        base, bits=config.bits, rounding=rounding, reference_quirks=quirks
-    )
-
-
 def _learning_rate(config: configs.Config):
-    steps, rising = configs.schedule(config), max(config.lr_warmup, 1)
+    steps, rising = config.lr_schedule, max(config.lr_warmup, 1)
 
     def rate(index: int) -> float:
         risen = min((index + 1) / rising, 1.0)
@@ -322,12 +277,13 @@ def build(
     """
     configs.check(config)
     environment.check()
-    own = _own(config, data, net)
+    own = _own(config, data)
     data = _load(config, workdir, cache) if data is None else checks.made_by_hand(data)
     if net is None:
         net = _network(config, data)
     else:
         network.check(net, data)
+        own["network"] = f"{net.name} ({OWN})"
     parts = split(config, data)
     shards = partition.index_table(parts)
     made = _fleet(config, len(parts))
@@ -344,15 +300,14 @@ def build(
         weight_decay=config.weight_decay,
         momentum=config.momentum,
         rule=rule,
-        spec=_spec(config),
+        spec=config.frozen.spec,
         augment=_augment(config, data),
         precision=precision,
     )
     over = _mesh(config.devices)
     train_data, test_data = _data(config, data, over)
-    counts = network.counts(net, config.reference_quirks)
-    rules = configs.settings("clock", config.clock, clock.Clock)
-    most = arrivals.most_arrivals(rules, config.clients_per_round, len(parts))
+    counts = network.counts(net, config.frozen.reference_quirks)
+    most = arrivals.most_arrivals(config.clock, config.clients_per_round, len(parts))
     share = -(-config.clients_per_round // over.size)
     real = client.fitting(training, int(shards.counts.max()))
     fit = width.default_width(counts, real, share)
@@ -362,7 +317,7 @@ def build(
             train_data,
             shards._replace(indices=mesh.replicate(over, shards.indices)),
             made,
-            configs.settings("failures", config.failures, failures.Rates),
+            config.failures,
             config.table_error,
         ),
         federation.Model(net, counts, _table(config, net, counts)),
@@ -372,7 +327,7 @@ def build(
             _learning_rate(config),
             config.server_lr,
             config.weighting,
-            rules,
+            config.clock,
             config.norm_bound,
         ),
         federation.Layout(over, beside, config.programs == "one"),
@@ -418,8 +373,8 @@ def _scale_notes(config: configs.Config, data: types.Dataset) -> list[str]:
         return []
     mean, std = load.normalisation(data)
     given = (
-        _numbers("mean", config.mean, len(mean), mean),
-        _numbers("std", config.std, len(std), std),
+        _numbers("mean", config.mean, mean),
+        _numbers("std", config.std, std),
     )
     means, deviations = (mean - given[0]) / given[1], std / given[1]
     if np.abs(means).max() < 10 and 0.1 < deviations.min() <= deviations.max() < 10:
@@ -459,26 +414,25 @@ def _small(config: configs.Config, fed: federation.Federation, size: int) -> lis
 OWN = "given in Python"  # what config.json says of data and networks that have no name
 
 
-def _own(
-    config: configs.Config, data: types.Dataset | None, net: network.Network | None
-) -> dict[str, str]:
-    """Says what config.json does of data and a network of one's own.
+def _own(config: configs.Config, data: types.Dataset | None) -> dict[str, str]:
+    """Says what config.json does of data of one's own.
 
     Raises:
       ValueError: settings ask for what only a loader does.
     """
-    own = {"network": f"{net.name} ({OWN})"} if net is not None else {}
     if data is None:
-        return own
+        return {}
     plain = configs.Config()
-    for name in ("test_share", "image_size", "image_mode", "max_tokens",
-                 "vocabulary_size"):  # fmt: skip
-        if (given := getattr(config, name)) != getattr(plain, name):
+    of_loaders = ("test_share", "image_size", "image_mode", "text.max_tokens",
+                  "text.vocabulary_size")  # fmt: skip
+    for name in of_loaders:
+        given, default = configs.get(config, name), configs.get(plain, name)
+        if given != default:
             raise ValueError(
-                f"--{name}: expected {getattr(plain, name)!r} for data that are "
-                f"{OWN}, which are taken as they are, got {given!r}"
+                f"--{name}: expected {default!r} for data that are {OWN}, which are "
+                f"taken as they are, got {given!r}"
             )
-    return own | {"dataset": OWN}
+    return {"dataset": OWN}
 
 
 def _tiers_of_test(config, data, devices: fleet.Fleet, by_tier) -> np.ndarray | None:
@@ -542,13 +496,13 @@ def algorithm(ready: Experiment) -> base.Algorithm:
     everyone = len(fed.population.shards.counts)
     if fed.rules.clock.buffer > everyone:
         raise ValueError(
-            f"--clock: expected a buffer of at most {everyone}, the number of clients, "
+            f"--clock.buffer: expected at most {everyone}, the number of clients, "
             f"got {fed.rules.clock.buffer}"
         )
     with _naming_tiers(config):
         if config.algorithm == "cocofl":
             policy = policies.BY_NAME[config.policy]
-            return cocofl.cocofl(fed, config.bits, policy)
+            return cocofl.cocofl(fed, config.frozen.bits, policy)
         return algorithms.BY_NAME[config.algorithm](fed)
 
 
@@ -573,7 +527,7 @@ def _check_memory(fed: federation.Federation) -> None:
             f"the order of {training.local_epochs:,} passes over {capacity:,} examples",
             orders,
         ),
-        ("clock", f"max_staleness={kept}, so many old networks", networks),
+        ("clock.max_staleness", f"{kept:,} old networks", networks),
     ):
         memory.require(f"--{flag}", what, size, most)
     if client.steps_of(capacity, training) > bounds.MOST:
@@ -585,18 +539,12 @@ def _check_memory(fed: federation.Federation) -> None:
 
 def rollback(ready: Experiment) -> guard.Guard | None:
     """Makes the configured guard; None: there is none."""
-    config, devices = ready.settings, ready.federation.population.fleet
-    if not (config.rollback_drop or config.rollback_loss):
+    wanted = ready.settings.rollback
+    devices = ready.federation.population.fleet
+    if not wanted.asked_for:
         return None
     return guard.Guard(
-        accuracy_drop=config.rollback_drop,
-        loss_factor=config.rollback_loss,
-        window=config.rollback_window,
-        lower=config.rollback_lowers,
-        factor=config.rollback_factor,
-        limit=config.rollback_limit,
-        tiers=devices.names,
-        tier_index=devices.tier,
+        **dataclasses.asdict(wanted), tiers=devices.names, tier_index=devices.tier
     )
 
 
@@ -614,6 +562,7 @@ def _facts(
         "mean": fed.population.data.mean,
         "std": fed.population.data.std,
         "tiers": _described_tiers(config, fed),
+        "fleet": str(config.fleet),
         "fleet_sha256": _digest(fed.population.fleet),
         "clock": dataclasses.asdict(federation.clock(fed)),
         "dataset_sha256": load.digest(data),
@@ -749,7 +698,7 @@ def run(
             ready.evaluator,
             workdir,
             resolved(ready),
-            may_change=("rollback_limit",),  # a stopped run goes on with more of them
+            may_change=("rollback.limit",),  # a stopped run goes on with more of them
             rounding=("client_width", "programs", "devices"),
             tensorboard=tensorboard,
             checkpoint_every=checkpoint_every,

@@ -8,17 +8,8 @@ from typing import Any
 import numpy as np
 from scipy import special
 
-from experiments import define
 from fljax import bounds
 from fljax.runs import simulation
-
-TARGET = define.number(
-    "target_accuracy",
-    0.0,
-    "Also say after how many rounds and seconds on the clock it was reached; 0: not.",
-    least=0,
-    most=1,
-)
 
 Column = tuple[str, str, str]  # of tables: title, form, figure
 

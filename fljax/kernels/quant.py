@@ -17,14 +17,14 @@ Beside each kernel stands its slow float oracle, `*_oracle`.
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import struct
 from jax import lax
 
-from fljax import types
+from fljax import bounds, types
 from fljax.kernels import convs
 from fljax.runtime import backends
 
@@ -160,6 +160,55 @@ REFERENCE = Spec(
     arithmetic="reference",
     gradient_place="product",
 )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Frozen:
+    """How a run freezes blocks: what of a `Spec` users choose."""
+
+    fixed_point: str = bounds.field(
+        "default",
+        "Fixed point of frozen blocks: default (the best measured), reference (the "
+        "paper's) or none (float32).",
+        choices=("default", "reference", "none"),
+    )
+    bits: int = bounds.field(
+        8, "Width of the codes of frozen blocks, 2 to 8.", least=2, most=8
+    )
+    weight_scales: str = bounds.field(
+        "own",
+        "Scales of frozen weights: one a channel, one a tensor, or fixed_point's own.",
+        choices=("own", "channel", "tensor"),
+    )
+    rounding: str = bounds.field(
+        "nearest",
+        "Rounding to codes: nearest or stochastic.",
+        choices=("nearest", "stochastic"),
+    )
+    reference_quirks: bool = bounds.field(
+        False, "Reproduce the slips of the paper's code: see docs/design.md."
+    )
+
+    def __post_init__(self):
+        bounds.check(self, "frozen.{}".format)
+
+    @property
+    def spec(self) -> Spec:
+        """The choices in full."""
+        base = {"default": DEFAULT, "reference": REFERENCE, "none": FLOAT}
+        made = base[self.fixed_point]
+        if made.gradient_place == "product" and not self.reference_quirks:
+            made = dataclasses.replace(made, gradient_place="input")
+        if self.weight_scales != "own":
+            of_channels = self.weight_scales == "channel"
+            made = dataclasses.replace(made, per_channel=of_channels)
+        rounding: Any = self.rounding  # one of its choices
+        return dataclasses.replace(
+            made,
+            bits=self.bits,
+            rounding=rounding,
+            reference_quirks=self.reference_quirks,
+        )
 
 
 @struct.dataclass

@@ -26,48 +26,79 @@ from fljax.devices import arrivals, failures
 from fljax.engine import sums as totals
 from fljax.algorithms import base
 
-LOWERS = ("server", "tier")
 _ROUNDING = 1e-6  # accuracies are kept in float32
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
-class Guard:
-    """When a run goes back, and what it lowers then; T tiers, N clients.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Rollback:
+    """When a run goes back, and what it lowers then.
 
     That no update of a round is finite is always a reason; single ones are refused.
+    """
+
+    drop: float = bounds.field(
+        0.0,
+        "Go back to the last good state when the test accuracy is by more than this, "
+        "such as 0.1, below the best of the window; 0: it is no reason.",
+        most=1,
+        below=True,
+    )
+    loss: float = bounds.field(
+        0.0,
+        "Go back, too, when the training loss is above this times the median of the "
+        "window, such as 3; 0: it is no reason.",
+        off=True,
+        least=1,
+        above=True,
+        most=1e6,
+    )
+    window: int = bounds.field(  # a checkpoint holds two numbers for each
+        10,
+        "Evaluations, and rounds for the loss, that are looked back.",
+        least=1,
+        most=100_000,
+    )
+    lowers: str = bounds.field(
+        "server",
+        "What a rollback lowers: the learning rate of the server, or the budgets of "
+        "the tier with the most updates that are not finite or else the largest mean "
+        "training loss.",
+        choices=("server", "tier"),
+    )
+    factor: float = bounds.field(
+        0.5, "What it is multiplied by, each time.", least=1e-6, most=1, below=True
+    )
+    limit: int = bounds.field(
+        3, "Rollbacks of a run; the next reason stops it.", least=0
+    )
+
+    def __post_init__(self):
+        bounds.check(self, "rollback.{}".format)
+
+    @property
+    def asked_for(self) -> bool:
+        """Whether there is a reason to go back beside updates that are not finite."""
+        return bool(self.drop or self.loss)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Guard(Rollback):
+    """A `Rollback` of a run of T tiers and N clients.
 
     Attributes:
-      accuracy_drop: a test accuracy by more than this below the best of the window,
-        0 to 1; 0: accuracy is no reason.
-      loss_factor: a training loss above this times the median of the window; 0: the
-        loss is no reason.
-      window: evaluations, and rounds for the loss, that are looked back.
-      lower: "server", its learning rate, or "tier", the budgets of the tier with the
-        most updates that are not finite or else the largest mean training loss.
-      factor: what is lowered is multiplied by it.
-      limit: rollbacks of a run; the next reason ends it.
-      tiers: T names; only for lower="tier".
+      tiers: T names; only for lowers="tier".
       tier_index: [N] tier of every client; likewise.
     """
 
-    accuracy_drop: float = bounds.field(0.0, most=1, below=True)
-    loss_factor: float = bounds.field(0.0, off=True, least=1, above=True, most=1e6)
-    # A checkpoint holds two numbers for each.
-    window: int = bounds.field(10, least=1, most=100_000)
-    lower: str = "server"
-    factor: float = bounds.field(0.5, least=1e-6, most=1, below=True)
-    limit: int = bounds.field(3, least=0)
     tiers: tuple[str, ...] = ()
     tier_index: np.ndarray | None = None
 
     def __post_init__(self):
-        bounds.check(self, "guard: expected {} to be".format)
-        if self.lower not in LOWERS:
+        super().__post_init__()
+        if self.lowers == "tier" and (not self.tiers or self.tier_index is None):
             raise ValueError(
-                f"guard: expected lower {' or '.join(LOWERS)}, got {self.lower!r}"
+                "rollback.lowers=tier: expected tiers and tier_index beside it"
             )
-        if self.lower == "tier" and (not self.tiers or self.tier_index is None):
-            raise ValueError("guard: expected tiers and tier_index for lower='tier'")
 
 
 class Memory(NamedTuple):
@@ -219,20 +250,20 @@ def _worse(guard: Guard, memory: Memory, record: Mapping[str, Any]) -> str | Non
     losses = np.asarray(memory.losses)
     losses = losses[np.isfinite(losses)]
     loss, accuracy = record["train_loss"], record.get("test_accuracy")
-    if guard.loss_factor and losses.size and loss is not None:
+    if guard.loss and losses.size and loss is not None:
         usual = float(np.median(losses))
-        if loss > guard.loss_factor * usual:
+        if loss > guard.loss * usual:
             return (
-                f"training loss {loss:.4g} is above {guard.loss_factor:g} times "
+                f"training loss {loss:.4g} is above {guard.loss:g} times "
                 f"{usual:.4g}, the median of {_number(losses.size, 'round')} before"
             )
     seen = np.asarray(memory.accuracies)
     seen = seen[np.isfinite(seen)]
-    if guard.accuracy_drop and accuracy is not None and seen.size:
+    if guard.drop and accuracy is not None and seen.size:
         best = float(seen.max())
-        if best - accuracy > guard.accuracy_drop + _ROUNDING:
+        if best - accuracy > guard.drop + _ROUNDING:
             return (
-                f"test accuracy {accuracy:.4f} is more than {guard.accuracy_drop:g} "
+                f"test accuracy {accuracy:.4f} is more than {guard.drop:g} "
                 f"below {best:.4f}, the best of {_number(seen.size, 'evaluation')}"
             )
     return None
@@ -268,7 +299,7 @@ def _lowered(
     guard: Guard, caution: base.Caution, report: base.Report
 ) -> tuple[base.Caution, str, float]:
     """Lowers what the guard says; returns it, its name and its factor by now."""
-    if guard.lower == "server":
+    if guard.lowers == "server":
         rate = np.float32(caution.server) * np.float32(guard.factor)
         return caution._replace(server=rate), "server", float(rate)
     tier = _worst_tier(guard, report)

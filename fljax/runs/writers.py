@@ -95,9 +95,9 @@ def open_run(
     Args:
       workdir: the folder; created when it is not there.
       config: everything resolved, as plain data (nested dicts, lists, numbers, text).
-      may_change: top-level names in `config` whose values may differ from the
-        folder's, which then takes the new ones. `("rounds",)` lets a finished run
-        go on.
+      may_change: names in `config` whose values may differ from the folder's, which
+        then takes the new ones; "rollback.limit" is one within a dict. `("rounds",)`
+        lets a finished run go on.
       rounding: names that may change too, but change the order of sums.
 
     Returns:
@@ -215,6 +215,7 @@ def _match_config(
         _write_config(path, now)
         return now
     stored = _stored_config(path)
+    _check_sections(path.parent, stored["config"], now["config"])
     held = [_without(part["config"], may_change) for part in (stored, now)]
     if different := _differences(*held):
         raise ValueError(
@@ -225,6 +226,19 @@ def _match_config(
     if writable and (changed or "run" not in stored):
         _write_config(path, {"run": now["run"], **stored, "config": now["config"]})
     return stored
+
+
+def _check_sections(
+    folder: pathlib.Path, stored: Mapping[str, Any], now: Mapping[str, Any]
+) -> None:
+    """Refuse a folder of a version that laid settings out otherwise, in one line."""
+    of = [{k for k, v in part.items() if isinstance(v, dict)} for part in (stored, now)]
+    if flat := (of[1] - of[0]) & stored.keys():
+        raise ValueError(
+            f"{folder} is of another version of fljax, whose {', '.join(sorted(flat))} "
+            f"had no settings of their own; pass another folder, or go on with that "
+            f"version"
+        )
 
 
 def _notes(
@@ -256,7 +270,17 @@ def _write_config(path: pathlib.Path, content: dict[str, Any]) -> None:
 
 
 def _without(config: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
-    return {name: value for name, value in config.items() if name not in names}
+    """Leave out values by their names, "section.name" within a dict."""
+    return {
+        key: _without(value, _within(key, names)) if isinstance(value, dict) else value
+        for key, value in config.items()
+        if key not in names
+    }
+
+
+def _within(section: str, names: tuple[str, ...]) -> tuple[str, ...]:
+    start = f"{section}."
+    return tuple(n.removeprefix(start) for n in names if n.startswith(start))
 
 
 def _stored_config(path: pathlib.Path) -> dict[str, Any]:

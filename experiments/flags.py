@@ -1,0 +1,110 @@
+"""Flags of a configuration: one for each field, `--lr=.2`, `--clock.deadline=.9`.
+
+Strings are read here and nowhere else: a `config.Config` holds numbers, tuples and
+objects.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from absl import flags
+
+from experiments import define
+from fljax import bounds, devices
+from fljax.devices import fleet_sources
+from fljax.experiment import config as configs
+
+
+def define_flags(skip: Iterable[str] = ()) -> None:
+    """Defines a flag for every field but those whose flags are named in `skip`."""
+    skip = set(skip)
+    wanted = {name: f for name, f in configs.fields().items() if name not in skip}
+    for name, field in wanted.items():
+        define.of_field(name, field, _READ.get(name))
+    for name, field in configs.sections().items():
+        if any(flag.startswith(f"{name}.") for flag in wanted):
+            _define_section(name, field.metadata["help"])
+
+
+def from_flags(values: flags.FlagValues, **fixed: Any) -> configs.Config:
+    """Reads a configuration from parsed flags, `fixed` fields given here.
+
+    Raises:
+      ValueError: as of `config.check`.
+    """
+    names = configs.fields().keys() - fixed.keys()
+    given = {name: values[name].value for name in names}
+    config = configs.replace(configs.Config(), given | fixed)
+    configs.check(config)
+    return config
+
+
+def target() -> flags.FlagHolder:
+    """Defines --target_accuracy, of commands that sum runs up."""
+    return define.number(
+        "target_accuracy",
+        0.0,
+        "Also say after how many rounds and seconds on the clock it was reached; 0: "
+        "not.",
+        least=0,
+        most=1,
+    )
+
+
+def explain(error: flags.UnrecognizedFlagError) -> str:
+    """Says what a flag that there is not was meant to be.
+
+    Without its section a flag is named with it: --bits is --frozen.bits.
+    """
+    name = error.flagname.removeprefix("no")
+    meant = [
+        flag
+        for flag in configs.fields()
+        if "." in flag
+        and flag in flags.FLAGS
+        and {flag.partition(".")[2], flag.replace(".", "_")} & {error.flagname, name}
+    ]
+    if not meant:
+        return str(error)
+    names = " or ".join(f"--{flag}" for flag in meant)
+    return f"--{error.flagname}: expected {names}, as the flag is called in full"
+
+
+def _define_section(name: str, text: str) -> None:
+    """Defines --SECTION, which heads its flags in the help and refuses any value."""
+    example = next(flag for flag in configs.fields() if flag.startswith(f"{name}."))
+
+    def refuse(argument: str) -> None:
+        pairs = re.findall(r"(\w+)\s*=\s*([^,]*)", argument)
+        meant = " ".join(f"--{name}.{field}={value}" for field, value in pairs)
+        raise ValueError(f"expected {meant or f'flags such as --{example}='}")
+
+    shown = f"{text} Its flags are --{name}.NAME:"
+    define.of_field(name, bounds.field(None, shown, kind=str), refuse)
+
+
+def _tiers(text: str) -> tuple[devices.Tier, ...]:
+    return devices.parse_tiers(text) if text.strip() else ()
+
+
+def _fleet(text: str) -> str | fleet_sources.Lognormal:
+    """Reads tiers, lognormal:COMPUTE:BANDWIDTH:MEMORY or file:PATH."""
+    kind, _, rest = text.partition(":")
+    if kind != "lognormal":
+        return text
+    parts = rest.split(":") if rest else []
+    try:
+        deviations = [bounds.read(float, part) for part in parts]
+    except ValueError:
+        deviations = []
+    if len(deviations) != len(parts) or len(parts) > 3:
+        raise ValueError(
+            f"expected up to three numbers, such as lognormal:.5:.5:.3, got {rest!r}"
+        )
+    return fleet_sources.Lognormal(*deviations)
+
+
+_READ = {"tiers": _tiers, "fleet": _fleet}
