@@ -29,7 +29,7 @@ from fljax.algorithms import base, fedavg
 from fljax.engine import client, federation, group, initial, program
 from fljax.experiment import config as configs
 from fljax.experiment import timing
-from fljax.kernels import quant
+from fljax.kernels import specs
 from fljax.runs import simulation
 from fljax.runtime import mesh, programs
 
@@ -69,7 +69,7 @@ config_flags.define_flags(name for name in configs.fields() if name not in _FIEL
 
 # Windows of MobileNetV2 whose step times are compared; the full network comes first.
 WINDOWS = ((0, 19), (4, 11), (5, 19), (10, 16), (12, 19), (19, 19), (0, 0))
-FROZEN = {"int8": quant.DEFAULT, "float": quant.FLOAT}
+FROZEN = {"int8": specs.DEFAULT, "float": specs.FLOAT}
 
 # Windows that the tiers' rounds are held to: each is compiled alone, too.
 TIER_WINDOWS = 6

@@ -27,12 +27,12 @@ import numpy as np
 
 from fljax import plans, types
 from fljax.data import partition
-from fljax.kernels import quant
+from fljax.kernels import quant, specs
 from fljax.nn import layers, network, signals
 from fljax.plans import costs
 from tests import reference_names
 
-SPEC = dataclasses.replace(quant.REFERENCE, reference_quirks=True)
+SPEC = dataclasses.replace(specs.REFERENCE, reference_quirks=True)
 HALF = np.float32(SPEC.levels(nonnegative=False))  # op_scale * 63.5 = max|x|
 COLLECTIONS = ("params", "norms", "ranges", "backward")
 ROLE = types.Role

@@ -24,7 +24,7 @@ from fljax.data import partition
 from fljax.devices import fleet
 from fljax.engine import client, federation, initial, single
 from fljax.experiment import environment
-from fljax.kernels import quant
+from fljax.kernels import specs
 from fljax.models import mobilenetv2, small_convnet
 from fljax.nn import network
 from fljax.runtime import mesh
@@ -122,7 +122,7 @@ def make_data(seed: int = 0, examples: int = 40, classes: int = 3) -> client.Dat
     )
 
 
-def start(net: network.Network, spec: quant.Spec = quant.DEFAULT) -> tuple[dict, ...]:
+def start(net: network.Network, spec: specs.Spec = specs.DEFAULT) -> tuple[dict, ...]:
     """Draws and calibrates a network by the program that algorithms start with.
 
     Operation by operation it would compile a hundred.
@@ -133,7 +133,7 @@ def start(net: network.Network, spec: quant.Spec = quant.DEFAULT) -> tuple[dict,
 @pytest.fixture(scope="session")
 def problem():
     """Makes the problem once: what has the same shapes compiles once a session."""
-    spec = quant.DEFAULT
+    spec = specs.DEFAULT
     blocks = start(NET, spec)
     order = np.random.default_rng(1).permutation(40)
     return Problem(

@@ -16,7 +16,7 @@ from fljax.data import images
 from fljax.devices import clock
 from fljax.experiment import config as configs
 from fljax.experiment import rehearsal
-from fljax.kernels import quant
+from fljax.kernels import specs
 from fljax.runs import guard
 from fljax.runtime import memory
 
@@ -110,10 +110,10 @@ def test_a_configuration_takes_objects():
         lr_schedule=(2, 5),
         tiers=(devices.Tier(name="all", share=1, time=1, upload=1, memory=1),),
         clock=clock.Clock(deadline=0.9),
-        frozen=quant.Frozen(bits=4),
+        frozen=specs.Frozen(bits=4),
     )
     configs.check(made)
-    assert made.frozen.spec == quant.Spec(bits=4)
+    assert made.frozen.spec == specs.Spec(bits=4)
     assert configs.replace(made, {"clock.late": "carry"}).clock.deadline == 0.9
     assert hash(made) == hash(dataclasses.replace(made))
 

@@ -8,7 +8,7 @@ import pytest
 
 from fljax import plans
 from fljax.engine import client, program, single
-from fljax.kernels import quant
+from fljax.kernels import specs
 from fljax.models import logistic, mobilenetv2, small_convnet
 from fljax.nn import network
 from tests import conftest
@@ -289,7 +289,7 @@ def test_a_shard_below_the_batch_is_a_batch(problem):
 def test_plan_sets_the_width_of_the_codes(problem):
     narrow = single.Single(plans.Plan(0, 1, 4))
     spec = client.Static(problem.net, narrow, problem.training).spec
-    assert spec == quant.Spec(bits=4)
+    assert spec == specs.Spec(bits=4)
 
 
 TWO = network.Network(
@@ -299,7 +299,7 @@ TWO = network.Network(
 
 @pytest.mark.parametrize("place", ["nowhere", "input"])
 def test_calibration_sets_norms_and_ranges_only(place):
-    spec = quant.Spec(gradient_place=place)
+    spec = specs.Spec(gradient_place=place)
 
     @jax.jit
     def run(key):

@@ -10,7 +10,7 @@ from flax import linen as nn
 
 from fljax import plans, types
 from fljax.engine import client, single
-from fljax.kernels import quant
+from fljax.kernels import specs
 from fljax.nn import flax_block, layers, network
 from tests import conftest
 
@@ -45,7 +45,7 @@ def _net(first):
 def test_a_flax_block_is_the_module_in_every_role():
     net = _net(nn.Dense(6))
     state = network.init(net, jax.random.key(0))
-    state = client.calibrate(net, state, quant.DEFAULT, jax.random.key(1))
+    state = client.calibrate(net, state, specs.DEFAULT, jax.random.key(1))
     x = jax.random.normal(jax.random.key(2), (7, 4))
     expected = x
     for block in state:
@@ -53,7 +53,7 @@ def test_a_flax_block_is_the_module_in_every_role():
         expected = expected @ weights["kernel"] + weights["bias"]
     for plan in (plans.Plan(0, 2), plans.Plan(1, 1)):
         roles = plans.roles(plan, 3)
-        frozen = network.freeze(net, state, roles, quant.DEFAULT)
+        frozen = network.freeze(net, state, roles, specs.DEFAULT)
         run = [s if f is None else f for s, f in zip(state, frozen, strict=True)]
         calls = [layers.Call(role) for role in roles]
         y, _ = network.run(net, run, x, calls)
@@ -73,7 +73,7 @@ def test_a_flax_block_drops_nothing_before_the_window():
     x = jax.random.normal(jax.random.key(2), (7, 4))
     for role, same in ((types.Role.FROZEN_BEFORE, True), (types.Role.TRAINED, False)):
         roles = (role,) + (types.Role.TRAINED,) * 2
-        frozen = network.freeze(net, state, roles, quant.DEFAULT)
+        frozen = network.freeze(net, state, roles, specs.DEFAULT)
         run = [s if f is None else f for s, f in zip(state, frozen, strict=True)][:1]
         one, two = (
             network.run(net, run, x, [layers.Call(role)], key=jax.random.key(k))[0]

@@ -11,7 +11,7 @@ from experiments import main, train
 from fljax import devices
 from fljax.devices import clock, failures, fleet_sources
 from fljax.experiment import config
-from fljax.kernels import quant
+from fljax.kernels import specs
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
@@ -49,7 +49,7 @@ def test_strings_of_flags_become_objects(tmp_path):
         fleet=fleet_sources.Lognormal(0.1, 0.2),
         clock=clock.Clock(deadline=0.9, late="carry"),
         failures=failures.Rates(drop=0.1),
-        frozen=quant.Frozen(bits=4, reference_quirks=True),
+        frozen=specs.Frozen(bits=4, reference_quirks=True),
     )  # fmt: skip
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from fljax import types
-from fljax.kernels import norms, quant
+from fljax.kernels import norms, quant, specs
 from fljax.models import mobilenetv2, small_convnet
 from fljax.nn import layers, signals
 from tests import conftest
@@ -122,7 +122,7 @@ def test_running_call_uses_the_running_statistics():
 
 
 @pytest.mark.parametrize("relu", [False, True])
-@pytest.mark.parametrize("spec", [quant.DEFAULT, quant.REFERENCE])
+@pytest.mark.parametrize("spec", [specs.DEFAULT, specs.REFERENCE])
 def test_observed_range_by_hand(relu, spec):
     layer, variables = product(norm=False, relu=relu)
     variables["params"]["bias"] = jnp.array([1.0])
@@ -130,7 +130,7 @@ def test_observed_range_by_hand(relu, spec):
     y, update = layer.apply(variables, x, layers.Call(spec=spec), mutable=["ranges"])
     np.testing.assert_allclose(y, [[3], [0 if relu else -9]])
     # The reference observes before the ReLU, the default after it.
-    after = relu and spec is quant.DEFAULT
+    after = relu and spec is specs.DEFAULT
     assert update["ranges"]["range"] == (3 if after else 9)
 
 
@@ -144,11 +144,11 @@ def test_evaluation_records_nothing():
 @pytest.mark.parametrize(
     ("place", "largest"),
     # g = (3, -4); scale 0.5 of the running norm, then the kernel 2 (see below)
-    [("output", 4.0), ("product", 2.0), ("input", 4.0), ("nowhere", 0.0)],
+    [("product", 2.0), ("input", 3.0), ("nowhere", 0.0)],
 )
 def test_probe_returns_the_largest_gradient(place, largest):
     layer, variables = product(kernel=((2.0, 0), (0, 1)))
-    spec = quant.Spec(gradient_place=place)
+    spec = specs.Spec(gradient_place=place)
     var = jnp.full(2, 4.0 - 1e-5)  # the norm divides by 2
     variables["norms"] = {"mean": jnp.zeros(2), "var": var}
     g = jnp.array([[3.0, -4.0]])
@@ -159,7 +159,7 @@ def test_probe_returns_the_largest_gradient(place, largest):
 
     probed, dx = jax.grad(loss, (0, 1))({"range": jnp.float32(7)}, jnp.ones((1, 2)))
     np.testing.assert_allclose(dx, [[3, -2]], rtol=1e-6)
-    np.testing.assert_allclose(probed["range"], 3 if place == "input" else largest)
+    np.testing.assert_allclose(probed["range"], largest)
 
 
 BLOCKS = {
@@ -170,15 +170,10 @@ BLOCKS = {
     "residual, stride 2": (mobilenetv2.InvertedResidual(2, 6, 2), 4),
 }
 SPECS = {
-    "default": quant.DEFAULT,
-    "reference": quant.REFERENCE,
-    "requantised": quant.Spec(requantise_after=True, gradient_place="input"),
-    "all in codes, observed": quant.Spec(
-        depthwise_after=True,
-        input_range="dynamic",
-        gradient_range="observed",
-        gradient_place="output",
-    ),
+    "default": specs.DEFAULT,
+    "reference": specs.REFERENCE,
+    "requantised": specs.Spec(requantise_after=True, gradient_place="input"),
+    "dynamic": specs.Spec(input_range="dynamic"),
 }
 
 
@@ -252,7 +247,7 @@ def drawn(block, channels):
     return jax.tree_util.tree_map_with_path(leaf, variables)
 
 
-def observed(block, variables, x, spec=quant.DEFAULT):
+def observed(block, variables, x, spec=specs.DEFAULT):
     """Gives the variables as a training step of length 0 on x leaves them."""
     call = layers.Call(spec=spec)
     _, update = block.apply(variables, x, call, mutable=["norms", "ranges"])
@@ -271,7 +266,7 @@ CASES = [
     ("conv stride 2", "reference", 0.05, 0.95),
     ("residual, shortcut", "reference", 0.06, 0.95),
     ("residual, shortcut", "requantised", 0.025, 0.985),
-    ("residual, shortcut", "all in codes, observed", 0.025, 0.985),
+    ("residual, shortcut", "dynamic", 0.025, 0.985),
 ]
 
 
@@ -319,36 +314,29 @@ def identity_layer(spec, role, largest=127.0, gradient=1.0, **fields):
 @pytest.mark.parametrize(("input_range", "small"), [("carried", 0), ("dynamic", 0.3)])
 def test_carried_ranges_are_used_as_observed(input_range, small):
     # A code of the carried range is 1: 0.3 rounds to 0. One of the batch's is 0.0024.
-    run = identity_layer(quant.Spec(input_range=input_range), AFTER)
+    run = identity_layer(specs.Spec(input_range=input_range), AFTER)
     x = signals.Ranged(jnp.array([[0.3, 0.1]]), jnp.float32(127.0))
     np.testing.assert_allclose(run(x)[0, 0], small, atol=1e-3)
 
 
 def test_an_unobserved_input_takes_the_range_of_the_batch():
-    run = identity_layer(quant.Spec(input_range="carried"), AFTER)
+    run = identity_layer(specs.Spec(input_range="carried"), AFTER)
     x = jnp.array([[0.3, 0.1]])
     np.testing.assert_allclose(run(x), x, atol=2e-3)
     np.testing.assert_allclose(run(signals.Ranged(x, None)), x, atol=2e-3)
 
 
-@pytest.mark.parametrize(
-    ("range_of", "expected"), [("observed", [127.0, 0]), ("dynamic", [508.0, 0.3])]
-)
-def test_observed_gradient_ranges_saturate(range_of, expected):
-    # Observed at 127: a code is 1, so 508 saturates and 0.3 is lost. Dynamically a
-    # code is 4, and 0.3 is lost as well unless the large value is away.
-    spec = quant.Spec(gradient_range=range_of, gradient_place="output")
-    run = identity_layer(spec, AFTER, gradient=127.0)
+def test_gradients_take_the_range_of_the_batch():
+    # Observed at 127, but the codes go by what is there: 508 does not saturate.
+    run = identity_layer(specs.DEFAULT, AFTER, gradient=127.0)
     _, pull = jax.vjp(run, jnp.ones((1, 2)))
-    np.testing.assert_allclose(pull(jnp.array([[508.0, 0]]))[0][0, 0], expected[0])
-    np.testing.assert_allclose(
-        pull(jnp.array([[0.3, 0.1]]))[0][0, 0], expected[1], rtol=1e-3
-    )
+    np.testing.assert_allclose(pull(jnp.array([[508.0, 0]]))[0][0, 0], 508)
+    np.testing.assert_allclose(pull(jnp.array([[0.3, 0.1]]))[0][0, 0], 0.3, rtol=1e-3)
 
 
 def test_the_output_range_of_a_frozen_block_is_the_observed_one():
     # Before the window the output has 255 codes up to 10 after a ReLU: 12 saturates.
-    run = identity_layer(quant.DEFAULT, BEFORE, largest=10.0, relu=True)
+    run = identity_layer(specs.DEFAULT, BEFORE, largest=10.0, relu=True)
     np.testing.assert_allclose(run(jnp.array([[12.0, -6.0]])), [[10, 0]], rtol=1e-6)
 
 
@@ -511,7 +499,7 @@ def test_without_codes_a_frozen_block_is_the_float_block_by_running_statistics(r
     _, updates = block.apply(variables, x, layers.Call(), mutable=["norms", "ranges"])
     variables |= updates
     expected = block.apply(variables, x, layers.Call(running=True))
-    call = layers.Call(role, quant.FLOAT)
+    call = layers.Call(role, specs.FLOAT)
     _, frozen = block.apply(variables, x, call, mutable=["frozen"])
     y = block.apply(frozen, x, call)
     assert not isinstance(y, quant.QArray)

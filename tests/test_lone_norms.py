@@ -7,7 +7,7 @@ import pytest
 
 from fljax import plans, types
 from fljax.engine import client, single
-from fljax.kernels import convs, norms, quant
+from fljax.kernels import convs, norms, specs
 from fljax.models import densenet, mobilenetv2, resnet
 from fljax.nn import joins, layers, lone_norms, network
 from tests import conftest, test_layers
@@ -50,7 +50,7 @@ def test_mean_pool_rounds_codes_half_to_even():
 
 
 def test_concat_brings_both_to_the_observed_range():
-    concat, spec = joins.Concat(), quant.REFERENCE
+    concat, spec = joins.Concat(), specs.REFERENCE
     a, b = jnp.array([[2.0]]), jnp.array([[-4.0]])
     y, update = concat.apply({}, a, b, layers.Call(spec=spec), mutable=["ranges"])
     np.testing.assert_array_equal(y, [[2, -4]])
@@ -89,7 +89,7 @@ CASES = {
 @pytest.mark.parametrize("name", CASES)
 def test_frozen_blocks_are_the_float_block_within_a_few_codes(name):
     block, channels, error, cosine = CASES[name]
-    results = test_layers.roles_of(block, channels, quant.DEFAULT)
+    results = test_layers.roles_of(block, channels, specs.DEFAULT)
     y, dx = results["float"]
     for role in (BEFORE, AFTER):
         assert test_layers.largest_error(results[role.value][0], y) <= error
@@ -126,9 +126,9 @@ NETS = {
 @pytest.mark.parametrize(
     ("name", "spec"),
     [
-        ("group norm", quant.REFERENCE),
-        ("resnet", quant.DEFAULT),
-        ("densenet", quant.REFERENCE),
+        ("group norm", specs.REFERENCE),
+        ("resnet", specs.DEFAULT),
+        ("densenet", specs.REFERENCE),
     ],
 )
 def test_networks_train_in_every_role(name, spec):
@@ -160,7 +160,7 @@ def test_networks_train_in_every_role(name, spec):
 
 def test_quirks_leave_ranges_as_the_reference_starts_them():
     net = network.Network("resnet", NETS["resnet"], (8, 8, 1), 3)
-    spec = quant.Spec(reference_quirks=True)
+    spec = specs.Spec(reference_quirks=True)
     shapes = jax.eval_shape(lambda: network.init(net, jax.random.key(0)))
     state = jax.tree.map(lambda x: jnp.zeros(x.shape), shapes)
     start = client.calibrate(net, state, spec, jax.random.key(1))

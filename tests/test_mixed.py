@@ -14,7 +14,7 @@ from fljax import devices, experiment, models, plans
 from fljax.engine import client, cohort, federation, group, mixed, single
 from fljax.engine import sums as totals
 from fljax.engine import width as side_by_side
-from fljax.kernels import quant
+from fljax.kernels import specs
 from fljax.models import densenet, transformer
 from fljax.nn import layers, network, signals
 from fljax.runs import simulation
@@ -157,11 +157,11 @@ KINDS = {
 @pytest.mark.parametrize(
     ("kind", "spec", "count"),
     [
-        ("sequences", quant.FLOAT, 20),
-        ("norms first", quant.FLOAT, 20),
+        ("sequences", specs.FLOAT, 20),
+        ("norms first", specs.FLOAT, 20),
         # One step: a flipped code would change more than the program does.
-        ("sequences", quant.DEFAULT, 8),
-        ("norms first", quant.REFERENCE, 8),
+        ("sequences", specs.DEFAULT, 8),
+        ("norms first", specs.REFERENCE, 8),
     ],
 )
 def test_networks_of_all_kinds_share_a_program(kind, spec, count):

@@ -8,7 +8,7 @@ import pytest
 from fljax import experiment, models, types
 from fljax.engine import sums as totals
 from fljax.experiment import config as configs
-from fljax.kernels import convs, norms, quant
+from fljax.kernels import convs, norms, specs
 from fljax.nn import layers, network, signals
 from tests import conftest
 from tests.test_cohort import run
@@ -19,7 +19,7 @@ IMAGES = ("mobilenetv2", "mobilenetv2_gn", "resnet18", "densenet40", "cnn", "log
 
 
 @pytest.mark.parametrize("name", IMAGES)
-@pytest.mark.parametrize("spec", [quant.DEFAULT, quant.REFERENCE, quant.FLOAT])
+@pytest.mark.parametrize("spec", [specs.DEFAULT, specs.REFERENCE, specs.FLOAT])
 def test_blocks_keep_the_dtype_and_record_float32(name, spec):
     net = models.BY_NAME[name]((32, 32, 3), 10)
     kinds = list(dict.fromkeys(net.blocks[:-1]))[:6]  # the others are alike

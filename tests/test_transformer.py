@@ -9,7 +9,7 @@ import pytest
 
 from fljax import plans, types
 from fljax.engine import client, single
-from fljax.kernels import norms, quant
+from fljax.kernels import norms, quant, specs
 from fljax.models import transformer
 from fljax.nn import attention, layers, network, operations, signals
 from tests import conftest
@@ -92,7 +92,7 @@ def test_padding_changes_nothing(prepared):
     assert np.all(np.isfinite(logits([0, 0, 0])))
 
 
-@pytest.mark.parametrize("spec", [quant.DEFAULT, quant.REFERENCE, quant.FLOAT])
+@pytest.mark.parametrize("spec", [specs.DEFAULT, specs.REFERENCE, specs.FLOAT])
 def test_frozen_blocks_are_the_float_blocks_within_a_few_codes(spec):
     net = make()
     state = conftest.start(net, spec)
@@ -106,7 +106,7 @@ def test_frozen_blocks_are_the_float_blocks_within_a_few_codes(spec):
         y, _ = network.run(net, frozen[:3], tokens, calls[:3])
         ours, theirs = signals.to_float(y.value), np.asarray(exact.value)
         error = np.abs(ours - theirs).max() / np.abs(theirs).max()
-        assert error < (1e-5 if spec is quant.FLOAT else 0.15), (role, error)
+        assert error < (1e-5 if spec is specs.FLOAT else 0.15), (role, error)
         cosine = np.sum(ours * theirs) / np.linalg.norm(ours) / np.linalg.norm(theirs)
         assert cosine > 0.995
 
@@ -117,7 +117,7 @@ def test_gradients_pass_frozen_blocks(prepared):
 
     def gradient(role):
         roles = (TRAINED, role, role, role)
-        frozen = network.freeze(net, state, roles, quant.DEFAULT)
+        frozen = network.freeze(net, state, roles, specs.DEFAULT)
         calls = [layers.Call(r) for r in roles]
 
         def loss(params):
@@ -190,7 +190,7 @@ def test_the_last_position_and_its_quirk():
 def test_gradient_scale_of_the_first_token_by_quirk(quirks):
     # The first position has gradients up to 1, the second of 2 and -2: in the range of
     # the first, -2 saturates at -64 codes of 1 / 63.5, 2 does not.
-    spec = dataclasses.replace(quant.REFERENCE, reference_quirks=quirks)
+    spec = dataclasses.replace(specs.REFERENCE, reference_quirks=quirks)
     spec = dataclasses.replace(spec, requantise_after=False)
     weights = quant.QArray(jnp.eye(2, dtype=jnp.int8), jnp.float32(1.0))
     one = jnp.float32(1.0)

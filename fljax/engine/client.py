@@ -14,7 +14,7 @@ from jax import lax
 
 from fljax import plans, trees, types
 from fljax.engine import program, single
-from fljax.kernels import quant
+from fljax.kernels import specs
 from fljax.nn import network
 
 
@@ -57,7 +57,7 @@ class Training(NamedTuple):
     local_epochs: int = 1
     weight_decay: float = 1e-3
     momentum: float = 0.0
-    spec: quant.Spec = quant.DEFAULT
+    spec: specs.Spec = specs.DEFAULT
     rule: Literal["sgd", "adamw"] = "sgd"
     optimiser: Callable[[types.Array], optax.GradientTransformation] | None = None
     augment: Callable[[types.Key, types.Array], types.Array] | None = None
@@ -80,7 +80,7 @@ class Static(NamedTuple):
     width: int = 1
 
     @property
-    def spec(self) -> quant.Spec:
+    def spec(self) -> specs.Spec:
         """Gives the fixed point choices: the training's, at the program's width."""
         return dataclasses.replace(self.training.spec, bits=self.program.bits)
 
@@ -382,7 +382,7 @@ UNCALIBRATED = 0.1 * 63.5
 
 
 def calibrate(
-    net: network.Network, state: tuple[dict, ...], spec: quant.Spec, key: types.Key
+    net: network.Network, state: tuple[dict, ...], spec: specs.Spec, key: types.Key
 ) -> tuple[dict, ...]:
     """Sets norms and ranges before the first round.
 

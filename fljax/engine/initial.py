@@ -8,14 +8,14 @@ import jax
 
 from fljax import types
 from fljax.engine import client, federation
-from fljax.kernels import quant
+from fljax.kernels import specs
 from fljax.nn import network
 from fljax.runtime import programs
 
 INITIAL_TAG = 0xFFFF0000  # no round has this number
 
 
-def _initial(key: types.Key, *, net: network.Network, spec: quant.Spec):
+def _initial(key: types.Key, *, net: network.Network, spec: specs.Spec):
     init_key, calibration_key = jax.random.split(key)
     return client.calibrate(net, network.init(net, init_key), spec, calibration_key)
 

@@ -22,7 +22,7 @@ from jax import lax
 
 from fljax import plans, trees, types
 from fljax.engine import branches, program
-from fljax.kernels import quant
+from fljax.kernels import quant, specs
 from fljax.nn import layers, network, signals
 
 # Collections of a block that training it changes beside its parameters.
@@ -77,7 +77,7 @@ class Mixed(program.Program):
 def freeze(
     net: network.Network,
     state: Sequence[dict],
-    spec: quant.Spec,
+    spec: specs.Spec,
     key: types.Key | None = None,
 ) -> tuple[tuple, tuple]:
     """Freezes every block for both frozen roles; arguments as of `network.freeze`.
@@ -214,7 +214,7 @@ def _records(block: dict) -> dict:
 
 
 def places(
-    net: network.Network, spec: quant.Spec, blocks: program.Blocks, x: types.Array
+    net: network.Network, spec: specs.Spec, blocks: program.Blocks, x: types.Array
 ) -> tuple[Place, ...]:
     """Makes the places of a network's blocks; arguments as of `gradient_step`."""
     made: list[Place] = []
@@ -312,7 +312,7 @@ def _select(i: int, block: _Block, window, passed: _Passed, state: dict, place: 
 
 def gradient_step(
     net: network.Network,
-    spec: quant.Spec,
+    spec: specs.Spec,
     blocks: program.Blocks,
     batch: program.Batch,
     own: program.Own,

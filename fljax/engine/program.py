@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import optax
 
 from fljax import types
-from fljax.kernels import quant
+from fljax.kernels import specs
 from fljax.nn import network
 
 Window = tuple[types.Array, types.Array]  # first and last trained block, [] each
@@ -136,7 +136,7 @@ class Program(abc.ABC):
     def freeze(
         self,
         net: network.Network,
-        spec: quant.Spec,
+        spec: specs.Spec,
         state: tuple[dict, ...],
         key: types.Key | None,
     ) -> tuple:
@@ -154,7 +154,7 @@ class Program(abc.ABC):
 
     @abc.abstractmethod
     def places(
-        self, net: network.Network, spec: quant.Spec, blocks: Blocks, x: types.Array
+        self, net: network.Network, spec: specs.Spec, blocks: Blocks, x: types.Array
     ) -> tuple | None:
         """Makes places for clients that run one after the other; None: needs none.
 
@@ -169,7 +169,7 @@ class Program(abc.ABC):
     def step(
         self,
         net: network.Network,
-        spec: quant.Spec,
+        spec: specs.Spec,
         blocks: Blocks,
         batch: Batch,
         own: Own,

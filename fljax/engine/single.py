@@ -15,7 +15,7 @@ from jax import lax
 
 from fljax import plans, types
 from fljax.engine import program
-from fljax.kernels import quant
+from fljax.kernels import specs
 from fljax.nn import layers, network, signals
 
 
@@ -73,7 +73,7 @@ class Single(program.Program):
 
 def gradient_step(
     net: network.Network,
-    spec: quant.Spec,
+    spec: specs.Spec,
     plan: plans.Plan,
     blocks: program.Blocks,
     batch: program.Batch,

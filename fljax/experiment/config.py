@@ -3,7 +3,7 @@
 What most runs set is a field of its own; what belongs to a part of a run is that
 part's dataclass in one field, as in
 
-    Config(lr=0.1, clock=clock.Clock(deadline=0.9), frozen=quant.Frozen(bits=4))
+    Config(lr=0.1, clock=clock.Clock(deadline=0.9), frozen=specs.Frozen(bits=4))
 
 Each field says beside its default what it may be; `check` adds what must hold between
 them, in one clear line, before anything heavy starts.
@@ -25,7 +25,7 @@ from fljax.devices import failures as faults
 from fljax.devices import fleet as fleets
 from fljax.devices import fleet_sources
 from fljax.engine import augment
-from fljax.kernels import quant
+from fljax.kernels import specs
 from fljax.runs import guard
 
 PARTITIONS = ("iid", "dirichlet", "resource_correlated", "natural")
@@ -231,7 +231,7 @@ class Config:
     failures: faults.Rates = bounds.field(
         faults.Rates(), "Rates of what goes wrong, of each client in each round."
     )
-    frozen: quant.Frozen = bounds.field(quant.Frozen(), "How blocks are frozen.")
+    frozen: specs.Frozen = bounds.field(specs.Frozen(), "How blocks are frozen.")
     rollback: guard.Rollback = bounds.field(
         guard.Rollback(), "When to go back to a good state; by itself never."
     )

@@ -258,18 +258,6 @@ def _depthwise(padded, kernel, stride: int):
     return total if dtype == jnp.int32 else total.astype(padded.dtype)
 
 
-def depthwise_input_gradient(
-    g: types.Array,
-    kernel: types.Array,
-    size: tuple[int, int],
-    stride: int = 1,
-    same: bool = True,
-) -> types.Array:
-    """Computes the gradient of `depthwise` for its input; arguments as there."""
-    spread = _dilate(g, stride, kernel, size, same)
-    return _depthwise(spread, kernel[::-1, ::-1], 1)
-
-
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _depthwise_float(x, kernel, stride, same):
     return _depthwise(_pad(x, _padding(kernel, same), 0), kernel, stride)

@@ -1,214 +1,29 @@
-"""Fixed point: int8 codes, int32 accumulation, integer-only requantisation.
+"""Quantised arrays: int8 codes, products in int32, requantisation.
 
 A quantised array stands for `value = scale * (codes - zero_point)`, with codes in
 [-2^(bits-1), 2^(bits-1) - 1]. A product of two of them is an int32 sum of products
-of codes; its result is brought to the scale of the next tensor by an integer
-multiplier and a shift, so that every backend gives the same bits. The choices that
-differ between methods (range, zero points, scales of weights, rounding, where
-scales come from) are the fields of one frozen `Spec`.
-
-`REFERENCE` reproduces the paper's choices (Pfeiffer et al., CoCoFL, TMLR 2023):
-per-tensor scales 2 * max|x| / 127, zero point 64 of quint8 (here -64 of int8).
-`DEFAULT` is the best that was measured; docs/performance.md has the figures.
-
-Beside each kernel stands its slow float oracle, `*_oracle`.
+of codes, brought to the scale of the next tensor by one float32 multiplication that
+no compiler can fuse with another operation; sums and concatenations need integers
+alone. So every backend gives the same bits. What differs between methods are the fields
+of a `specs.Spec`.
 """
 
 from __future__ import annotations
 
-import dataclasses
-from typing import Any, Literal, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import struct
 from jax import lax
 
-from fljax import bounds, types
-from fljax.kernels import convs
+from fljax import types
+from fljax.kernels import convs, specs
 from fljax.runtime import backends
 
 # A range below this is no range: a tensor of zeros, or one that nobody observed.
 TINY = 1e-12
-
-
-_NAMES = {
-    "zero_point": ("middle", "quarter"),
-    "relu_zero_point": ("middle", "quarter", "lowest"),
-    "rounding": ("nearest", "stochastic"),
-    "input_range": ("carried", "dynamic"),
-    "gradient_range": ("observed", "dynamic"),
-    "arithmetic": ("integers", "floats", "reference"),
-    "gradient_place": ("input", "product", "output", "nowhere"),
-}
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class Spec:
-    """How frozen blocks are quantised.
-
-    Attributes:
-      bits: width of a code, 2 to 8.
-      reduced_range: max|x| maps to half the positive codes (reduce-range), which
-        leaves headroom for tensors that outgrow an observed range.
-      zero_point: of signed tensors; "middle" 0, "quarter" -2^(bits-2) (64 in
-        quint8), which turns the headroom of the reduced range to the positive side.
-      relu_zero_point: of tensors that cannot be negative; "lowest" -2^(bits-1)
-        gives them all codes.
-      per_channel: weights have a scale for every output channel.
-      rounding: of quantisation and requantisation; "stochastic" needs keys.
-      input_range: after the window, the scale of a layer's input is "carried" from
-        what its producer observed, or "dynamic" (max|x| of the batch).
-      gradient_range: likewise of the output cotangent, "observed" or "dynamic".
-      requantise_after: after the window, results pass through codes of the observed
-        output range, else they go from int32 straight to float32.
-      depthwise_after: after the window, depthwise layers compute in codes too.
-      arithmetic: what brings sums of products to the next scale: "integers" alone
-        (ties up), or "floats", one multiplication (ties to even), as the reference's
-        kernels do. Either gives the same bits everywhere. "reference" is "floats", and
-        what leads to codes (scales, norms folded into weights, quantisation of floats)
-        is rounded where PyTorch rounds it, which costs a few more instructions.
-      codes: frozen blocks run in codes; if not, in float32 with their norms folded,
-        which tells what quantisation itself costs and saves.
-      gradient_place: where trained layers observe the range of the gradient: at the
-        layer's "input" or "output", at the "product" before its norm (the
-        reference's slip: it is used as range of the input's), or "nowhere".
-      reference_quirks: reproduce the reference's other slips (docs/design.md).
-    """
-
-    bits: int = 8
-    reduced_range: bool = False
-    zero_point: Literal["middle", "quarter"] = "middle"
-    relu_zero_point: Literal["middle", "quarter", "lowest"] = "lowest"
-    per_channel: bool = True
-    rounding: Literal["nearest", "stochastic"] = "nearest"
-    input_range: Literal["carried", "dynamic"] = "carried"
-    gradient_range: Literal["observed", "dynamic"] = "dynamic"
-    requantise_after: bool = False
-    depthwise_after: bool = False
-    gradient_place: Literal["input", "product", "output", "nowhere"] = "nowhere"
-    arithmetic: Literal["integers", "floats", "reference"] = "floats"
-    codes: bool = True
-    reference_quirks: bool = False
-
-    def __post_init__(self):
-        for field in dataclasses.fields(self):
-            value, names = getattr(self, field.name), _NAMES.get(field.name, ())
-            if names and value not in names:
-                raise ValueError(
-                    f"{field.name}: expected {', '.join(names)}, got {value!r}"
-                )
-        if not 2 <= self.bits <= 8:
-            raise ValueError(f"bits: expected 2 to 8, got {self.bits}")
-        quarter = "quarter" in (self.zero_point, self.relu_zero_point)
-        if quarter and not self.reduced_range:
-            raise ValueError("a 'quarter' zero point needs reduced_range=True")
-        if self.gradient_range == "observed" and self.gradient_place != "output":
-            raise ValueError(
-                f"gradient_range='observed' needs gradient_place='output', "
-                f"got {self.gradient_place!r}"
-            )
-        if self.requantise_after and self.gradient_place not in ("input", "product"):
-            raise ValueError(
-                f"requantise_after=True needs gradient_place='input' or 'product', "
-                f"got {self.gradient_place!r}"
-            )
-
-    @property
-    def stepwise(self) -> bool:
-        """Whether floats on the way to codes are rounded as PyTorch rounds them."""
-        return self.arithmetic == "reference"
-
-    @property
-    def observes_after_relu(self) -> bool:
-        """Whether forward ranges are taken after a fused ReLU, not before."""
-        return self.relu_zero_point == "lowest"
-
-    @property
-    def lowest(self) -> int:
-        """The lowest code."""
-        return -(2 ** (self.bits - 1))
-
-    @property
-    def highest(self) -> int:
-        """The highest code."""
-        return 2 ** (self.bits - 1) - 1
-
-    def zero_point_of(self, nonnegative: bool) -> int:
-        """Gives the zero point of a signed or a nonnegative tensor."""
-        name = self.relu_zero_point if nonnegative else self.zero_point
-        return {"middle": 0, "quarter": self.lowest // 2, "lowest": self.lowest}[name]
-
-    def levels(self, nonnegative: bool) -> float:
-        """Gives how many codes above the zero point max|x| maps to."""
-        if self.zero_point_of(nonnegative) == self.lowest:
-            span = float(self.highest - self.lowest)
-        else:
-            span = float(self.highest)
-        return span / 2 if self.reduced_range else span
-
-
-DEFAULT = Spec()
-FLOAT = Spec(codes=False)
-REFERENCE = Spec(
-    reduced_range=True,
-    zero_point="quarter",
-    relu_zero_point="quarter",
-    per_channel=False,
-    input_range="dynamic",
-    requantise_after=True,
-    arithmetic="reference",
-    gradient_place="product",
-)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
-class Frozen:
-    """How a run freezes blocks: what of a `Spec` users choose."""
-
-    fixed_point: str = bounds.field(
-        "default",
-        "Fixed point of frozen blocks: default (the best measured), reference (the "
-        "paper's) or none (float32).",
-        choices=("default", "reference", "none"),
-    )
-    bits: int = bounds.field(
-        8, "Width of the codes of frozen blocks, 2 to 8.", least=2, most=8
-    )
-    weight_scales: str = bounds.field(
-        "own",
-        "Scales of frozen weights: one a channel, one a tensor, or fixed_point's own.",
-        choices=("own", "channel", "tensor"),
-    )
-    rounding: str = bounds.field(
-        "nearest",
-        "Rounding to codes: nearest or stochastic.",
-        choices=("nearest", "stochastic"),
-    )
-    reference_quirks: bool = bounds.field(
-        False, "Reproduce the slips of the paper's code: see docs/design.md."
-    )
-
-    def __post_init__(self):
-        bounds.check(self, "frozen.{}".format)
-
-    @property
-    def spec(self) -> Spec:
-        """The choices in full."""
-        base = {"default": DEFAULT, "reference": REFERENCE, "none": FLOAT}
-        made = base[self.fixed_point]
-        if made.gradient_place == "product" and not self.reference_quirks:
-            made = dataclasses.replace(made, gradient_place="input")
-        if self.weight_scales != "own":
-            of_channels = self.weight_scales == "channel"
-            made = dataclasses.replace(made, per_channel=of_channels)
-        rounding: Any = self.rounding  # one of its choices
-        return dataclasses.replace(
-            made,
-            bits=self.bits,
-            rounding=rounding,
-            reference_quirks=self.reference_quirks,
-        )
 
 
 @struct.dataclass
@@ -244,12 +59,12 @@ def amax(x: types.Array, axes=None) -> types.Array:
     return largest.astype(jnp.float32)
 
 
-def scale_of(spec: Spec, largest: types.Array, nonnegative: bool = False):
+def scale_of(spec: specs.Spec, largest: types.Array, nonnegative: bool = False):
     """Turns max|x| into the scale of its codes; never 0."""
     return _over(largest, spec.levels(nonnegative), spec)
 
 
-def _over(largest: types.Array, levels: float, spec: Spec) -> types.Array:
+def _over(largest: types.Array, levels: float, spec: specs.Spec) -> types.Array:
     """Divides max|x| by the number of codes that it maps to."""
     if not spec.stepwise:
         return jnp.maximum(largest, TINY) / levels
@@ -296,7 +111,7 @@ def _halves(x: types.Array) -> tuple[types.Array, types.Array]:
 
 
 def _fused_to_codes(
-    x: types.Array, scale: types.Array, zero: int, spec: Spec
+    x: types.Array, scale: types.Array, zero: int, spec: specs.Spec
 ) -> types.Array:
     """Rounds x / scale + 64 as the reference does, by a fused multiply-add.
 
@@ -324,7 +139,7 @@ def _fused_to_codes(
 def quantise(
     x: types.Array,
     scale: types.Array,
-    spec: Spec,
+    spec: specs.Spec,
     nonnegative: bool = False,
     key: types.Key | None = None,
 ) -> QArray:
@@ -348,7 +163,7 @@ def quantise(
 
 
 def quantise_weights(
-    w: types.Array, spec: Spec, key: types.Key | None = None
+    w: types.Array, spec: specs.Spec, key: types.Key | None = None
 ) -> QArray:
     """Quantises weights [..., out] around zero point 0, scales per `spec.per_channel`.
 
@@ -441,17 +256,12 @@ def rescale(
     return (product + _noise(shift, x.shape, key)) >> shift
 
 
-def rescale_oracle(accumulator: types.Array, ratio: types.Array) -> types.Array:
-    """Does what `rescale` does, in floats."""
-    return jnp.floor(accumulator.astype(jnp.float32) * ratio + 0.5).astype(jnp.int32)
-
-
-def _lowest(zero: int, spec: Spec, relu: bool) -> int:
+def _lowest(zero: int, spec: specs.Spec, relu: bool) -> int:
     """Gives the lowest code of a result: that of 0 after a ReLU."""
     return max(zero, spec.lowest) if relu else spec.lowest
 
 
-def _clip(x: types.Array, zero: int, spec: Spec, relu: bool) -> types.Array:
+def _clip(x: types.Array, zero: int, spec: specs.Spec, relu: bool) -> types.Array:
     low = _lowest(zero, spec, relu)
     return jnp.clip(x + zero, low, spec.highest).astype(jnp.int8)
 
@@ -471,13 +281,11 @@ class Accumulator(NamedTuple):
       sums: int32 [..., out].
       unit: float32, [] or [out].
       bias: float32 [out] or None.
-      largest: static bound of |sums|.
     """
 
     sums: types.Array
     unit: types.Array
     bias: types.Array | None = None
-    largest: int = 2**30
 
 
 def _fused_bias(sums: types.Array, unit: types.Array, bias: types.Array) -> types.Array:
@@ -498,14 +306,14 @@ def _fused_bias(sums: types.Array, unit: types.Array, bias: types.Array) -> type
 def requantise(
     accumulator: Accumulator,
     out_scale: types.Array,
-    spec: Spec,
+    spec: specs.Spec,
     relu: bool = False,
     key: types.Key | None = None,
 ) -> QArray:
     """Brings sums of products to codes of the next tensor.
 
     Args:
-      accumulator: of `dot`, `conv` or `depthwise`.
+      accumulator: of `dot` or `conv`.
       out_scale: scale of the result, [].
       spec: widths and zero points.
       relu: cut negative values off.
@@ -515,45 +323,24 @@ def requantise(
       A QArray of the shape of the sums.
     """
     zero = spec.zero_point_of(relu)
-    sums, unit, bias, _ = accumulator
-    if spec.arithmetic != "integers":
-        # The bias first: added after the product, some backends would fuse the two.
-        if spec.stepwise and bias is not None:
-            total = _fused_bias(sums.astype(jnp.float32), unit, bias)
-        else:
-            total = sums.astype(jnp.float32) + (0.0 if bias is None else bias / unit)
-        ratio = lax.optimization_barrier(unit) / lax.optimization_barrier(out_scale)
-        low = _lowest(zero, spec, relu)
-        codes = _to_codes(total * ratio, zero, low, spec.highest, key)
+    sums, unit, bias = accumulator
+    # The bias first: added after the product, some backends would fuse the two.
+    if spec.stepwise and bias is not None:
+        total = _fused_bias(sums.astype(jnp.float32), unit, bias)
     else:
-        sums, unit = _with_bias(accumulator)
-        codes = _clip(rescale(sums, unit / out_scale, key), zero, spec, relu)
+        total = sums.astype(jnp.float32) + (0.0 if bias is None else bias / unit)
+    ratio = lax.optimization_barrier(unit) / lax.optimization_barrier(out_scale)
+    low = _lowest(zero, spec, relu)
+    codes = _to_codes(total * ratio, zero, low, spec.highest, key)
     return QArray(codes, _keep_nonfinite(out_scale, unit), zero)
-
-
-def _with_bias(accumulator: Accumulator) -> tuple[types.Array, types.Array]:
-    """Adds the bias to the sums in fixed point; returns them and their unit."""
-    sums, unit, bias, largest = accumulator
-    if bias is None:
-        return sums, unit
-    # Rounded to one unit the bias alone would flip every tenth code, so the sums get
-    # as many fractional bits as their largest possible value leaves free; or lose some
-    # where a bias outweighs a channel of tiny weights.
-    free = max(30 - (largest - 1).bit_length(), 0)
-    shift = jnp.minimum(free, 29 - _exponent(bias / unit))
-    unit = unit * _power_of_two(-shift)
-    shifted = (sums << jnp.maximum(shift, 0)) >> jnp.clip(-shift, 0, 31)
-    return shifted + jnp.round(bias / unit).astype(jnp.int32), unit
 
 
 def _accumulate(sums, x: QArray, w: QArray, bias) -> Accumulator:
     """Completes raw sums of products of codes by zero point and bias."""
-    fan_in = w.codes.size // w.codes.shape[-1]
     if x.zero_point:
         axes = tuple(range(w.codes.ndim - 1))
         sums = sums - x.zero_point * jnp.sum(w.codes.astype(jnp.int32), axis=axes)
-    largest = fan_in * max(127 - x.zero_point, x.zero_point + 128) * 128
-    return Accumulator(sums, x.scale * w.scale, bias, largest)
+    return Accumulator(sums, x.scale * w.scale, bias)
 
 
 def dot(x: QArray, w: QArray, bias: types.Array | None = None) -> Accumulator:
@@ -576,21 +363,13 @@ def conv(
     bias: types.Array | None = None,
     stride: int = 1,
     same: bool = True,
+    form: Callable[..., types.Array] = convs.conv,
 ) -> Accumulator:
-    """Convolves x [B, H, W, in] with w [k_h, k_w, in, out]; otherwise as `dot`."""
-    sums = convs.conv(x.codes, w.codes, stride, same, x.zero_point)
-    return _accumulate(sums, x, w, bias)
+    """Convolves x [B, H, W, in] with w [k_h, k_w, in, out]; otherwise as `dot`.
 
-
-def depthwise(
-    x: QArray,
-    w: QArray,
-    bias: types.Array | None = None,
-    stride: int = 1,
-    same: bool = True,
-) -> Accumulator:
-    """Convolves each channel of x with w [k_h, k_w, channels]; otherwise as `dot`."""
-    sums = convs.depthwise(x.codes, w.codes, stride, same, x.zero_point)
+    With `convs.depthwise` as form each channel of x with w [k_h, k_w, channels].
+    """
+    sums = form(x.codes, w.codes, stride, same, x.zero_point)
     return _accumulate(sums, x, w, bias)
 
 
@@ -602,7 +381,7 @@ def add(
     a: QArray,
     b: QArray,
     out_scale: types.Array,
-    spec: Spec,
+    spec: specs.Spec,
     relu: bool = False,
     key: types.Key | None = None,
 ) -> QArray:
@@ -642,7 +421,7 @@ def requantise_values(
     value: types.Array,
     unit: types.Array,
     out_scale: types.Array,
-    spec: Spec,
+    spec: specs.Spec,
     relu: bool = False,
     key: types.Key | None = None,
 ) -> QArray:
@@ -669,7 +448,7 @@ def requantise_values(
 
 
 def concat(
-    a: QArray, b: QArray, out_scale: types.Array, spec: Spec, key=None
+    a: QArray, b: QArray, out_scale: types.Array, spec: specs.Spec, key=None
 ) -> QArray:
     """Concatenates two quantised arrays of any scales along the last axis.
 
@@ -693,28 +472,3 @@ def concat(
     codes = [rescaled(x, key) for x, key in zip((a, b), keys, strict=True)]
     out_scale = _keep_nonfinite(out_scale, a.scale, b.scale)
     return QArray(jnp.concatenate(codes, axis=-1), out_scale, zero)
-
-
-def apply_oracle(operation, x: QArray, w: QArray, bias=None) -> types.Array:
-    """Computes a product of quantised arrays on their float values.
-
-    Args:
-      operation: `convs.dot`, or `convs.conv` and the like with stride bound.
-      x: activations.
-      w: weights.
-      bias: float32 [out].
-
-    Returns:
-      float32, what `dot`, `conv` or `depthwise` times its unit approximates.
-    """
-    result = operation(x.dequantise(), w.dequantise())
-    return result if bias is None else result + bias
-
-
-def requantise_oracle(
-    value: types.Array, out_scale: types.Array, spec: Spec, relu: bool = False
-) -> QArray:
-    """Quantises float results to codes of out_scale as `requantise` should."""
-    zero = spec.zero_point_of(relu)
-    codes = jnp.floor(value / out_scale + 0.5).astype(jnp.int32)
-    return QArray(_clip(codes, zero, spec, relu), out_scale, zero)

@@ -30,7 +30,7 @@ from flax import linen as nn
 from jax import lax
 
 from fljax import types
-from fljax.kernels import convs, norms, quant
+from fljax.kernels import convs, norms, quant, specs
 from fljax.nn import operations, signals
 from fljax.runtime import backends
 
@@ -50,7 +50,7 @@ class Call(NamedTuple):
     """
 
     role: types.Role = types.Role.TRAINED
-    spec: quant.Spec = quant.DEFAULT
+    spec: specs.Spec = specs.DEFAULT
     mask: types.Array | None = None
     running: bool = False
     observe: types.Array | None = None
@@ -289,10 +289,9 @@ class Product(nn.Module):
             record_range(
                 self, call, lambda: largest_affine(product, factor, offset, relu)
             )
-        y = probed(y, "output")
         return jax.nn.relu(y) if self.relu else y
 
-    def _probing(self, spec: quant.Spec):
+    def _probing(self, spec: specs.Spec):
         """Declares the gradient's range; returns what probes it where spec says."""
         if self.quantised and self.is_initializing():
             self.variable("backward", "range", jnp.zeros, ())
@@ -348,7 +347,7 @@ class Product(nn.Module):
         )
 
     def _frozen_after(self, x: signals.Ranged, call: Call) -> signals.Ranged:
-        if self.operation.kind == "depthwise" and not call.spec.depthwise_after:
+        if self.operation.kind == "depthwise":
             return self._folded_float(x, call)
         frozen = self.variable("frozen", "layer", self._freeze, x.shape[-1], call).value
         y = operations.after(

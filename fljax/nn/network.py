@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from fljax import trees, types
-from fljax.kernels import quant
+from fljax.kernels import specs
 from fljax.nn import layers, signals
 
 STATE = ("params", "norms", "ranges", "backward")
@@ -144,7 +144,7 @@ def freeze(
     network: Network,
     state: Sequence[dict],
     roles: Sequence[types.Role],
-    spec: quant.Spec,
+    spec: specs.Spec,
     key: types.Key | None = None,
 ) -> tuple[dict | None, ...]:
     """Folds and quantises the blocks that are frozen, for `run` in their roles.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -11,7 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from fljax import types
-from fljax.kernels import convs, quant
+from fljax.kernels import convs, quant, specs
 from fljax.nn import signals
 
 
@@ -29,30 +30,30 @@ class Operation:
     stride: int = 1
     same: bool = True
 
+    @property
+    def _form(self) -> Callable[..., types.Array]:
+        return convs.depthwise if self.kind == "depthwise" else convs.conv
+
     def floats(self, x: types.Array, kernel: types.Array) -> types.Array:
         """Multiplies floats."""
         if self.kind == "dense":
             return convs.dot(x, kernel)
-        form = convs.depthwise if self.kind == "depthwise" else convs.conv
-        return form(x, kernel, self.stride, self.same)
+        return self._form(x, kernel, self.stride, self.same)
 
     def codes(self, x: quant.QArray, w: quant.QArray, bias=None) -> quant.Accumulator:
         """Multiplies codes."""
         if self.kind == "dense":
             return quant.dot(x, w, bias)
-        form = quant.depthwise if self.kind == "depthwise" else quant.conv
-        return form(x, w, bias, self.stride, self.same)
+        return quant.conv(x, w, bias, self.stride, self.same, self._form)
 
     def input_gradient(self, g: types.Array, kernel, size) -> types.Array:
-        """Multiplies floats, or codes with zero point 0, by the transpose."""
+        """Multiplies floats, or codes with zero point 0, by the transpose.
+
+        Not of depthwise kernels, which stay in floats after the window.
+        """
         if self.kind == "dense":
             return convs.dot_transposed(g, kernel)
-        form = (
-            convs.depthwise_input_gradient
-            if self.kind == "depthwise"
-            else convs.conv_input_gradient
-        )
-        return form(g, kernel, size, self.stride, self.same)
+        return convs.conv_input_gradient(g, kernel, size, self.stride, self.same)
 
 
 class Frozen(NamedTuple):
@@ -76,7 +77,7 @@ def after(operation, spec, relu, x, frozen, key):
     codes = quant.quantise(x.value, scale, spec, x.nonnegative, input_key)
     weights = frozen.weights
     if not spec.requantise_after:
-        sums, unit, *_ = operation.codes(codes, weights)
+        sums, unit, _ = operation.codes(codes, weights)
         y = sums.astype(jnp.float32) * unit
         y = y if frozen.bias is None else y + frozen.bias
         return y.astype(x.value.dtype)
@@ -102,18 +103,16 @@ def _after_backward(operation, spec, relu, residuals, g):
     g = lax.optimization_barrier(g * weights.scale if weights.scale.ndim else g)
     factor = 1.0 if weights.scale.ndim else weights.scale
     dense = operation.kind == "dense"
-    if spec.gradient_range == "observed":
-        largest = frozen.gradient * jnp.max(weights.scale) / factor
-    elif dense and g.ndim > 2 and spec.reference_quirks:
+    if dense and g.ndim > 2 and spec.reference_quirks:
         largest = quant.amax(g[0, 0])  # the first position of the first example
     else:
         largest = quant.amax(g)
-    gradients = quant.Spec(
+    gradients = specs.Spec(
         bits=spec.bits,
         reduced_range=spec.reduced_range,
         # Convolutions pad with code 0, which has to mean 0.
         zero_point=spec.zero_point if dense else "middle",
-        arithmetic=spec.arithmetic,
+        stepwise=spec.stepwise,
     )
     scale = quant.scale_of(gradients, largest)
     codes = quant.quantise(g, scale, gradients, key=input_key)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from fljax import types
-from fljax.kernels import quant
+from fljax.kernels import quant, specs
 
 
 @struct.dataclass
@@ -88,7 +88,7 @@ def known(x: Signal | Padded, nonnegative: bool) -> Signal | Padded:
     return x if isinstance(x, Ranged) else Ranged(x, None, nonnegative)
 
 
-def input_scale(x: Ranged, spec: quant.Spec, carried: bool) -> types.Array:
+def input_scale(x: Ranged, spec: specs.Spec, carried: bool) -> types.Array:
     """Gives the scale of x: what it was observed to need, or what this batch needs."""
     largest = x.largest if carried else None
     if largest is None:
@@ -96,7 +96,7 @@ def input_scale(x: Ranged, spec: quant.Spec, carried: bool) -> types.Array:
     return quant.scale_of(spec, largest, x.nonnegative)
 
 
-def to_codes(x: Signal, spec: quant.Spec, key: types.Key | None) -> quant.QArray:
+def to_codes(x: Signal, spec: specs.Spec, key: types.Key | None) -> quant.QArray:
     """Quantises what is not quantised yet, by the range of this batch."""
     if isinstance(x, quant.QArray):
         return x

@@ -1,0 +1,173 @@
+"""How frozen blocks are quantised: what differs between methods, and presets.
+
+`REFERENCE` reproduces the paper's choices (Pfeiffer et al., CoCoFL, TMLR 2023):
+per-tensor scales 2 * max|x| / 127, zero point 64 of quint8 (here -64 of int8).
+`DEFAULT` is the best that was measured; docs/performance.md has the figures.
+`FLOAT` keeps frozen blocks in float32, which tells what quantisation costs and saves.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Literal
+
+from fljax import bounds
+
+_NAMES = {
+    "zero_point": ("middle", "quarter"),
+    "relu_zero_point": ("middle", "quarter", "lowest"),
+    "rounding": ("nearest", "stochastic"),
+    "input_range": ("carried", "dynamic"),
+    "gradient_place": ("input", "product", "nowhere"),
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Spec:
+    """How frozen blocks are quantised.
+
+    Attributes:
+      bits: width of a code, 2 to 8.
+      reduced_range: max|x| maps to half the positive codes (reduce-range), which
+        leaves headroom for tensors that outgrow an observed range.
+      zero_point: of signed tensors; "middle" 0, "quarter" -2^(bits-2) (64 in
+        quint8), which turns the headroom of the reduced range to the positive side.
+      relu_zero_point: of tensors that cannot be negative; "lowest" -2^(bits-1)
+        gives them all codes.
+      per_channel: weights have a scale for every output channel.
+      rounding: of quantisation and requantisation; "stochastic" needs keys.
+      input_range: after the window, the scale of a layer's input is "carried" from
+        what its producer observed, or "dynamic" (max|x| of the batch).
+      requantise_after: after the window, results pass through codes of the observed
+        output range, else they go from int32 straight to float32.
+      stepwise: what leads to codes (scales, norms folded into weights, quantisation of
+        floats) is rounded where PyTorch rounds it, which costs a few more instructions.
+      codes: frozen blocks run in codes; if not, in float32 with their norms folded,
+        which tells what quantisation itself costs and saves.
+      gradient_place: where trained layers observe the range of the gradient: at the
+        layer's "input", at the "product" before its norm (the reference's slip: it is
+        used as range of the input's), or "nowhere".
+      reference_quirks: reproduce the reference's other slips (docs/design.md).
+    """
+
+    bits: int = 8
+    reduced_range: bool = False
+    zero_point: Literal["middle", "quarter"] = "middle"
+    relu_zero_point: Literal["middle", "quarter", "lowest"] = "lowest"
+    per_channel: bool = True
+    rounding: Literal["nearest", "stochastic"] = "nearest"
+    input_range: Literal["carried", "dynamic"] = "carried"
+    requantise_after: bool = False
+    gradient_place: Literal["input", "product", "nowhere"] = "nowhere"
+    stepwise: bool = False
+    codes: bool = True
+    reference_quirks: bool = False
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            value, names = getattr(self, field.name), _NAMES.get(field.name, ())
+            if names and value not in names:
+                raise ValueError(
+                    f"{field.name}: expected {', '.join(names)}, got {value!r}"
+                )
+        if not 2 <= self.bits <= 8:
+            raise ValueError(f"bits: expected 2 to 8, got {self.bits}")
+        quarter = "quarter" in (self.zero_point, self.relu_zero_point)
+        if quarter and not self.reduced_range:
+            raise ValueError("a 'quarter' zero point needs reduced_range=True")
+        if self.requantise_after and self.gradient_place == "nowhere":
+            raise ValueError(
+                "requantise_after=True needs gradient_place='input' or 'product', "
+                "got 'nowhere'"
+            )
+
+    @property
+    def observes_after_relu(self) -> bool:
+        """Whether forward ranges are taken after a fused ReLU, not before."""
+        return self.relu_zero_point == "lowest"
+
+    @property
+    def lowest(self) -> int:
+        """The lowest code."""
+        return -(2 ** (self.bits - 1))
+
+    @property
+    def highest(self) -> int:
+        """The highest code."""
+        return 2 ** (self.bits - 1) - 1
+
+    def zero_point_of(self, nonnegative: bool) -> int:
+        """Gives the zero point of a signed or a nonnegative tensor."""
+        name = self.relu_zero_point if nonnegative else self.zero_point
+        return {"middle": 0, "quarter": self.lowest // 2, "lowest": self.lowest}[name]
+
+    def levels(self, nonnegative: bool) -> float:
+        """Gives how many codes above the zero point max|x| maps to."""
+        if self.zero_point_of(nonnegative) == self.lowest:
+            span = float(self.highest - self.lowest)
+        else:
+            span = float(self.highest)
+        return span / 2 if self.reduced_range else span
+
+
+DEFAULT = Spec()
+FLOAT = Spec(codes=False)
+REFERENCE = Spec(
+    reduced_range=True,
+    zero_point="quarter",
+    relu_zero_point="quarter",
+    per_channel=False,
+    input_range="dynamic",
+    requantise_after=True,
+    stepwise=True,
+    gradient_place="product",
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Frozen:
+    """How a run freezes blocks: what of a `Spec` users choose."""
+
+    fixed_point: str = bounds.field(
+        "default",
+        "Fixed point of frozen blocks: default (the best measured), reference (the "
+        "paper's) or none (float32).",
+        choices=("default", "reference", "none"),
+    )
+    bits: int = bounds.field(
+        8, "Width of the codes of frozen blocks, 2 to 8.", least=2, most=8
+    )
+    weight_scales: str = bounds.field(
+        "own",
+        "Scales of frozen weights: one a channel, one a tensor, or fixed_point's own.",
+        choices=("own", "channel", "tensor"),
+    )
+    rounding: str = bounds.field(
+        "nearest",
+        "Rounding to codes: nearest or stochastic.",
+        choices=("nearest", "stochastic"),
+    )
+    reference_quirks: bool = bounds.field(
+        False, "Reproduce the slips of the paper's code: see docs/design.md."
+    )
+
+    def __post_init__(self):
+        bounds.check(self, "frozen.{}".format)
+
+    @property
+    def spec(self) -> Spec:
+        """The choices in full."""
+        base = {"default": DEFAULT, "reference": REFERENCE, "none": FLOAT}
+        made = base[self.fixed_point]
+        if made.gradient_place == "product" and not self.reference_quirks:
+            made = dataclasses.replace(made, gradient_place="input")
+        if self.weight_scales != "own":
+            of_channels = self.weight_scales == "channel"
+            made = dataclasses.replace(made, per_channel=of_channels)
+        rounding: Any = self.rounding  # one of its choices
+        return dataclasses.replace(
+            made,
+            bits=self.bits,
+            rounding=rounding,
+            reference_quirks=self.reference_quirks,
+        )
