@@ -9,6 +9,7 @@ import pytest
 
 from fljax import devices
 from fljax.devices import fleet
+from fljax.runtime import host_random, streams
 from tests import conftest
 
 FLAG = "strong:0.33:1:1:1,medium:0.33:0.66:0.5-1:0.66,weak:0.34:0.33:0.5-1:0.33"
@@ -83,8 +84,8 @@ def test_draws_depend_on_seed_round_and_client_only():
 
 def test_uses_draw_apart():
     ids = np.arange(100)
-    first = devices.uniforms(round_key(), devices.BUDGET_TAG, ids, 1)
-    second = devices.uniforms(round_key(), devices.BUDGET_TAG + 1, ids, 1)
+    first = host_random.uniforms(round_key(), streams.BUDGETS, ids, 1)
+    second = host_random.uniforms(round_key(), streams.BUDGETS + 1, ids, 1)
     assert not np.any(first == second)
 
 

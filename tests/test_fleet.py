@@ -6,7 +6,6 @@ import json
 import numpy as np
 import pytest
 
-from fljax import devices
 from fljax.devices import fleet, fleet_sources
 
 MILLION = 1_000_000
@@ -225,4 +224,3 @@ def test_changes_do_not_touch_what_they_do_not_name():
     np.testing.assert_array_equal(moved.upload, plain.upload)
     np.testing.assert_array_equal(moved.memory, plain.memory)
     assert dataclasses.asdict(fleet.Changes())["refresh"] == 1
-    assert devices.BUDGET_TAG != fleet.DRIFT_TAG

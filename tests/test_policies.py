@@ -10,6 +10,7 @@ import pytest
 from fljax import devices, plans, policies, types
 from fljax.devices import fleet, fleet_sources
 from fljax.plans import costs
+from fljax.policies import windows
 from fljax.runs import checkpoints
 from tests import conftest
 
@@ -85,9 +86,12 @@ def test_largest_uploads_the_most():
 
 def test_largest_compute_takes_the_longest():
     # 0-1 needs more time than 2-2, which uploads more.
-    assert assign(
-        policies.largest_compute(small_table()), [0, 1, 2], budgets_of(0.5, 0.7, 0.25)
-    ) == [plans.Plan(0, 1), plans.Plan(1, 2), plans.Plan(2, 2)]
+    policy = policies.largest(small_table(), by="time")
+    assert assign(policy, [0, 1, 2], budgets_of(0.5, 0.7, 0.25)) == [
+        plans.Plan(0, 1),
+        plans.Plan(1, 2),
+        plans.Plan(2, 2),
+    ]
 
 
 def test_uniform_gives_all_what_the_lowest_budgets_allow():
@@ -101,8 +105,8 @@ def test_uniform_gives_all_what_the_lowest_budgets_allow():
 
 
 def test_a_function_is_a_policy():
-    assert doctest.testmod(policies).failed == 0
-    assert doctest.testmod(policies).attempted > 0
+    assert doctest.testmod(windows).failed == 0
+    assert doctest.testmod(windows).attempted > 0
 
 
 @pytest.mark.parametrize(

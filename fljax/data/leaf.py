@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fljax.data import progress, text
-from fljax.runtime import reading
+from fljax.runtime import reading, streams
 
 LAYOUT = "DIR/train/*.json and DIR/test/*.json, DIR/*.json or a file"
 SHARE = 0.1  # of a user's examples that are for testing, as LEAF's default
@@ -201,8 +201,9 @@ def _split(users: Users, share: float, seed: int, is_text: bool) -> tuple[Users,
         if is_text:
             rows, others = np.arange(cut), np.arange(len(y) - held, len(y))
         else:
-            key = [seed, 4, zlib.crc32(user.encode(errors="surrogatepass"))]
-            order = np.random.default_rng(key).permutation(len(y))
+            name = zlib.crc32(user.encode(errors="surrogatepass"))
+            generator = streams.generator(seed, streams.USER_SHARE, name)
+            order = generator.permutation(len(y))
             rows, others = np.sort(order[held:]), np.sort(order[:held])
         train[user] = x[rows], y[rows]
         if held:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from fljax.data import checks
+from fljax.runtime import streams
 
 
 def split(
@@ -51,7 +52,7 @@ def split(
             f"{name}: --test_share={share:g} of {size} examples leaves {held} to test "
             f"and {size - held} to train; expected some of each"
         )
-    order = np.random.default_rng([seed, 3]).permutation(size)
+    order = streams.generator(seed, streams.TEST_SHARE).permutation(size)
     test, train = np.sort(order[:held]), np.sort(order[held:])
     for key in "xy":
         whole = np.concatenate([arrays[f"{key}_train"], arrays[f"{key}_test"]])

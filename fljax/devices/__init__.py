@@ -1,7 +1,6 @@
 """The clients' devices: tiers, fleets, failures, and the virtual clock."""
 
 from fljax.devices.tiers import (
-    BUDGET_TAG,
     REFERENCE_TIERS,
     Limit,
     Tier,
@@ -9,14 +8,11 @@ from fljax.devices.tiers import (
     draw_between,
     limits,
     load_tiers,
-    normals,
     parse_tiers,
     tier_of,
-    uniforms,
 )
 
 __all__ = [
-    "BUDGET_TAG",
     "REFERENCE_TIERS",
     "Limit",
     "Tier",
@@ -24,8 +20,6 @@ __all__ = [
     "draw_between",
     "limits",
     "load_tiers",
-    "normals",
     "parse_tiers",
     "tier_of",
-    "uniforms",
 ]

@@ -12,9 +12,8 @@ import enum
 
 import numpy as np
 
-from fljax import bounds, devices
-
-FAULT_TAG = 0xFFFF0023  # see devices.BUDGET_TAG
+from fljax import bounds
+from fljax.runtime import host_random, streams
 
 
 class Fault(enum.IntEnum):
@@ -94,7 +93,7 @@ def draw(
     """
     if not rates.total and not np.any(failure):
         return np.zeros(len(ids), np.int8), np.ones(len(ids))
-    kind, part = devices.uniforms(round_key, FAULT_TAG, ids, 2).T
+    kind, part = host_random.uniforms(round_key, streams.FAULT, ids, 2).T
     third = (rates.drop + (1 - rates.drop) * failure)[:, None] / 3
     chances = np.concatenate(
         [

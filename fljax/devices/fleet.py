@@ -17,12 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fljax import bounds, devices, types
-from fljax.runtime import host_random
-
-# See devices.BUDGET_TAG: uses of a round's key.
-DRIFT_TAG = 0xFFFF0020
-BANDWIDTH_TAG = 0xFFFF0021
-PHASE_TAG = 0xFFFF0022
+from fljax.runtime import host_random, streams
 
 MOST_DEVIATION = 10.0  # of a logarithm: a factor of e^10 between two devices
 
@@ -169,7 +164,7 @@ def lowest(fleet: Fleet) -> types.Budgets:
 def typical(fleet: Fleet, seed: int, size: int = 512) -> types.Budgets:
     """Draws budgets [size] of clients in some rounds: what policies plan with."""
     size = min(size, 8 * len(fleet.row))
-    ids = np.random.default_rng([seed, 3]).integers(len(fleet.row), size=size)
+    ids = streams.generator(seed, streams.TYPICAL).integers(len(fleet.row), size=size)
     parts = [
         believed(fleet, seed, r, part)
         for r, part in enumerate(np.array_split(ids, 8))
@@ -190,7 +185,7 @@ def _drift(fleet: Fleet, seed: int, round_index: int, ids: np.ndarray) -> np.nda
     knot, part = divmod(round_index / changes.drift_rounds, 1)
     key = host_random.key(seed)
     before, after = (
-        devices.normals(host_random.fold_in(key, int(knot) + i), DRIFT_TAG, ids)
+        host_random.normals(host_random.fold_in(key, int(knot) + i), streams.DRIFT, ids)
         for i in (0, 1)
     )
     angle = part * np.pi / 2
@@ -222,7 +217,7 @@ def bandwidth(fleet: Fleet, seed: int, round_index: int, ids: np.ndarray) -> np.
     if not fleet.changes.bandwidth:
         return np.ones(len(ids))
     key = host_random.fold_in(host_random.key(seed), round_index)
-    noise = devices.normals(key, BANDWIDTH_TAG, ids)
+    noise = host_random.normals(key, streams.BANDWIDTH, ids)
     return np.exp(fleet.changes.bandwidth * noise)
 
 
@@ -261,8 +256,9 @@ def available(
     if np.all(chance >= 1) and not changes.diurnal:
         return candidates
     if changes.diurnal:
-        phases = np.random.default_rng([seed, PHASE_TAG]).random(len(fleet.row))
+        phases = streams.generator(seed, streams.TIME_ZONES).random(len(fleet.row))
         hour = moment / changes.day_rounds + phases[candidates]
         chance = chance * (1 + changes.diurnal * np.sin(2 * np.pi * hour))
-    draws = np.random.default_rng([seed, 4, round_index]).random(len(fleet.row))
+    generator = streams.generator(seed, streams.AVAILABILITY, round_index)
+    draws = generator.random(len(fleet.row))
     return candidates[draws[candidates] < chance]

@@ -18,7 +18,7 @@ import numpy as np
 
 from fljax import bounds
 from fljax.devices import fleet
-from fljax.runtime import reading
+from fljax.runtime import reading, streams
 
 THIRDS = ("fast", "middle", "slow")
 
@@ -92,7 +92,7 @@ def lognormal(
       A fleet of N rows, fastest device first.
     """
     deviations = dataclasses.astuple(spread)
-    generator = np.random.default_rng([seed, 5])
+    generator = streams.generator(seed, streams.SPREAD)
     draws = np.exp(
         np.array(deviations)[:, None] * generator.standard_normal((3, num_clients))
     )

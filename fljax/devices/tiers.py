@@ -21,13 +21,9 @@ from typing import Any
 import numpy as np
 
 from fljax import types
-from fljax.runtime import host_random, reading
+from fljax.runtime import host_random, reading, streams
 
 Limit = float | tuple[float, float]  # a constant, or uniform in [low, high)
-
-# Folded into the round key before the client id. Client ids are int32, so tags from
-# 2**32 downward never meet the client keys, which are fold_in(round_key, id).
-BUDGET_TAG = 0xFFFF0001
 
 _KINDS = ("time", "upload", "memory")  # of limits, in the order of Budgets
 
@@ -136,35 +132,6 @@ def tier_of(num_clients: int, tiers: Sequence[Tier] = REFERENCE_TIERS) -> np.nda
     return np.repeat(index, np.diff(borders, prepend=0))
 
 
-def uniforms(
-    round_key: types.Key | host_random.Key, tag: int, ids: np.ndarray, draws: int
-) -> np.ndarray:
-    """Draw numbers that depend on nothing but the round, the use and the client.
-
-    Args:
-      round_key: key of the round, of `host_random` or of JAX.
-      tag: names the use; 0xFFFF0000 and up, out of the way of client ids.
-      ids: [K] client ids, in any order.
-      draws: numbers a client.
-
-    Returns:
-      [K, draws] float64, uniform in [0, 1) on a grid of 2**-23.
-    """
-    return host_random.uniform(_client_keys(round_key, tag, ids), draws)
-
-
-def normals(
-    round_key: types.Key | host_random.Key, tag: int, ids: np.ndarray
-) -> np.ndarray:
-    """Draw standard normal numbers [K] float64, keyed as those of `uniforms`."""
-    return host_random.normal(_client_keys(round_key, tag, ids))
-
-
-def _client_keys(round_key, tag: int, ids: np.ndarray) -> host_random.Key:
-    use_key = host_random.fold_in(host_random.words(round_key), tag)
-    return host_random.fold_in(use_key, ids)
-
-
 def draw_between(
     round_key: types.Key | host_random.Key, ids: np.ndarray, ranges: np.ndarray
 ) -> types.Budgets:
@@ -179,8 +146,8 @@ def draw_between(
       Budgets of [K] float64 arrays; a constant limit is returned to the last bit.
     """
     low, high = ranges[..., 0], ranges[..., 1]  # [K, 3]
-    values = low + (high - low) * uniforms(round_key, BUDGET_TAG, ids, len(_KINDS))
-    return types.Budgets(*values.T)
+    drawn = host_random.uniforms(round_key, streams.BUDGETS, ids, len(_KINDS))
+    return types.Budgets(*(low + (high - low) * drawn).T)
 
 
 def parse_tiers(text: str) -> tuple[Tier, ...]:

@@ -14,6 +14,7 @@ import numpy as np
 
 from fljax import types
 from fljax.data import partition
+from fljax.runtime import streams
 
 
 class Clients(NamedTuple):
@@ -78,7 +79,7 @@ def sample(
     Returns:
       [K] client numbers in drawing order.
     """
-    generator = np.random.default_rng([seed, 1, round_index])
+    generator = streams.generator(seed, streams.COHORT, round_index)
     return generator.choice(candidates, size, replace=False)
 
 

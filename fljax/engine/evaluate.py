@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 from fljax import types
 from fljax.engine import client
 from fljax.nn import layers, network
-from fljax.runtime import mesh
+from fljax.runtime import mesh, streams
 
 
 class Scores(NamedTuple):
@@ -75,7 +75,8 @@ def batches(
     Returns:
       The batches, on the host.
     """
-    order = np.random.default_rng([seed, 2]).permutation(size).astype(np.int32)
+    generator = streams.generator(seed, streams.EVALUATION_ORDER)
+    order = generator.permutation(size).astype(np.int32)
     number = -(-size // batch_size)
     number = -(-number // devices) * devices
     slots = np.arange(number * batch_size).reshape(number, batch_size)
@@ -229,7 +230,7 @@ def tiers_of_test(labels: np.ndarray, by_tier: np.ndarray, seed: int) -> np.ndar
       [examples, T] float32, 1 where the example is the tier's; zeros where no tier has
       training examples of its class.
     """
-    generator = np.random.default_rng([seed, 5])
+    generator = streams.generator(seed, streams.TEST_TIERS)
     tier = np.full(len(labels), len(by_tier))
     for kind in np.unique(labels):
         ends = np.cumsum(by_tier[:, kind])

@@ -25,11 +25,8 @@ from fljax.engine import client
 from fljax.engine import cohort as cohorts
 from fljax.engine import program as kinds
 from fljax.engine import sums as totals
-from fljax.runtime import mesh, programs
+from fljax.runtime import mesh, programs, streams
 from fljax.updates import server
-
-# Keys of a round by use, away from client ids (see devices.BUDGET_TAG).
-ROUNDING_TAG = 0xFFFF0003
 
 
 class Round(NamedTuple):
@@ -152,7 +149,7 @@ def _started(static: client.Static, begun: Round) -> client.Start:
     """Freezes the network that a round began with."""
     rounding = None
     if static.spec.rounding == "stochastic":
-        rounding = jax.random.fold_in(begun.key, ROUNDING_TAG)
+        rounding = jax.random.fold_in(begun.key, streams.ROUNDING)
     frozen = client.freeze(static, begun.blocks, rounding)
     return client.Start(begun.blocks, frozen, begun.data, begun.learning_rate)
 

@@ -10,9 +10,7 @@ from fljax import types
 from fljax.engine import client, federation
 from fljax.kernels import specs
 from fljax.nn import network
-from fljax.runtime import programs
-
-INITIAL_TAG = 0xFFFF0000  # no round has this number
+from fljax.runtime import programs, streams
 
 
 def _initial(key: types.Key, *, net: network.Network, spec: specs.Spec):
@@ -29,5 +27,5 @@ def jitted():
 
 def blocks(fed: federation.Federation) -> tuple[dict, ...]:
     """Draws and calibrates the network of a federation."""
-    key = jax.random.fold_in(jax.random.key(fed.seed), INITIAL_TAG)
+    key = jax.random.fold_in(jax.random.key(fed.seed), streams.INITIAL)
     return jitted()(key, net=fed.model.net, spec=fed.training.spec)

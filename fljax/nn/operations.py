@@ -128,8 +128,8 @@ def _after_backward(operation, spec, relu, residuals, g):
     else:
         dx = result.sums.astype(jnp.float32) * result.unit
     dx = dx.astype(x.value.dtype)
-    largest = None if x.largest is None else jnp.zeros_like(x.largest)
-    return signals.Ranged(dx, largest, x.nonnegative), None, None
+    unmoved = None if x.largest is None else jnp.zeros_like(x.largest)
+    return signals.Ranged(dx, unmoved, x.nonnegative), None, None
 
 
 after.defvjp(_after_forward, _after_backward)

@@ -16,6 +16,7 @@ import numpy as np
 
 from fljax import plans, types
 from fljax.plans import costs
+from fljax.runtime import streams
 
 
 class Catalogue(NamedTuple):
@@ -77,7 +78,7 @@ def make(
     """
     listed, full = list(table.listed()), plans.full(table.num_blocks)
     shares = np.minimum([table.time, table.memory], 1.0)
-    generator = np.random.default_rng([seed, 6])
+    generator = streams.generator(seed, streams.TABLE_ERROR)
     true = shares * np.exp(error * generator.standard_normal((2, len(listed))))
     if full not in listed:
         listed.append(full)

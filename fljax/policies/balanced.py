@@ -23,11 +23,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fljax import devices, plans, types
+from fljax import plans, types
 from fljax.plans import costs, typical
 from fljax.policies import base
-
-MIXTURE_TAG = 0xFFFF0010  # see devices.BUDGET_TAG
+from fljax.runtime import host_random, streams
 
 # At 16, MobileNetV2 under the paper's tiers gains in the least participation, the
 # spread and the mean; less leaves the middle blocks far ahead, more costs mean.
@@ -81,7 +80,7 @@ def balanced(
     last_below = np.cumsum(mixture.weights)[:-1]
 
     def choose(round_key, ids, options):
-        draws = devices.uniforms(round_key, MIXTURE_TAG, ids, 2)
+        draws = host_random.uniforms(round_key, streams.MIXTURE, ids, 2)
         iteration = np.searchsorted(last_below, draws[:, 0], side="right")
         answers = _best(options, mixture.scores[iteration])
         return base.pick(answers, draws[:, 1])

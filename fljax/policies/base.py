@@ -17,9 +17,7 @@ from fljax.plans import costs
 from fljax.runtime import host_random
 
 State = Any  # what a policy carries from round to round; () if nothing
-RoundKey = types.Key | host_random.Key  # what `devices.uniforms` draws from
-
-CHOICE_TAG = 0xFFFF0002  # see devices.BUDGET_TAG
+RoundKey = types.Key | host_random.Key  # what `host_random.uniforms` takes
 
 
 class Observation(NamedTuple):

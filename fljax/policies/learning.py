@@ -9,11 +9,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fljax import devices, plans
+from fljax import plans
 from fljax.plans import costs
 from fljax.policies import base
-
-EXPLORE_TAG = 0xFFFF0011  # see devices.BUDGET_TAG
+from fljax.runtime import host_random, streams
 
 WINDOW_RATE = 0.1  # of the windows' corrections in `online`
 AGREEMENT = 10.0  # clients of a round that move a window's correction half as far
@@ -93,7 +92,7 @@ def online(
         limits = np.stack([budgets.time, budgets.memory])[..., None]
         learned = (needs / limits).max(axis=0) / (1 + ROUNDING)
         sent = np.minimum(table.upload, 1.0) / budgets.upload[:, None]
-        draws = devices.uniforms(round_key, EXPLORE_TAG, ids, 2)
+        draws = host_random.uniforms(round_key, streams.EXPLORE, ids, 2)
         bold = np.where(draws[:, :1] < explore, margin, 1.0)
         fits = (learned <= bold) & (sent <= 1)
         rows = np.where(
@@ -221,7 +220,7 @@ def adaptive_bits(
 
     def assign(state, round_key, ids, budgets):
         options = base.maximal(table, ids, budgets)
-        draw = devices.uniforms(round_key, base.CHOICE_TAG, ids, 1)[:, 0]
+        draw = host_random.uniforms(round_key, streams.CHOICE, ids, 1)[:, 0]
         rows = base.pick(options, draw)
         limits = np.stack([budgets.time, budgets.memory])
         load = (needs[:, 0, rows] / limits).max(axis=0)  # [K]

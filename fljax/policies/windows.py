@@ -8,12 +8,14 @@ otherwise; `balanced_policy` and `learning_policies` hold those that solve or le
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Literal
 
 import numpy as np
 
-from fljax import devices, plans, types
+from fljax import plans, types
 from fljax.plans import costs
 from fljax.policies import balanced, base, learning
+from fljax.runtime import host_random, streams
 
 Observation = base.Observation
 Policy = base.Policy
@@ -37,36 +39,34 @@ def random_maximal(table: costs.CostTable, bits: int = plans.DEFAULT_BITS) -> Po
     """
 
     def choose(round_key, ids, options):
-        draw = devices.uniforms(round_key, base.CHOICE_TAG, ids, 1)[:, 0]
+        draw = host_random.uniforms(round_key, streams.CHOICE, ids, 1)[:, 0]
         return base.pick(options, draw)
 
     return base.from_rows(table, bits, choose)
 
 
-def largest(table: costs.CostTable, bits: int = plans.DEFAULT_BITS) -> Policy:
-    """Choose the feasible window that uploads the most: no randomness, less variety.
+def largest(
+    table: costs.CostTable,
+    bits: int = plans.DEFAULT_BITS,
+    by: Literal["upload", "time"] = "upload",
+) -> Policy:
+    """Choose the feasible window of the greatest cost: no randomness, less variety.
 
     Args:
       table: costs of the windows that may be chosen.
       bits: width of the codes in the frozen blocks.
+      by: which cost: who can send more, or work more, does. Ties go to the first row.
 
     Returns:
       The policy; `assign` raises ValueError if nothing fits a client.
     """
-    return _greatest(table, bits, table.upload)
+    sizes = getattr(table, by)
 
+    def choose(round_key, ids, options):
+        del round_key, ids  # the same window in every round
+        return np.argmax(np.where(options, sizes, 0.0), axis=1)
 
-def largest_compute(table: costs.CostTable, bits: int = plans.DEFAULT_BITS) -> Policy:
-    """Choose the feasible window that takes the most time: who can work more, does.
-
-    Args:
-      table: costs of the windows that may be chosen.
-      bits: width of the codes in the frozen blocks.
-
-    Returns:
-      The policy; `assign` raises ValueError if nothing fits a client.
-    """
-    return _greatest(table, bits, table.time)
+    return base.from_rows(table, bits, choose)
 
 
 def uniform(
@@ -127,8 +127,8 @@ def from_function(
 
     Args:
       assign: (round_key, ids [K], budgets of [K]) -> K plans. A run is reproducible if
-        a client's plan depends on these alone; `devices.uniforms` draws by round and
-        client.
+        a client's plan depends on these alone; `host_random.uniforms` draws by round
+        and client.
 
     Returns:
       The policy; `assign` raises ValueError unless it gets one plan a client.
@@ -154,7 +154,7 @@ BY_NAME: dict[str, Callable[[Setting], Policy]] = {
     "random_maximal": lambda given: random_maximal(given.table, given.bits),
     "uniform": lambda given: uniform(given.table, given.lowest, given.bits),
     "largest": lambda given: largest(given.table, given.bits),
-    "largest_compute": lambda given: largest_compute(given.table, given.bits),
+    "largest_compute": lambda given: largest(given.table, given.bits, by="time"),
     "balanced": lambda given: balanced.balanced(given.table, given.typical, given.bits),
     "round_robin": lambda given: learning.round_robin(
         given.table, given.num_clients, given.bits
@@ -162,13 +162,3 @@ BY_NAME: dict[str, Callable[[Setting], Policy]] = {
     "online": lambda given: learning.online(given.table, given.num_clients, given.bits),
     "adaptive_bits": lambda given: learning.adaptive_bits(given.table, given.bits),
 }
-
-
-def _greatest(table: costs.CostTable, bits: int, sizes: np.ndarray) -> Policy:
-    """Choose the feasible window of the greatest size [P]; ties go to the first row."""
-
-    def choose(round_key, ids, options):
-        del round_key, ids  # the same window in every round
-        return np.argmax(np.where(options, sizes, 0.0), axis=1)
-
-    return base.from_rows(table, bits, choose)

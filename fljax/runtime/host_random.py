@@ -64,3 +64,30 @@ def uniform(keys: Key, draws: int) -> np.ndarray:
 def normal(keys: Key) -> np.ndarray:
     """Draws a standard normal number for each of [K, 2] keys; [K] float64."""
     return special.ndtri(uniform(keys, 1)[:, 0] + 2.0**-24)
+
+
+def uniforms(
+    round_key: Key | jax.Array, tag: int, ids: np.ndarray, draws: int
+) -> np.ndarray:
+    """Draw numbers that depend on nothing but the round, the use and the client.
+
+    Args:
+      round_key: key of the round, of this module or of JAX.
+      tag: names the use, see `streams`.
+      ids: [K] client ids, in any order.
+      draws: numbers a client.
+
+    Returns:
+      [K, draws] float64, uniform in [0, 1) on a grid of 2**-23.
+    """
+    return uniform(_client_keys(round_key, tag, ids), draws)
+
+
+def normals(round_key: Key | jax.Array, tag: int, ids: np.ndarray) -> np.ndarray:
+    """Draw standard normal numbers [K] float64, keyed as those of `uniforms`."""
+    return normal(_client_keys(round_key, tag, ids))
+
+
+def _client_keys(round_key: Key | jax.Array, tag: int, ids: np.ndarray) -> Key:
+    use_key = fold_in(words(round_key), tag)
+    return fold_in(use_key, ids)

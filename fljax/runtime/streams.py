@@ -1,0 +1,51 @@
+"""The register of random streams: what is drawn, and from which numbers.
+
+Every draw of a run depends on its seed and on what it is for, never on what was drawn
+before. There are four kinds of streams:
+
+- of a round: `fold_in(round key, tag)`, then a client's number. The key of a round is
+  `fold_in(key(seed), round)`; a client trains with `fold_in(round key, number)`. Both
+  numbers are int32, so tags from 2**32 downward never meet them.
+- of the seed: `fold_in(key(seed), INITIAL)`; no round has that number.
+- on the host: `generator(seed, number, ...)`. Three of these numbers stand for two
+  streams that have nothing to do with each other; another number would change results.
+- partitions of a training set, `numpy.random.default_rng(seed)`: the seed alone.
+
+Within a client (`engine.client.train`) its key is split in two: of the order of
+examples, folded with the epoch and the slot, and of noise, folded with the step. A key
+of a step is folded with the index of a block; to augment, with the number of blocks.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+# Folded into the key of the seed.
+INITIAL = 0xFFFF0000  # weights and calibration of the network before the first round
+
+# Folded into the key of a round.
+BUDGETS = 0xFFFF0001  # what a device may spend
+CHOICE = 0xFFFF0002  # which of its windows a client gets
+ROUNDING = 0xFFFF0003  # stochastic rounding of frozen weights
+MIXTURE = 0xFFFF0010  # policy `balanced`: which part of the mixture
+EXPLORE = 0xFFFF0011  # policy `online`: who tries what
+DRIFT = 0xFFFF0020  # speed of a device; of the round of a knot
+BANDWIDTH = 0xFFFF0021  # of a device in a round
+FAULT = 0xFFFF0023  # what goes wrong with a client
+
+# Numbers of `generator`, with what follows them.
+COHORT = 1  # , round: who takes part
+EVALUATION_ORDER = 2  # examples over batches
+TYPICAL = 3  # clients whose budgets policies plan with
+TEST_SHARE = 3  # training and test examples split anew
+AVAILABILITY = 4  # , round: which devices are there
+USER_SHARE = 4  # , CRC-32 of the user's name: examples of a LEAF user held out
+SPREAD = 5  # of a fleet drawn by `spread`
+TEST_TIERS = 5  # test examples dealt out to tiers
+TABLE_ERROR = 6  # true costs against those of the table
+TIME_ZONES = 0xFFFF0022  # of devices that come and go with the hour
+
+
+def generator(seed: int, stream: int, *more: int) -> np.random.Generator:
+    """Makes the numpy generator of a stream: the same for the same numbers."""
+    return np.random.default_rng([seed, stream, *more])
