@@ -90,7 +90,7 @@ def test_totals_are_the_sum_over_clients_of_different_plans(problem):
     sums, ids = None, np.array(sorted(ASSIGNED))
     for plan, places in cohort.group_by([ASSIGNED[i] for i in ids], ids):
         sums = run(problem, plan, ids[places], cohort_ids=ids, sums=sums)
-    added, losses, failed, norms = totals.total(sums)
+    added, losses, failed, l2 = totals.total(sums)
     deltas = [jax.tree.map(np.zeros_like, block) for block in problem.blocks]
     weights = np.zeros(5)
     for place, number in enumerate(ids):
@@ -100,7 +100,7 @@ def test_totals_are_the_sum_over_clients_of_different_plans(problem):
         np.testing.assert_allclose(losses[place], result.loss, rtol=1e-5)
         for i in range(plan.first, plan.last + 1):
             length = np.linalg.norm(trees.ravel(result.delta[i]["params"]))
-            np.testing.assert_allclose(norms[place, 0, i], length, rtol=1e-4)
+            np.testing.assert_allclose(l2[place, 0, i], length, rtol=1e-4)
             deltas[i] = jax.tree.map(
                 lambda sum_, d, w=weight: sum_ + w * d, deltas[i], result.delta[i]
             )
@@ -206,7 +206,7 @@ def test_a_client_that_is_not_finite_is_named_by_its_place(problem, width):
 @pytest.mark.parametrize("width", [1, 2])
 def test_an_update_beyond_the_limits_of_its_window_is_refused(problem, width):
     free = totals.total(run(problem, LATE, [0, 1, 4], width=width))
-    lengths = np.sqrt(np.sum(np.square(free.norms[:, 0]), axis=1))
+    lengths = np.sqrt(np.sum(np.square(free.l2[:, 0]), axis=1))
     assert np.count_nonzero(lengths) == 3
     longest = int(np.argmax(lengths))
     # Half of the allowed square lies in each of the window's blocks; those of blocks
@@ -221,11 +221,11 @@ def test_an_update_beyond_the_limits_of_its_window_is_refused(problem, width):
     theirs = totals.total(run(problem, LATE, others))
     conftest.assert_close(sums.totals, theirs.totals, 1e-5)
     # What was refused is measured all the same.
-    np.testing.assert_allclose(sums.norms[longest], free.norms[longest], 1e-5)
+    np.testing.assert_allclose(sums.l2[longest], free.l2[longest], 1e-5)
 
 
 def test_statistics_beyond_their_limits_are_refused_too(problem):
-    free = np.asarray(totals.total(run(problem, LATE, [0, 1, 4])).norms)
+    free = np.asarray(totals.total(run(problem, LATE, [0, 1, 4])).l2)
     lengths = np.sqrt(np.sum(np.square(free[:, 1]), axis=1))
     longest = int(np.argmax(lengths))
     bound = np.sort(lengths)[-2:].mean() ** 2

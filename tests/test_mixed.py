@@ -101,7 +101,7 @@ def test_blocks_outside_a_window_get_exactly_nothing(problem):
     bounds = np.cumsum([0, *sizes])
     moved = [bool(np.any(deltas[a:b])) for a, b in itertools.pairwise(bounds)]
     assert moved == [False, False, True, False, False]
-    assert (np.asarray(ours.norms) > 0).tolist() == [[moved, moved]] * 2
+    assert (np.asarray(ours.l2) > 0).tolist() == [[moved, moved]] * 2
     weight = float(problem.shards.counts[:2].sum())
     assert np.asarray(ours.totals.weights).tolist() == [0, 0, weight, 0, 0]
 
@@ -110,7 +110,7 @@ def test_a_client_that_is_not_finite_or_too_far_is_left_out(problem, by_window):
     spoilt = run_mixed(problem, ASSIGNED, 2, spoilt=[1])
     assert np.asarray(spoilt.failed).tolist() == [0, totals.NOT_FINITE, 0, 0]
     # The limit of a window is of its own blocks: block 0 is in that of client 3 alone.
-    lengths = np.square(np.asarray(by_window.norms))
+    lengths = np.square(np.asarray(by_window.l2))
     limits = lengths.max(0) * 4
     limits[0] = np.where(np.arange(5) == 2, lengths[1, 0, 2] / 2, np.inf)
     far = run_mixed(problem, ASSIGNED, 2, limits=limits)

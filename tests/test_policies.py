@@ -15,7 +15,7 @@ from fljax.runs import checkpoints
 from tests import conftest
 
 TABLES = pathlib.Path(__file__).resolve().parents[2] / "shared/reference/tables"
-# E[r_b] of MobileNet's blocks under the reference's tiers (facts sheet, section 3).
+# E[r_b] of MobileNet's blocks under the reference's tiers (CoCoFL's reference code).
 PARTICIPATION = (
     *(0.40, 0.33, 0.33, 0.33, 0.40, 0.47, 0.47, 0.53, 0.54, 0.60),
     *(0.61, 0.65, 0.56, 0.59, 0.61, 0.65, 0.67, 0.59, 0.47, 0.46),
@@ -274,7 +274,7 @@ def test_reference_tiers_fit_the_published_table():
     policies.check_feasible(published(), fleet.of_tiers(100))
 
 
-def test_participation_is_that_of_the_facts_sheet():
+def test_participation_is_that_of_the_reference():
     table = published()
     num_clients = 20_000
     ids = np.arange(num_clients)

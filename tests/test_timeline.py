@@ -337,14 +337,14 @@ def test_without_a_bound_only_what_is_not_finite_is_refused(fed):
 
 
 def test_usual_lengths_by_hand():
-    norms = jnp.array([[1.0, 0.0, 4.0], [3.0, 0.0, 0.0], [8.0, 0.0, 6.0]])
+    l2 = jnp.array([[1.0, 0.0, 4.0], [3.0, 0.0, 0.0], [8.0, 0.0, 6.0]])
     before = jnp.array([0.0, 7.0, 3.0])
     np.testing.assert_allclose(
-        norm_bound._usual_part(before, norms, (9, 16, 9)), [3, 7, 4]
+        norm_bound._usual_part(before, l2, (9, 16, 9)), [3, 7, 4]
     )
     # What was usual grows by a half at most.
     np.testing.assert_allclose(
-        norm_bound._usual_part(jnp.array([1.0, 7.0, 3.0]), norms, (9, 16, 9)),
+        norm_bound._usual_part(jnp.array([1.0, 7.0, 3.0]), l2, (9, 16, 9)),
         [1.5, 7, 4],
     )
     # 3 a block of 9 values is 1 a value; the unknown block has 16 values.
@@ -365,13 +365,13 @@ def test_who_is_far_off_does_not_teach_what_is_usual():
     # which a median of two would take half of. A block that it alone trained stays
     # unknown.
     far, nothing = 1e6, jnp.zeros(3)
-    norms = jnp.array([[3.0, 4.0, 0], [3.0, 0, 0], [0, 4.0 * far, far], [0, 0, 0]])
-    usual = norm_bound._usual_part(nothing, norms, (9, 16, 1))
+    l2 = jnp.array([[3.0, 4.0, 0], [3.0, 0, 0], [0, 4.0 * far, far], [0, 0, 0]])
+    usual = norm_bound._usual_part(nothing, l2, (9, 16, 1))
     np.testing.assert_allclose(usual, [3, 4, 0])
     # Of two clients the shorter is believed.
-    usual = norm_bound._usual_part(nothing, norms[1:3], (9, 16, 1))
+    usual = norm_bound._usual_part(nothing, l2[1:3], (9, 16, 1))
     np.testing.assert_allclose(usual, [3, 0, 0])
-    usual = norm_bound._usual_part(nothing, norms[3:], (9, 16, 1))
+    usual = norm_bound._usual_part(nothing, l2[3:], (9, 16, 1))
     np.testing.assert_array_equal(usual, 0)
 
 

@@ -59,7 +59,7 @@ class _Averaging:
         rounds, measured = self.rounds, int(state.measured)
         before = rounds.everywhere(state.server)
         networks = (before.blocks, *rounds.everywhere(state.history))
-        bounds = rounds.bounds(networks, assignment, state.norms, measured)
+        bounds = rounds.bounds(networks, assignment, state.l2, measured)
         sums = rounds.train(networks, assignment, bounds.limits)
         rate = np.float32(self.fed.rules.server_learning_rate) * state.caution.server
         new, losses, failed, finite, usual = rounds.step(before, sums, bounds, rate)
@@ -71,7 +71,7 @@ class _Averaging:
             policy=self.planned.observe(state.policy, assignment, heard),
             timeline=assignment.outcome.timeline,
             history=networks[: self._kept],
-            norms=bounds.norms if bounds.waiting else usual,
+            l2=bounds.l2 if bounds.waiting else usual,
             measured=np.array(bounds.measured, np.int32),
         ), report
 

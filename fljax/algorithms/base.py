@@ -34,7 +34,7 @@ class State(NamedTuple):
       timeline: of the virtual clock.
       history: global networks of the rounds before, the newest first, for those who
         are still at work on one; empty if updates never arrive late.
-      norms: [2, n] usual length of an update of each block, in its parameters and in
+      l2: [2, n] usual L2 norm of an update of each block, in its parameters and in
         its statistics and ranges; 0: not known yet.
       measured: [] int32, updates that have been measured for them; counted up to
         where they are enough.
@@ -45,7 +45,7 @@ class State(NamedTuple):
     policy: Any
     timeline: arrivals.Timeline
     history: tuple[tuple[dict, ...], ...]
-    norms: types.ArrayLike
+    l2: types.ArrayLike
     measured: np.ndarray
     caution: Caution
 

@@ -1,4 +1,4 @@
-"""Whose updates a server step waits for: rounds and buffers on the virtual clock.
+"""Stragglers and asynchrony: whose updates a server step waits for, and who is late.
 
 A synchronous round ends with its slowest client, at a deadline, or when enough of an
 over-selected cohort have arrived (Bonawitz et al., MLSys 2019); late updates are
@@ -35,11 +35,12 @@ class Work(NamedTuple):
       seconds: [.., 3] float64, download, training, upload.
       finish: float64, when they will be ready (or notice that they will not).
       faults: int8 of failures.Fault.
-      budgets: [.., 3] float64, what the server allowed them, though it be less than any
-        window needs.
-      loads: [.., 2] float64, time and memory that the plan really takes of them, as
-        shares of what is allowed; above 1: too much. Time is that of training or, if
-        it is more, with what is sent as a share of the deadline; without faults.
+      budgets: [.., 3] float64, time, upload and memory that the server allowed them;
+        may be less than any window needs.
+      loads: [.., 2] float64, what the plan really takes over what is allowed, for time
+        and memory; above 1: too much. Of time it is the greater of two ratios: training
+        over the time budget, and download, training and upload over the deadline.
+        Faults do not count.
     """
 
     ids: np.ndarray

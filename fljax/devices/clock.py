@@ -46,7 +46,9 @@ class Clock:
     )
     deadline: float = bounds.field(
         0.0,
-        "Of a round, in rounds of a device of 1.0 with the mean of the data; 0: none.",
+        "After which a round ends, as a multiple of the time in which the reference "
+        "device with the mean number of examples downloads, trains and uploads all; "
+        "0: never.",
         off=True,
         least=1e-6,
         most=1e6,
@@ -96,8 +98,8 @@ class Clock:
         return bool(self.buffer) or self.late == "carry"
 
 
-# What a device of 1.0 multiplies and adds in a second where nobody says: between the
-# two machines of the paper's tables (30e9 and 9e9 operations on MobileNetV2, ResNet18).
+# What the reference device multiplies and adds in a second where nobody says: between
+# the two machines of the paper's tables (30e9 and 9e9 on MobileNetV2, ResNet18).
 OPERATIONS_PER_SECOND = 20e9
 
 

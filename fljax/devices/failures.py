@@ -55,7 +55,7 @@ class Rates:
     )
     huge: float = bounds.field(0.0, "It arrives a million times too large.", most=1)
     delay: float = bounds.field(
-        1.0, "Mean of a delay, in times of a whole round of a device of 1.0.", most=1e6
+        1.0, "Mean of a delay, in full rounds of the reference device.", most=1e6
     )
 
     def __post_init__(self):

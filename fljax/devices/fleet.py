@@ -1,9 +1,9 @@
 """The fleet: what every device can do, how that changes, and what the server knows.
 
-A profile says what a device can do relative to one that trains, sends and holds the
-whole network within a round's limits (1.0); a round's budgets are what the server
-believes of the cohort's profiles. Everything is drawn from (seed, round, client)
-alone, so a round can be drawn again at any time, in any order.
+A profile says what a device can do relative to the reference device (1.0), which can
+just train, send and hold the whole network within a round; a round's budgets are what
+the server believes of the cohort's profiles. Everything is drawn from (seed, round,
+client) alone, so a round can be drawn again at any time, in any order.
 
 Legend: R rows of profiles, N clients, K of a cohort.
 """
@@ -42,7 +42,7 @@ class DeviceProfile(NamedTuple):
 
 
 class Reference(NamedTuple):
-    """What the relative figure 1.0 stands for; None: not known.
+    """What the reference device can do, for which 1.0 stands; None: not known.
 
     Attributes:
       step_seconds: a training step of the full network.
@@ -79,7 +79,7 @@ class Changes:
         0.0, "Share of the availability that comes and goes with the day.", most=1
     )
     day_rounds: float = bounds.field(
-        100.0, "A day, in whole rounds of a device of 1.0 on the clock.", least=2
+        100.0, "A day, in full rounds of the reference device.", least=2
     )
     refresh: int = bounds.field(
         1, "Server steps between two looks at the devices.", least=1
@@ -245,7 +245,7 @@ def available(
       fleet: the devices.
       seed: of the experiment.
       round_index: of the round.
-      moment: time on the clock, in whole rounds of a device of 1.0.
+      moment: time on the clock, in full rounds of the reference device.
       candidates: client numbers that may take part.
 
     Returns:

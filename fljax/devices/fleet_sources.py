@@ -80,8 +80,8 @@ def lognormal(
 ) -> fleet.Fleet:
     """Draws a fleet whose speeds, bandwidths and memories are lognormal.
 
-    The fleet's strongest device of each kind is 1.0. Upload and download of a device
-    go together; speed, bandwidth and memory are drawn independently.
+    The fleet's best speed, bandwidth and memory are 1.0. Upload and download of a
+    device go together; speed, bandwidth and memory are drawn independently.
 
     Args:
       num_clients: N.

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from fljax import types
+from fljax import bounds, types
 from fljax.runtime import host_random, reading, streams
 
 Limit = float | tuple[float, float]  # a constant, or uniform in [low, high)
@@ -199,7 +199,7 @@ def _parse_limit(text: str, item: str) -> Limit:
 
 def _parse_number(text: str, item: str) -> float:
     try:
-        return float(text)
+        return bounds.read(float, text)
     except ValueError:
         raise ValueError(
             f"expected a number or low-high in tier {item!r}, got {text!r}"

@@ -1,4 +1,4 @@
-"""Running a function or not, decided at run time, at the cost of what is run.
+"""Differentiable branches: a conditional whose gradient costs what the branch costs.
 
 JAX's gradient of `lax.cond` hands what the backward pass reads over as results of the
 branches, and the branch that does not compute them fills them with zeros: for a network
@@ -77,7 +77,8 @@ class Differentiable:
         read = _read(
             lambda leaves, g: jax.tree.unflatten(tree, leaves)(g), leaves, result
         )
-        # Of an operand its place, of what else is read True, of the rest its shape.
+        # How `backward` comes by each leaf. An int: it is this one of the operands;
+        # True: the next of `kept`; a shape: nothing reads it, zeros will do.
         packing = [
             given.get(id(x), True if used else jax.typeof(x))
             for x, used in zip(leaves, read, strict=True)

@@ -1,4 +1,4 @@
-"""A group of clients with the same program: one call trains them and adds them up.
+"""A group: the clients of one compiled program, trained and summed by one call.
 
 The ONE place that batches clients. A call freezes blocks once, then every device loops
 over its chunks of W clients, vectorised over the chunk, and adds up what they send. The
@@ -37,9 +37,9 @@ class Round(NamedTuple):
       data: training data.
       key: of the round; a client's is fold_in(key, number).
       learning_rate: of the clients, [].
-      limits: [2, n] squared length that a client may change a block's parameters by,
-        and its statistics and ranges; an update either of whose squared lengths is
-        above the sum over its window is refused.
+      limits: [2, n] squared L2 norms that a client may change a block's parameters, and
+        its statistics and ranges, by. An update is refused if one of its two squared
+        norms is above the sum of the limits over the blocks of its window.
     """
 
     blocks: tuple[dict, ...]
@@ -56,7 +56,7 @@ class _Carry(NamedTuple):
       deltas: [P] of the program's blocks, as `server.Totals`.
       by_block: [b] weights of those who trained each block.
       weight: [] of all whose update was taken.
-      losses: [K], as of `sums.Sums`; so are `failed` and `norms`.
+      losses: [K], as of `sums.Sums`; so are `failed` and `l2`.
       places: for the next client, where they run one after the other.
     """
 
@@ -65,7 +65,7 @@ class _Carry(NamedTuple):
     weight: types.Array
     losses: types.Array
     failed: types.Array
-    norms: types.Array
+    l2: types.Array
     places: tuple | None
 
 
@@ -77,17 +77,17 @@ class _Sent(NamedTuple):
       weights: [W], 0 of those who are refused.
       trained: [W, b] bool.
       verdict: [W] 0: taken.
-      lengths: [W, 2, b], 0 of those who teach nothing of what is usual.
+      l2: L2 norms [W, 2, b], 0 of those who teach nothing of what is usual.
     """
 
     vectors: types.Array
     weights: types.Array
     trained: types.Array
     verdict: types.Array
-    lengths: types.Array
+    l2: types.Array
 
 
-def _norms(delta: tuple) -> types.Array:
+def _l2(delta: tuple) -> types.Array:
     """Measures how far parameters, and all else of each block, went: [W, 2, blocks]."""
     width = jax.tree.leaves(delta)[0].shape[0]
 
@@ -131,18 +131,18 @@ def _received(
     """Takes what a chunk's clients send, and refuses what is no use."""
     factor = chunk.tampering[:, None]
     sent = jax.vmap(trees.ravel)(result.delta[span]) * factor
-    lengths = _norms(result.delta[span]) * factor[:, None]
+    l2 = _l2(result.delta[span]) * factor[:, None]
     finite = jnp.all(jnp.isfinite(sent), axis=1) & jnp.isfinite(result.loss)
     limit = jnp.sum(jnp.where(trained[:, None], limits[:, span], 0.0), axis=2)
-    small = jnp.all(jnp.sum(jnp.square(lengths), axis=2) <= limit, axis=1)
+    small = jnp.all(jnp.sum(jnp.square(l2), axis=2) <= limit, axis=1)
     verdict = jnp.where(
         finite, jnp.where(small, 0.0, totals.TOO_LARGE), totals.NOT_FINITE
     )
     verdict = jnp.where(chunk.weights != 0, verdict, 0.0)  # or padding
     weights = jnp.where(verdict == 0, chunk.weights, 0.0)
     teaches = finite & (chunk.weights != 0)  # refused or not
-    lengths = jnp.where(teaches[:, None, None], lengths, 0.0)
-    return _Sent(sent, weights, trained, verdict, lengths)
+    l2 = jnp.where(teaches[:, None, None], l2, 0.0)
+    return _Sent(sent, weights, trained, verdict, l2)
 
 
 def _started(static: client.Static, begun: Round) -> client.Start:
@@ -190,7 +190,7 @@ def _run_on_device(
             carry.weight + jnp.sum(sent.weights),
             carry.losses.at[positions].set(result.loss, mode="drop"),
             carry.failed.at[positions].set(sent.verdict, mode="drop"),
-            carry.norms.at[positions, :, span].set(sent.lengths, mode="drop"),
+            carry.l2.at[positions, :, span].set(sent.l2, mode="drop"),
             places,
         )
 
@@ -204,7 +204,7 @@ def _run_on_device(
             lax.slice_in_dim(before.deltas, first, first + size),
             jnp.zeros(span.stop - span.start),
             jnp.zeros(()),
-            *(sums.losses, sums.failed, sums.norms),
+            *(sums.losses, sums.failed, sums.l2),
             client.places(static, begun.blocks, start.frozen) if width == 1 else None,
         ),
     )
@@ -213,7 +213,7 @@ def _run_on_device(
         before.weights.at[span].add(done.by_block),
         before.cohort + done.weight,
     )
-    result = totals.Sums(new, done.losses, done.failed, done.norms)
+    result = totals.Sums(new, done.losses, done.failed, done.l2)
     return jax.tree.map(lambda x: x[None], result)
 
 

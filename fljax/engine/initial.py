@@ -1,4 +1,4 @@
-"""The network before the first round: the same for all algorithms of a seed."""
+"""Initialization of the global network: the same for all algorithms of a seed."""
 
 from __future__ import annotations
 

@@ -100,15 +100,19 @@ def inside(window: tuple[types.Array, types.Array], num_blocks: int) -> types.Ar
 
 
 class Place(NamedTuple):
-    """Where a block of a client that runs alone leaves its results, see `branches`.
+    """Buffers of a block, written by whichever role it runs in: see `branches`.
+
+    Of a client that runs alone. For a convolution of 8 channels on a batch of 4, codes
+    are int8 and value is float32 [4, H, W, 8], though a step writes one of the two.
 
     Attributes:
-      codes: what it gives where it is frozen before the window.
-      value: floats, what it gives else.
-      largest: [], of the value if it is frozen after the window; None: not told.
-      trained: what its gradient needs where it is trained.
-      after: what its gradient needs where it is frozen after the window.
-      cotangent: of what it reads; empty for the first block, which reads data.
+      codes: its output when it is frozen before the window.
+      value: its output in floats when it is trained, or frozen after the window.
+      largest: [], observed max|value| if it is frozen after the window; None: unknown.
+      trained: residuals of its backward pass when it is trained.
+      after: residuals of its backward pass when it is frozen after the window.
+      cotangent: gradient of the loss for its input; empty for the first block, which
+        reads data.
     """
 
     codes: signals.Signal
@@ -120,14 +124,14 @@ class Place(NamedTuple):
 
 
 class _Passed(NamedTuple):
-    """What a block hands to the next, in whichever role it ran.
+    """The output of a block in both forms, of which the next block reads one.
 
     Attributes:
-      codes: what a frozen block before the window gives.
-      value: floats, what the others give; of the last block before the window its
-        codes' values.
-      largest: of a frozen block after the window: the range of the value, [], or None
-        where such a block tells none.
+      codes: quantised output; meaningful before the window.
+      value: output in floats; meaningful in and after the window, and of the last block
+        before it, where it is the dequantised codes.
+      largest: [], observed max|value|; meaningful after the window. None where such a
+        block does not observe it.
     """
 
     codes: signals.Signal

@@ -1,4 +1,4 @@
-"""Trains those who arrive in a round, each from the network that it began with.
+"""A round of training: local updates of those who arrive, then the server step.
 
 Their groups by age and program run one after the other, and add up what they send.
 
@@ -42,17 +42,17 @@ class _Members(NamedTuple):
 
 
 class Bounds(NamedTuple):
-    """How long updates of a round may be, see `norm_bound`.
+    """What L2 norms updates of a round may have, see `norm_bound`.
 
     Attributes:
       limits: [2, n], as of `group.Round`.
-      norms: [2, n] usual lengths; 0: not known yet.
+      l2: [2, n] usual L2 norms; 0: not known yet.
       measured: updates that these were learned from, as far as that is counted.
       waiting: whether nothing is taken because too few have been measured.
     """
 
     limits: types.Array
-    norms: types.Array
+    l2: types.Array
     measured: int
     waiting: bool
 
@@ -198,12 +198,12 @@ class Rounds:
 
         Returns:
           The server's new state; losses and verdicts [K]; whether the new network is
-          finite; usual lengths of updates [2, n].
+          finite; usual L2 norms of updates [2, n].
         """
         new, losses, failed, finite, usual = server_step(
             state,
             sums,
-            bounds.norms,
+            bounds.l2,
             self.everywhere(rate),
             sizes=self.sizes if self.fed.rules.norm_bound else (),
             devices=self.fed.layout.devices,
@@ -217,7 +217,7 @@ class Rounds:
         self,
         networks: Networks,
         assignment: schedule.Assignment,
-        norms: types.ArrayLike,
+        l2: types.ArrayLike,
         measured: int,
     ) -> Bounds:
         """Says how long updates may be.
@@ -225,40 +225,40 @@ class Rounds:
         Args:
           networks: as of `train`.
           assignment: of the round.
-          norms: [2, n] usual lengths so far.
+          l2: [2, n] usual L2 norms so far.
           measured: updates that these were learned from.
 
         Returns:
           The bounds; where too few updates have been measured, everybody of this round
           is, before anybody is taken.
         """
-        bound, norms = self.fed.rules.norm_bound, self.everywhere(norms)
+        bound, l2 = self.fed.rules.norm_bound, self.everywhere(l2)
         if not bound:
-            return Bounds(self.unlimited, norms, measured, False)
+            return Bounds(self.unlimited, l2, measured, False)
         if measured < norm_bound.FEWEST and len(assignment.ids):
             tried = self.train(networks, assignment, self.unlimited)
-            norms, number = norm_bound.first(
-                norms, tried.norms, sizes=self.sizes, devices=self.fed.layout.devices
+            l2, number = norm_bound.first(
+                l2, tried.l2, sizes=self.sizes, devices=self.fed.layout.devices
             )
             measured = min(measured + int(number), norm_bound.FEWEST)
         if measured < norm_bound.FEWEST:
             nothing = self.everywhere(np.zeros_like(self.unlimited))
-            return Bounds(nothing, norms, measured, True)
-        known = norm_bound.limits(norms, bound=bound, sizes=self.sizes)
-        return Bounds(self.everywhere(known), norms, measured, False)
+            return Bounds(nothing, l2, measured, True)
+        known = norm_bound.limits(l2, bound=bound, sizes=self.sizes)
+        return Bounds(self.everywhere(known), l2, measured, False)
 
 
 @functools.partial(jax.jit, static_argnames=("sizes", "devices"))
-def server_step(state, sums, norms, rate, *, sizes, devices):
+def server_step(state, sums, l2, rate, *, sizes, devices):
     """Adds up the devices' sums and ends the round; every device gets the result.
 
-    The usual lengths of updates are kept where `sizes` of the blocks are given.
+    The usual L2 norms of updates are kept where `sizes` of the blocks are given.
     """
     added = totals.total(sums)
     new = server.step(state, added.totals, optax.sgd(rate))
     if sizes:
-        norms = norm_bound.usual(norms, added.norms, sizes)
-    result = new, added.losses, added.failed, trees.all_finite(new.blocks), norms
+        l2 = norm_bound.usual(l2, added.l2, sizes)
+    result = new, added.losses, added.failed, trees.all_finite(new.blocks), l2
     return lax.with_sharding_constraint(result, NamedSharding(devices, mesh.SHARED))
 
 

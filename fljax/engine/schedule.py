@@ -124,7 +124,7 @@ class Schedule:
       clock: of the federation, nothing left open.
       catalogue: the plans that may be assigned, and what they cost.
       full_bytes: of the network.
-      whole_round: seconds of the mean client on a device of 1.0.
+      whole_round: seconds of the reference device with the mean number of examples.
     """
 
     fed: federation.Federation

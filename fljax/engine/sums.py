@@ -1,4 +1,4 @@
-"""What the updates of a round come to, added up on each device and then over them.
+"""Sums of a round's updates: added up on each device of the mesh, then over all.
 
 Devices meet once a round, when `total` adds up their sums: until then each goes
 through its share of all groups at its own pace.
@@ -30,14 +30,14 @@ class Sums(NamedTuple):
       totals: sums for the server.
       losses: [K] mean training loss of each client.
       failed: [K] 0: the update was taken; NOT_FINITE or TOO_LARGE: refused.
-      norms: [K, 2, n] length of what each client changed in the parameters of each
-        block, and in its statistics and ranges; 0 of a refused update.
+      l2: [K, 2, n] L2 norm of what each client changed in the parameters of each block,
+        and in its statistics and ranges; 0 of a refused update.
     """
 
     totals: server.Totals
     losses: types.Array
     failed: types.Array
-    norms: types.Array
+    l2: types.Array
 
 
 @functools.partial(jax.jit, static_argnames=("size", "devices"))
@@ -55,8 +55,8 @@ def zero_sums(blocks: tuple[dict, ...], *, size: int, devices: Mesh) -> Sums:
 
     def on_device(blocks):
         zeros = jnp.zeros(size)
-        norms = jnp.zeros((size, 2, len(blocks)))
-        sums = Sums(server.zero_totals(blocks), zeros, zeros, norms)
+        l2 = jnp.zeros((size, 2, len(blocks)))
+        sums = Sums(server.zero_totals(blocks), zeros, zeros, l2)
         return jax.tree.map(lambda x: x[None], sums)
 
     return jax.shard_map(

@@ -14,7 +14,7 @@ class Attention(nn.Module):
     """Scaled dot-product attention (Vaswani et al., NeurIPS 2017, equation 1).
 
     Frozen blocks compute it in float32 too, and what reads its result quantises it anew
-    (facts 1.3 of the reference).
+    (as in the reference code of CoCoFL).
 
     Attributes:
       heads: how many; they share the channels.

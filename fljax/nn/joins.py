@@ -1,4 +1,4 @@
-"""Layers without products that join or shrink: concatenation and average pooling."""
+"""Layers without weights: concatenation and average pooling."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fljax.nn import layers, signals
 
 
 class Concat(nn.Module):
-    """Two branches side by side, in one range (facts 1.3 of the reference)."""
+    """Two branches side by side, in one range, as in the reference code of CoCoFL."""
 
     @nn.compact
     def __call__(

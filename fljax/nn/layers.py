@@ -317,7 +317,7 @@ class Product(nn.Module):
         return jax.nn.relu(y) if self.relu else y
 
     def _folded(self, channels: int, call: Call):
-        """Folds the norm into the kernel and a bias (fact 1.4 of the reference)."""
+        """Folds the norm into kernel and bias (Jacob et al., CVPR 2018, section 3.2)."""
         kernel, scale, bias = self._parameters(channels)
         if not self.norm:
             return kernel, bias

@@ -1,9 +1,10 @@
-"""Norms that stand alone: no product before them that they could be folded into.
+"""Normalization layers that cannot be folded into the product before them.
 
 DenseNet normalises before it convolves (Huang et al., CVPR 2017); group norm has the
 statistics of each image, layer norm of each position, and no weight can hold these.
 Before the window they compute in floats between codes; after it they stay in float32
-altogether (facts 1.3 of the reference). Variables as of `fljax.layers`.
+altogether, as in the reference code of CoCoFL (arXiv 2203.05468). Variables as of
+`nn.layers`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What typical budgets make of a cost table: sets of windows, and a smaller table.
+"""Cost tables reduced by typical budgets: feasible sets of windows, fewer windows.
 
 Legend: P windows of a table, M budgets of a sample over clients and rounds, F different
 sets of windows that fit them.

@@ -2,7 +2,7 @@
 
 CoCoFL (arXiv 2203.05468): a device filters the table of windows by its budgets of the
 round, keeps the maximal ones and picks one of them at random. The others here pick
-otherwise; `balanced_policy` and `learning_policies` hold those that solve or learn.
+otherwise; `balanced` and `learning` hold those that solve or learn.
 """
 
 from __future__ import annotations

@@ -44,7 +44,7 @@ from fljax.runtime import durable
 
 _CHECKPOINTS = "checkpoints"
 _MAGIC = b"fljaxckp"
-_FORMAT = 3  # 2 had plans in three numbers
+_FORMAT = 4  # 2 had plans in three numbers; 3 named L2 norms `norms`
 _FRONT = struct.Struct("<8sIQQ")  # magic, format version, round, payload bytes
 _DIGEST_BYTES = hashlib.sha256().digest_size
 _UNKNOWN = bytes(_DIGEST_BYTES)

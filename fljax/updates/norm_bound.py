@@ -1,8 +1,8 @@
-"""How long an update may be: a bound on what is usual, which robust medians learn.
+"""A bound on the L2 norm of an update, relative to what robust medians find usual.
 
-An update is refused whose length is beyond a bound times the usual one of the blocks
+An update is refused whose L2 norm is beyond a bound times the usual one of the blocks
 that it trains. What is usual is the median of a round's clients, block by block, moved
-half the way from what it was, since the lengths of a training fall and rise.
+half the way from what it was, since the norms of a training fall and rise.
 
 Legend: K clients of a round, n blocks; [2, ..]: parameters, and what is sent beside
 them (statistics and ranges).
@@ -28,94 +28,94 @@ _OUTLYING = 100.0
 # refused beyond the bound times this.
 _STATISTICS = 10.0
 
-# Until so many updates have been measured none is taken: one may be any length, and
-# of two the shorter is believed.
+# Until so many updates have been measured none is taken: one may be of any norm, and
+# of two the smaller is believed.
 FEWEST = 2
 
-# Usual lengths grow by a half a round at most, for a few arrivals may all be far off.
+# Usual L2 norms grow by a half a round at most, for a few arrivals may all be far off.
 _GROWTH = 2.0
 
 Sizes = tuple[tuple[int, ...], tuple[int, ...]]  # of blocks: parameters, the rest
 
 
-def usual(before: types.Array, norms: types.Array, sizes: Sizes) -> types.Array:
-    """Moves usual lengths half the way to the medians of a round.
+def usual(before: types.Array, l2: types.Array, sizes: Sizes) -> types.Array:
+    """Moves usual L2 norms half the way to the medians of a round.
 
     Args:
       before: [2, n]; 0: not known yet.
-      norms: [K, 2, n] lengths of the updates; 0: of a block outside the window.
+      l2: [K, 2, n] L2 norms of the updates; 0: of a block outside the window.
       sizes: of the blocks.
 
     Returns:
       [2, n].
     """
-    parts = [_usual_part(before[i], norms[:, i], size) for i, size in enumerate(sizes)]
+    parts = [_usual_part(before[i], l2[:, i], size) for i, size in enumerate(sizes)]
     return jnp.stack(parts)
 
 
 def _usual_part(
-    before: types.Array, norms: types.Array, sizes: tuple[int, ...]
+    before: types.Array, l2: types.Array, sizes: tuple[int, ...]
 ) -> types.Array:
-    """Moves usual lengths [n] of one kind half the way to the medians of [K, n].
+    """Moves usual L2 norms [n] of one kind half the way to the medians of [K, n].
 
     A block's median is of few clients, so one of two that is far off would be half of
     it: who is far from the median of all clients is left out first.
     """
-    trained = norms > 0
+    trained = l2 > 0
     parameters = jnp.sum(jnp.where(trained, jnp.asarray(sizes, jnp.float32), 0.0), 1)
-    steps = jnp.linalg.norm(norms, axis=1) / jnp.sqrt(jnp.maximum(parameters, 1.0))
+    steps = jnp.linalg.norm(l2, axis=1) / jnp.sqrt(jnp.maximum(parameters, 1.0))
     median = jnp.nanquantile(jnp.where(steps > 0, steps, jnp.nan), 0.5, method="lower")
     trained &= (steps <= _OUTLYING * median)[:, None]
-    medians = jnp.nan_to_num(jnp.nanmedian(jnp.where(trained, norms, jnp.nan), 0))
+    medians = jnp.nan_to_num(jnp.nanmedian(jnp.where(trained, l2, jnp.nan), 0))
     medians = jnp.where(before > 0, jnp.minimum(medians, _GROWTH * before), medians)
     mixed = jnp.where(before > 0, (before + medians) / 2, medians)
     return jnp.where(medians > 0, mixed, before)
 
 
 @functools.partial(jax.jit, static_argnames=("sizes", "devices"))
-def first(norms, lengths, *, sizes, devices):
-    """Learns the usual lengths from a round in which nothing is taken yet.
+def first(before, l2, *, sizes, devices):
+    """Learns the usual L2 norms from a round in which nothing is taken yet.
 
     Args:
-      norms: [2, n] of such rounds before; the shorter of two is believed.
-      lengths: [D, K, 2, n] of the round's updates, a row on each device, 0 in those
+      before: [2, n] of such rounds before; the smaller of two is believed.
+      l2: [D, K, 2, n] of the round's updates, a row on each device, 0 in those
         of the others.
       sizes: of the blocks.
       devices: the mesh.
 
     Returns:
-      The lengths [2, n], and the number of updates that were measured.
+      The norms [2, n], and the number of updates that were measured.
     """
     # One program: several that each wait for all devices may block each other.
-    seen = jnp.sum(lengths, axis=0)
-    new = usual(jnp.zeros_like(norms), seen, sizes)
-    both = (norms > 0) & (new > 0)
-    new = jnp.where(both, jnp.minimum(norms, new), jnp.maximum(norms, new))
+    seen = jnp.sum(l2, axis=0)
+    new = usual(jnp.zeros_like(before), seen, sizes)
+    both = (before > 0) & (new > 0)
+    new = jnp.where(both, jnp.minimum(before, new), jnp.maximum(before, new))
     result = new, jnp.sum(jnp.any(seen > 0, axis=(1, 2)))
     return lax.with_sharding_constraint(result, NamedSharding(devices, mesh.SHARED))
 
 
 @functools.partial(jax.jit, static_argnames=("bound", "sizes"))
-def limits(norms: types.Array, *, bound: float, sizes: Sizes) -> types.Array:
-    """Computes the squared lengths [2, n] beyond which an update is refused.
+def limits(l2: types.Array, *, bound: float, sizes: Sizes) -> types.Array:
+    """Computes the squared L2 norms [2, n] beyond which an update is refused.
 
     Args:
-      norms: [2, n] usual lengths.
+      l2: [2, n] usual L2 norms.
       bound: how many times these are allowed.
       sizes: of the blocks.
     """
     bounds = bound, bound * _STATISTICS
-    parts = zip(norms, bounds, sizes, strict=True)
+    parts = zip(l2, bounds, sizes, strict=True)
     return jnp.stack([_limits_part(*part) for part in parts])
 
 
-def _limits_part(norms: types.Array, bound: float, sizes: tuple[int, ...]):
-    """Computes the squared lengths [n] of one kind.
+def _limits_part(l2: types.Array, bound: float, sizes: tuple[int, ...]):
+    """Computes the squared L2 norms [n] of one kind.
 
     A block that nobody has trained yet is taken to change as the others do, parameter
     by parameter; while no block is known nothing is refused.
     """
     root = jnp.sqrt(jnp.asarray(sizes, jnp.float32))
-    typical = jnp.nanmedian(jnp.where(norms > 0, norms / root, jnp.nan))
-    length = jnp.where(norms > 0, norms, jnp.nan_to_num(typical, nan=jnp.inf) * root)
+    typical = jnp.nanmedian(jnp.where(l2 > 0, l2 / root, jnp.nan))
+    length = jnp.where(l2 > 0, l2, jnp.nan_to_num(typical, nan=jnp.inf) * root)
     return jnp.where(root > 0, jnp.square(bound * length), 0.0)
