@@ -199,9 +199,9 @@ class Schedule:
     def _begin(self, drawn: _Drawn, assigned: Sequence[plans.Plan]) -> arrivals.Work:
         """Puts clients to work; when they are ready is up to the clock.
 
-        What the server allows of a device is its `factors` times what that can do, and
-        a policy hears how much of it a plan took: else `online` would learn the factor
-        away.
+        The server allows `factors` (1 unless a rollback lowered them) times what a
+        device can do. Loads are relative to what is allowed, not to what the device can
+        do: otherwise the policy `online` would learn to undo the factors.
         """
         index, ids, truth, budgets, factors = drawn
         fed, devices, seed = self.fed, self.fed.population.fleet, self.fed.seed

@@ -3,7 +3,7 @@
 A block is a linen module whose `__call__(x, call)` runs layers of this file; `Call`
 says in which role. Between the layers of a trained block flow float arrays, between
 those of a frozen block before the window `quant.QArray`, after the window `Ranged`
-(see `fljax.signals`). Floats are of the dtype of the network's input, float32 or less;
+(see `nn.signals`). Floats are of the dtype of the network's input, float32 or less;
 parameters and all that is recorded are float32.
 
 Variables of a layer, by collection:
@@ -317,7 +317,7 @@ class Product(nn.Module):
         return jax.nn.relu(y) if self.relu else y
 
     def _folded(self, channels: int, call: Call):
-        """Folds the norm into kernel and bias (Jacob et al., CVPR 2018, section 3.2)."""
+        """Folds the norm into kernel and bias (Jacob et al., CVPR 2018, 3.2)."""
         kernel, scale, bias = self._parameters(channels)
         if not self.norm:
             return kernel, bias

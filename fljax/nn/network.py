@@ -1,7 +1,7 @@
 """A network as an ordered list of blocks, and what can be done with one.
 
 The state of a network is a tuple over its blocks of dicts of linen collections
-(params, norms, ranges, backward: see `fljax.layers`), so that a window of blocks is a
+(params, norms, ranges, backward: see `nn.layers`), so that a window of blocks is a
 slice of it.
 """
 
@@ -88,7 +88,7 @@ def init(network: Network, key: types.Key) -> tuple[dict, ...]:
 
     Returns:
       A tuple over the blocks of {collection: tree}, norms and ranges unset: see
-      `fljax.client.calibrate`.
+      `engine.client.calibrate`.
     """
     x: Any = zeros(network)
     state = []
