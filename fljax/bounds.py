@@ -10,11 +10,13 @@ import dataclasses
 import difflib
 import math
 import numbers
+import reprlib
 from collections.abc import Callable, Iterable
 from typing import Any
 
 MOST = 2**31 - 1  # of whole numbers: what counts rounds and clients has 32 bits
-_LONGEST = 80  # of a value in an error
+_REPR = reprlib.Repr()  # of values in errors
+_REPR.maxstring = _REPR.maxother = _REPR.maxlong = 80
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -169,12 +171,17 @@ def check(settings: Any, naming: Callable[[str], str] = str) -> None:
 
 
 def shown(value: Any) -> str:
-    """Write a value into an error: in one line that is not too long."""
+    """Write a value into an error: in one line that is not too long, however deep.
+
+    >>> shown({"a": [[1]] * 100})
+    "{'a': [[1], [1], [1], [1], [1], [1], ...]}"
+    """
     try:
-        text = " ".join(repr(value).split())
+        return " ".join(_REPR.repr(value).split())
     except ValueError:  # Python writes no number of thousands of digits
-        text = f"a number of {value.bit_length()} bits"
-    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
+        if isinstance(value, int):
+            return f"a number of {value.bit_length()} bits"
+        return f"a {type(value).__name__} of huge numbers"
 
 
 def read(kind: type, text: str) -> Any:

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import doctest
 import math
 
 import numpy as np
@@ -183,3 +184,11 @@ def test_what_cannot_fit_is_refused_before_it_is_allocated(monkeypatch):
         ready = experiment.build(settings)
         with pytest.raises(ValueError, match=words):
             experiment.algorithm(ready)
+
+
+def test_values_in_errors_are_a_line_at_most():
+    assert doctest.testmod(bounds).failed == 0
+    assert bounds.shown("a\nb") == r"'a\nb'"
+    assert len(bounds.shown("x" * 1000)) <= 80
+    assert bounds.shown(10**5000) == "a number of 16610 bits"
+    assert bounds.shown([10**5000]) == "a list of huge numbers"

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from fljax import bounds
 from fljax.data import progress
 from fljax.runtime import private, reading
 
@@ -127,7 +128,7 @@ def _read(entry: pathlib.Path, about: Mapping[str, Any]) -> dict[str, np.ndarray
     for key in sorted({*about, *found}):
         if found.get(key) != about.get(key):
             wanted = f"{key} {about.get(key)!r}"
-            raise _refuse(entry, path, wanted, reading.short(found.get(key)))
+            raise _refuse(entry, path, wanted, bounds.shown(found.get(key)))
     return {key: _array(entry, key, value) for key, value in described.items()}
 
 
@@ -142,7 +143,7 @@ def _parts(manifest: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     for key, array in described.items():
         told = array.keys() if isinstance(array, dict) else set()
         if not (key.isidentifier() and {"dtype", "shape", "sha256"} <= told):
-            raise ValueError(f"another JSON for {reading.short(key)}")
+            raise ValueError(f"another JSON for {bounds.shown(key)}")
     return described, found
 
 

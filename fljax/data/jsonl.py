@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from fljax import bounds
 from fljax.data import progress
 from fljax.runtime import reading
 
@@ -76,15 +77,15 @@ def _line(name: str, number: int, line: bytes, before: list) -> dict[str, Any]:
     for key, field in fields.items():
         too_long = key == "label" and isinstance(field, int) and abs(field) >= 2**31
         if type(field) not in FIELDS[key] or too_long:
-            raise _refuse(name, number, f"{key} {reading.short(field)}")
+            raise _refuse(name, number, f"{key} {bounds.shown(field)}")
     if fields.get("split", "train") not in ("train", "test"):
-        raise _refuse(name, number, f"split {reading.short(fields['split'])}")
+        raise _refuse(name, number, f"split {bounds.shown(fields['split'])}")
     if before and type(before[0]["label"]) is not type(fields["label"]):
-        other = reading.short(fields["label"])
+        other = bounds.shown(fields["label"])
         raise _refuse(name, number, f"label {other} of another type")
     if not _is_unicode(fields["text"]):
         raise _refuse(
-            name, number, f"half a character in {reading.short(value['text'])}"
+            name, number, f"half a character in {bounds.shown(value['text'])}"
         )
     return fields
 

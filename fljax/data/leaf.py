@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from fljax import bounds
 from fljax.data import progress, text
 from fljax.runtime import reading, streams
 
@@ -150,14 +151,14 @@ def _add(name: str, path: pathlib.Path, users: Users) -> None:
 def _examples(
     name: str, path: pathlib.Path, user: str, examples: Any
 ) -> tuple[np.ndarray, np.ndarray]:
-    where = f"user {reading.short(user)} of {path}"
+    where = f"user {bounds.shown(user)} of {path}"
     columns: list[Any] = []
     if isinstance(examples, dict):
         columns = [examples.get(key) for key in "xy"]
     if not columns or not all(isinstance(column, list) for column in columns):
         raise ValueError(
             f'{name}: expected {{"x": [...], "y": [...]}}, got '
-            f"{reading.short(examples)} for {where}"
+            f"{bounds.shown(examples)} for {where}"
         )
     if len(columns[0]) != len(columns[1]):
         raise ValueError(

@@ -169,7 +169,7 @@ def _fleet(
         labels = [row["tier"] for row in rows]
         if bad := [label for label in labels if not _is_name(label)]:
             raise ValueError(
-                f"{path}: expected names as tier, got {reading.short(bad[0])}"
+                f"{path}: expected names as tier, got {bounds.shown(bad[0])}"
             )
         names = tuple(dict.fromkeys(labels))
         tiers = np.array([names.index(label) for label in labels])
@@ -197,13 +197,13 @@ def _rows(path: pathlib.Path) -> list[dict[str, Any]]:
         if not isinstance(row, dict) or row.keys() != rows[0].keys():
             got = list(row) if isinstance(row, dict) else row
             raise ValueError(
-                f"{path}: expected the columns {reading.short(list(rows[0]))} of "
-                f"device 1 for device {number}, got {reading.short(got)}"
+                f"{path}: expected the columns {bounds.shown(list(rows[0]))} of "
+                f"device 1 for device {number}, got {bounds.shown(got)}"
             )
     if unknown := [name for name in rows[0] if name not in COLUMNS]:
         raise ValueError(
             f"{path}: expected columns among {', '.join(COLUMNS)}, got "
-            f"{reading.short(unknown[0])}"
+            f"{bounds.shown(unknown[0])}"
         )
     return rows
 
@@ -216,7 +216,7 @@ def _csv(path: pathlib.Path) -> list[dict[str, Any]]:
             names = list(reader.fieldnames or ())
             counts = collections.Counter(names).most_common(1)
             if counts and counts[0][1] > 1:
-                raise ValueError(f"the column {reading.short(counts[0][0])} twice")
+                raise ValueError(f"the column {bounds.shown(counts[0][0])} twice")
             return list(reader)
     except (ValueError, csv.Error) as error:  # also what is not UTF-8 raises
         raise ValueError(
@@ -240,7 +240,7 @@ def _column(
         if not (0 <= value <= 1 if share else reading.is_amount(value)):
             raise ValueError(
                 f"{path}: expected {name} from {wanted} for device {number + 1}, got "
-                f"{reading.short(row[name])}"
+                f"{bounds.shown(row[name])}"
             )
     return values
 

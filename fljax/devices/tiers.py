@@ -245,16 +245,16 @@ def _tier_of_json(entry: Any) -> Tier:
     ):
         raise ValueError(
             f"expected a tier with the keys {list(keys)}, and any of {list(others)}, "
-            f"got {reading.short(entry)}"
+            f"got {bounds.shown(entry)}"
         )
     more = {name: entry[name] for name in others if name in entry}
     if not all(map(reading.is_number, more.values())):
         raise ValueError(
-            f"expected numbers for {list(more)}, got {reading.short(entry)}"
+            f"expected numbers for {list(more)}, got {bounds.shown(entry)}"
         )
     if not isinstance(entry["name"], str) or not reading.is_number(entry["share"]):
         raise ValueError(
-            f"expected a text as name, a number as share, got {reading.short(entry)}"
+            f"expected a text as name, a number as share, got {bounds.shown(entry)}"
         )
     time, upload, memory = (_limit_of_json(entry[kind]) for kind in _KINDS)
     return Tier(
@@ -278,5 +278,5 @@ def _limit_of_json(value: Any) -> Limit:
     ):
         return (float(value[0]), float(value[1]))
     raise ValueError(
-        f"expected a limit as number or [low, high], got {reading.short(value)}"
+        f"expected a limit as number or [low, high], got {bounds.shown(value)}"
     )

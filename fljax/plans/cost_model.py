@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import optimize
 
-from fljax import plans, types
+from fljax import bounds, plans, types
 from fljax.plans import costs, generic_costs
 from fljax.runtime import durable, reading
 
@@ -125,7 +125,7 @@ def _read_class(name: str, content: Any) -> DeviceClass:
         if not numbers or given.keys() != set(terms):
             raise ValueError(
                 f"{name}: expected prices of {field} by term ({', '.join(terms)}), "
-                f"got {reading.short(given)}"
+                f"got {bounds.shown(given)}"
             )
         prices[field] = tuple(float(given[term]) for term in terms)
     return DeviceClass(name=name, note=str(content.get("note", "")), **prices)

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from fljax import plans
+from fljax import bounds, plans
 from fljax.runtime import durable, reading
 
 _MOST = 2**31  # whole numbers of a table are below
@@ -116,12 +116,12 @@ def _check_costs(table: CostTable) -> None:
         if value is not None and not reading.is_amount(value):
             raise ValueError(
                 f"{table.source}: expected {name} from 1e-9 to 1e9 or none, "
-                f"got {reading.short(value)}"
+                f"got {bounds.shown(value)}"
             )
     if type(table.batch) is not int or not 1 <= table.batch < _MOST:
         raise ValueError(
             f"{table.source}: expected batch_size to be a positive integer, got "
-            f"{reading.short(table.batch)}"
+            f"{bounds.shown(table.batch)}"
         )
 
 
@@ -155,12 +155,12 @@ def load(path: str | pathlib.Path) -> CostTable:
         if key not in content:
             raise ValueError(
                 f"{path}: expected the keys blocks and windows, got "
-                f"{reading.short(sorted(content))}"
+                f"{bounds.shown(sorted(content))}"
             )
     if type(content["blocks"]) is not int or not 1 <= content["blocks"] < _MOST:
         raise ValueError(
             f"{path}: expected blocks to be a positive integer, got "
-            f"{reading.short(content['blocks'])}"
+            f"{bounds.shown(content['blocks'])}"
         )
     rows = _checked_rows(path, content["windows"])
     return CostTable(
@@ -189,7 +189,7 @@ def _checked_rows(path: str | pathlib.Path, rows: Any) -> list[list[float]]:
         ):
             raise ValueError(
                 f"{path}: expected [first, last, time, upload, memory] with whole "
-                f"first and last, got {reading.short(row)} in row {number} of windows"
+                f"first and last, got {bounds.shown(row)} in row {number} of windows"
             )
     return rows
 

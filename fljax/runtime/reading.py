@@ -12,12 +12,12 @@ import contextlib
 import json
 import os
 import pathlib
-import reprlib
 import stat
 import sys
 from collections.abc import Iterator
 from typing import Any
 
+from fljax import bounds
 from fljax.runtime import memory
 
 AMOUNTS = (1e-9, 1e9)  # see `is_amount`
@@ -33,18 +33,6 @@ _KINDS = (
     (stat.S_ISCHR, "a device"),
     (stat.S_ISBLK, "a device"),
 )
-
-_REPR = reprlib.Repr()
-_REPR.maxstring = _REPR.maxother = _REPR.maxlong = 60
-
-
-def short(value: Any) -> str:
-    """Gives a repr of a line at most, however long or deep the value.
-
-    >>> short({"a": [[1]] * 100})
-    "{'a': [[1], [1], [1], [1], [1], [1], ...]}"
-    """
-    return " ".join(_REPR.repr(value).split())
 
 
 def gist(error: BaseException) -> str:
@@ -167,7 +155,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) < len(pairs):
         counts = collections.Counter(key for key, _ in pairs)
         (twice, _), *_ = counts.most_common(1)
-        raise ValueError(f"the key {short(twice)} twice in an object")
+        raise ValueError(f"the key {bounds.shown(twice)} twice in an object")
     return found
 
 
