@@ -18,7 +18,7 @@ _DEADLINE = 120  # seconds for what takes a few, on a busy machine
 _CHANGED = """
 import os, pathlib, runpy, signal, sys, time
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's & ignores it
-from fljax import checkpoints, writers
+from fljax.runs import checkpoints, writers
 
 def die():
     os.kill(os.getpid(), signal.SIGKILL)
