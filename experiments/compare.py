@@ -13,17 +13,14 @@ from __future__ import annotations
 import dataclasses
 import os
 import pathlib
-from collections.abc import Mapping
-from typing import Any
 
 from absl import flags
 
 from experiments import define, main
 from experiments import flags as config_flags
-from fljax import experiment
+from fljax.experiment import comparison, plots, summary
 from fljax.experiment import config as configs
-from fljax.experiment import plots, summary
-from fljax.runs import simulation, writers
+from fljax.runs import writers
 from fljax.runtime import durable
 
 config_flags.define_flags(skip=("algorithm", "seed"))
@@ -46,20 +43,7 @@ _CENTRALIZED_ROUNDS = define.number(
 )
 flags.set_default(main.WORKDIR, "runs/compare")
 
-Runs = dict[str, list[list[simulation.Record]]]  # algorithm -> seed -> records
-
-# Column title, format, key of the statistics.
-_COLUMNS = (
-    ("accuracy", "{mean:.4f} ± {std:.4f}", "test_accuracy"),
-    ("worst tier (mix)", "{mean:.4f} ± {std:.4f}", "worst_tier_accuracy"),
-    ("worst tier (own)", "{mean:.4f} ± {std:.4f}", "worst_tier_test_accuracy"),
-    ("spread (mix)", "{mean:.4f}", "tier_spread"),
-    ("upload MB", "{mean:.2f}", "upload_megabytes"),
-    ("compute share", "{mean:.3f}", "compute_share"),
-    ("clock s", "{mean:.4g}", "clock_seconds"),
-    ("seconds", "{mean:.1f}", "wall_seconds"),
-)
-__doc__ = "\n".join([__doc__ or "", *summary.legend(_COLUMNS)])  # --help shows it
+__doc__ = "\n".join([__doc__ or "", *summary.legend(comparison.COLUMNS)])  # for --help
 
 
 def _names() -> list[str]:
@@ -78,64 +62,25 @@ def _config(name: str, seed: int) -> configs.Config:
     return config
 
 
-def folder_of(name: str) -> str:
-    """Names the run folders of an algorithm: cocofl:balanced is in cocofl_balanced."""
-    return name.replace(":", "_")
-
-
-def table(figures_by_name: Mapping[str, Mapping[str, Any]]) -> str:
-    """Lays the summary out as text."""
-    names = ("algorithm", *figures_by_name)
-    cells = summary.rows(_COLUMNS, list(figures_by_name.values()))
-    rows = [[name, *row] for name, row in zip(names, cells, strict=True)]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return "\n".join(
-        "  ".join(
-            cell.ljust(width) if i == 0 else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in rows
-    )
-
-
 def _main() -> None:
     names, seeds = _names(), summary.numbers("seeds", _SEEDS.value)
     workdir = pathlib.Path(main.WORKDIR.value or "runs/compare")
-    runs: Runs = {name: [] for name in names}
-    by_seed = {seed: {name: _config(name, seed) for name in names} for seed in seeds}
-    for seed, settings in by_seed.items():
-        ready = experiment.build(
-            settings[names[0]],
-            workdir=str(workdir / folder_of(names[0]) / f"seed_{seed}"),
-            cache=main.data_cache(),
+    what = {name: _config(name, seeds[0]) for name in names}
+    runs: dict[str, list] = {name: [] for name in names}
+    with main.hooks() as hooks:
+        done = comparison.each(
+            what, seeds, workdir, hooks=hooks, cache=main.data_cache()
         )
-        each = {
-            name: dataclasses.replace(ready, settings=settings[name]) for name in names
-        }
-        for name in names:  # what a device cannot do is known before any training
-            experiment.algorithm(each[name])
-        for name in names:
-            folder = workdir / folder_of(name) / f"seed_{seed}"
-            label = f"{name} seed {seed}"
-            records = experiment.run(
-                each[name],
-                str(folder),
-                label=label,
-                alert_command=main.ALERT_COMMAND.value,
-            )
-            runs[name].append(records)
+        for name, _, result in done:  # what is behind the records is let go
+            runs[name].append(result.records)
     if not main.is_first():
         return
-    figures_by_name = summary.summarise(runs, _TARGET.value)
-    for figures in figures_by_name.values():
-        figures["seeds"] = seeds
-    durable.replace(
-        workdir / "summary.json",
-        writers.to_json({"algorithms": figures_by_name}),
-    )
+    figures = summary.summarise(runs, _TARGET.value)
+    content = {name: {**of, "seeds": seeds} for name, of in figures.items()}
+    durable.replace(workdir / "summary.json", writers.to_json({"algorithms": content}))
     plots.curves(runs, workdir / "curves.png")
-    print(table(figures_by_name))
-    print("\n".join(summary.legend(_COLUMNS, list(figures_by_name.values()))))
+    print(comparison.table(figures))
+    print("\n".join(summary.legend(comparison.COLUMNS, list(figures.values()))))
     print(f"wrote {workdir}{os.sep}summary.json and {workdir}{os.sep}curves.png")
 
 

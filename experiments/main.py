@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import importlib
+import operator
 import os
 import pathlib
 import re
@@ -10,28 +13,21 @@ import signal
 import socket
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import jax
 from absl import app, flags, logging
 
 from experiments import define, interrupts
-from fljax.experiment import environment
-from fljax.runs import alerts
-from fljax.runtime import private, reading
+from fljax.experiment import environment, progress
+from fljax.runs import alerts, simulation
+from fljax.runtime import private, programs, reading
 
-
-def _home() -> str:
-    """Gives the folder of caches; empty: this user has no home."""
-    root = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return os.path.join(root, "fljax") if os.path.isabs(root) else ""
-
-
-_VARIABLE = "JAX_COMPILATION_CACHE_DIR"
 _CACHE = flags.DEFINE_string(
     "compilation_cache",
-    os.environ.get(_VARIABLE, _home()),
+    os.environ.get(programs.FOLDER, private.home()),
     f"Folder that keeps compiled programs from run to run, of this user alone; empty: "
-    f"none. Default: {_VARIABLE}, else below ~/.cache.",
+    f"none. Default: {programs.FOLDER}, else below ~/.cache.",
 )
 
 _COORDINATOR = flags.DEFINE_string(
@@ -55,7 +51,7 @@ _OUR_OWN = ("RESOURCE_EXHAUSTED", "INVALID_ARGUMENT", "UNIMPLEMENTED")
 
 DATA_CACHE = flags.DEFINE_string(
     "data_cache",
-    os.path.join(_home(), "data") if _home() else "",
+    os.path.join(private.home(), "data") if private.home() else "",
     "Folder that keeps decoded data from run to run, of this user alone; empty: none.",
 )
 
@@ -66,7 +62,7 @@ WORKDIR = flags.DEFINE_string(
     "a folder below runs/).",
 )
 
-ALERT_COMMAND = flags.DEFINE_string(
+_ALERT_COMMAND = flags.DEFINE_string(
     "alert_command",
     "",
     "Command to run for every alert (a rollback, a run that stops, refused updates, a "
@@ -74,7 +70,15 @@ ALERT_COMMAND = flags.DEFINE_string(
 )
 
 
-@flags.validator(ALERT_COMMAND.name)
+_HOOKS = flags.DEFINE_string(
+    "hooks",
+    "",
+    "MODULE:NAME of a fljax.Hooks, or of a function that makes one: what else is to "
+    "hear of rounds, messages and alerts.",
+)
+
+
+@flags.validator(_ALERT_COMMAND.name)
 def _check_command(command: str) -> bool:
     try:
         return not command or bool(alerts.parse(command))
@@ -239,8 +243,7 @@ def _own(flag: flags.FlagHolder[str], read: str) -> str:
         return flag.value
     try:
         folder = pathlib.Path(flag.value).expanduser()
-        private.make(folder)
-        why = private.objection(folder, folder.glob(read))
+        why = private.own(folder, read)
     except (OSError, RuntimeError) as error:  # of expanduser
         if flags.FLAGS[flag.name].present:
             raise ValueError(
@@ -259,20 +262,46 @@ def data_cache() -> str:
     return _own(DATA_CACHE, "*/*")
 
 
+@contextlib.contextmanager
+def hooks() -> Iterator[simulation.Hooks]:
+    """Gives what --hooks and --alert_command want to hear of runs."""
+    given = _given_hooks(_HOOKS.value) if _HOOKS.value else simulation.Hooks()
+    if not (_ALERT_COMMAND.value and is_first()):
+        yield given
+        return
+    with alerts.Command(_ALERT_COMMAND.value, progress.say) as command:
+        yield simulation.together(given, simulation.Hooks(alert=command))
+
+
+def _given_hooks(name: str) -> simulation.Hooks:
+    """Imports the hooks of MODULE:NAME.
+
+    Raises:
+      ValueError: there are none.
+    """
+    module, _, there = name.partition(":")
+    found: Any = None
+    why = ""
+    try:
+        found = operator.attrgetter(there)(importlib.import_module(module))
+        if callable(found):
+            found = found()
+    except Exception as error:  # whatever a user's module raises
+        why = f" ({reading.gist(error)})"
+    if not isinstance(found, simulation.Hooks):
+        raise ValueError(
+            f"--hooks: expected MODULE:NAME of a fljax.Hooks or of a function that "
+            f"makes one, got {name!r}{why}"
+        )
+    return found
+
+
 def _keep_programs() -> None:
     """Has JAX keep compiled programs in --compilation_cache."""
-    from fljax.runtime import programs
-
-    folder = _own(_CACHE, "*-cache")
-    if not (_home() or folder or flags.FLAGS[_CACHE.name].present):
+    folder = _own(_CACHE, programs.KEPT)
+    if not (private.home() or folder or flags.FLAGS[_CACHE.name].present):
         print("note: this user has no home: no program is kept", file=sys.stderr)
-    jax.config.update("jax_compilation_cache_dir", folder or None)
-    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-    if folder and _CACHE.value != os.environ.get(_VARIABLE):
-        # JAX's own bound takes a package more, and fails over what was written before
-        # it was set. A folder of the variable's may be of other programs too.
-        programs.trim(pathlib.Path(folder).glob("*-cache"))
+    programs.keep(folder)
 
 
 def _complain(error: BaseException) -> int:
@@ -289,8 +318,6 @@ def run(main: Callable[..., None], folders: bool = False) -> None:
     """
 
     def guarded(arguments: list[str]) -> int:
-        from fljax.runs import simulation
-
         logging.set_verbosity(logging.WARNING)  # jax tells of backends it has not
         try:
             _keep_programs()

@@ -17,9 +17,10 @@ from typing import Any
 
 from absl import flags
 
+import fljax
 from experiments import flags as config_flags
 from experiments import main
-from fljax import devices, experiment
+from fljax import devices
 from fljax.experiment import config as configs
 from fljax.experiment import plots, summary
 from fljax.runs import simulation, writers
@@ -147,7 +148,7 @@ def run(
     seeds: list[int],
     workdir: pathlib.Path,
     cache: str = "",
-    alert_command: str = "",
+    hooks: simulation.Hooks | None = None,
 ) -> dict[str, dict[str, list[list[simulation.Record]]]]:
     """Runs every variant of every setting with every seed.
 
@@ -157,7 +158,7 @@ def run(
       seeds: of the experiments.
       workdir: gets a run folder for each.
       cache: folder that keeps decoded data; empty: none.
-      alert_command: that is given each alert; empty: none.
+      hooks: what wants to hear of the runs.
 
     Returns:
       setting -> variant -> seeds -> records.
@@ -170,17 +171,12 @@ def run(
                 config = configs.replace(base, {**fields, "seed": seed})
                 configs.check(config)
                 where = workdir / _folder(setting) / _folder(name) / f"seed_{seed}"
-                ready = experiment.build(config, workdir=str(where), cache=cache)
+                ready = fljax.build(config, workdir=where, cache=cache)
                 label = f"{setting}: {name}"
-                runs[name].append(
-                    experiment.run(
-                        ready,
-                        str(where),
-                        tensorboard=False,
-                        label=label,
-                        alert_command=alert_command,
-                    )
+                done = fljax.run(
+                    ready, where, hooks=hooks, label=label, tensorboard=False
                 )
+                runs[name].append(done.records)
         result[setting] = runs
     return result
 
@@ -220,14 +216,9 @@ def _main() -> None:
     seeds = summary.numbers("seeds", _SEEDS.value)
     base = config_flags.from_flags(flags.FLAGS, seed=seeds[0])
     workdir = pathlib.Path(main.WORKDIR.value or f"runs/{_STUDY.value}")
-    result = run(
-        STUDIES[_STUDY.value],
-        base,
-        seeds,
-        workdir,
-        main.data_cache(),
-        main.ALERT_COMMAND.value,
-    )
+    study = STUDIES[_STUDY.value]
+    with main.hooks() as hooks:
+        result = run(study, base, seeds, workdir, main.data_cache(), hooks)
     if not main.is_first():
         return
     wanted = base.clock.buffer or base.clients_per_round

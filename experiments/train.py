@@ -11,11 +11,10 @@ from collections.abc import Mapping
 
 from absl import flags
 
+import fljax
 from experiments import define, main
 from experiments import flags as config_flags
-from fljax import experiment
 from fljax.experiment import dry_run, progress
-from fljax.runs import simulation
 
 config_flags.define_flags()
 for _module in (config_flags, main):
@@ -36,23 +35,24 @@ _DRY_RUN = define.boolean(
 def _main() -> None:
     config = config_flags.from_flags(flags.FLAGS)
     workdir = main.WORKDIR.value or None
-    ready = experiment.build(config, workdir=workdir, cache=main.data_cache())
+    ready = fljax.build(config, workdir=workdir, cache=main.data_cache())
     if _DRY_RUN.value:
         with progress.Steps() as tell:
             cost = dry_run.estimate(ready, tell)
         if main.is_first():
             print("\n".join((*(f"note: {n}" for n in ready.notes), dry_run.show(cost))))
         return
-    records = experiment.run(
-        ready,
-        workdir,
-        _TENSORBOARD.value,
-        _CHECKPOINT_EVERY.value,
-        alert_command=main.ALERT_COMMAND.value,
-    )
+    with main.hooks() as hooks:
+        result = fljax.run(
+            ready,
+            workdir,
+            hooks=hooks,
+            tensorboard=_TENSORBOARD.value,
+            checkpoint_every=_CHECKPOINT_EVERY.value,
+        )
     if not main.is_first():
         return
-    last = simulation.final_evaluation(records)
+    last = result.final
     own = last.get("tier_test_accuracy")
     print(
         f"after {last['round'] + 1} rounds: test accuracy {last['test_accuracy']:.4f}, "

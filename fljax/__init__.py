@@ -1,0 +1,129 @@
+"""Federated learning on resource-constrained devices, simulated fast on JAX.
+
+    import fljax
+
+    result = fljax.run(fljax.Config(algorithm="cocofl", dataset="digits", rounds=20))
+    print(result.final["test_accuracy"])
+    result.plot()
+
+Everything below is imported when it is first asked for. What has no name here is in
+the sub-packages, from the ground up: `runtime`, `data`, `kernels`, `plans`, `updates`,
+`nn`, `devices`, `models`, `policies`, `engine`, `algorithms`, `runs`, `experiment`.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from fljax.version import VERSION as __version__
+
+# name -> module below fljax, and its name there if it is another one
+_FACE = {
+    # an experiment
+    "Config": "experiment.config",
+    "Experiment": "experiment.build",
+    "build": "experiment.build",
+    "Result": "experiment.run",
+    "run": "experiment.run",
+    "restore": "experiment.run",
+    "read": "experiment.run",
+    "Comparison": "experiment.comparison",
+    "compare": "experiment.comparison",
+    "Hooks": "runs.simulation",
+    # what it is made of
+    "Dataset": "types",
+    "Network": "nn.network",
+    "FlaxBlock": "nn.flax_block",
+    "Training": "engine.client",
+    "Federation": "engine.federation",
+    "Plan": "plans.plan",
+    "CostTable": "plans.costs",
+    "Tier": "devices.tiers",
+    "Fleet": "devices.fleet",
+    "Changes": "devices.fleet",
+    "Clock": "devices.clock",
+    "Failures": "devices.failures:Rates",
+    "Rollback": "runs.guard:Guard",
+    # algorithms and policies
+    "Algorithm": "algorithms.base",
+    "averaging": "algorithms.averaging",
+    "cocofl": "algorithms.cocofl",
+    "fedavg": "algorithms.fedavg",
+    "fedavg_drop": "algorithms.fedavg_drop",
+    "centralized": "algorithms.centralized",
+    "Policy": "policies.base",
+    "policy": "policies.windows:from_function",
+}
+
+_PACKAGES = (
+    *("algorithms", "bounds", "data", "devices", "engine", "experiment", "kernels"),
+    *("models", "nn", "plans", "policies", "runs", "runtime", "trees", "types"),
+    *("updates", "version"),
+)
+
+if TYPE_CHECKING:  # the same for editors and type checkers; a test compares
+    from fljax import algorithms as algorithms
+    from fljax import bounds as bounds
+    from fljax import data as data
+    from fljax import devices as devices
+    from fljax import engine as engine
+    from fljax import experiment as experiment
+    from fljax import kernels as kernels
+    from fljax import models as models
+    from fljax import nn as nn
+    from fljax import plans as plans
+    from fljax import policies as policies
+    from fljax import runs as runs
+    from fljax import runtime as runtime
+    from fljax import trees as trees
+    from fljax import types as types
+    from fljax import updates as updates
+    from fljax import version as version
+    from fljax.algorithms.averaging import averaging as averaging
+    from fljax.algorithms.base import Algorithm as Algorithm
+    from fljax.algorithms.centralized import centralized as centralized
+    from fljax.algorithms.cocofl import cocofl as cocofl
+    from fljax.algorithms.fedavg import fedavg as fedavg
+    from fljax.algorithms.fedavg_drop import fedavg_drop as fedavg_drop
+    from fljax.devices.clock import Clock as Clock
+    from fljax.devices.failures import Rates as Failures  # noqa: F401
+    from fljax.devices.fleet import Changes as Changes
+    from fljax.devices.fleet import Fleet as Fleet
+    from fljax.devices.tiers import Tier as Tier
+    from fljax.engine.client import Training as Training
+    from fljax.engine.federation import Federation as Federation
+    from fljax.experiment.build import Experiment as Experiment
+    from fljax.experiment.build import build as build
+    from fljax.experiment.comparison import Comparison as Comparison
+    from fljax.experiment.comparison import compare as compare
+    from fljax.experiment.config import Config as Config
+    from fljax.experiment.run import Result as Result
+    from fljax.experiment.run import read as read
+    from fljax.experiment.run import restore as restore
+    from fljax.experiment.run import run as run
+    from fljax.nn.flax_block import FlaxBlock as FlaxBlock
+    from fljax.nn.network import Network as Network
+    from fljax.plans.costs import CostTable as CostTable
+    from fljax.plans.plan import Plan as Plan
+    from fljax.policies.base import Policy as Policy
+    from fljax.policies.windows import from_function as policy  # noqa: F401
+    from fljax.runs.guard import Guard as Rollback  # noqa: F401
+    from fljax.runs.simulation import Hooks as Hooks
+    from fljax.types import Dataset as Dataset
+
+__all__ = [*_FACE, "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import what a name stands for, once it is asked for."""
+    if name in _PACKAGES:
+        return importlib.import_module(f"fljax.{name}")
+    if name not in _FACE:
+        raise AttributeError(f"module 'fljax' has no attribute {name!r}")
+    module, _, there = _FACE[name].partition(":")
+    found = getattr(importlib.import_module(f"fljax.{module}"), there or name)
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*__all__, *_PACKAGES})

@@ -27,13 +27,14 @@ from fljax.experiment import environment
 from fljax.kernels import specs
 from fljax.models import mobilenetv2, small_convnet
 from fljax.nn import network
-from fljax.runtime import mesh
+from fljax.runtime import mesh, programs
 
 SHARED = pathlib.Path(__file__).resolve().parents[2] / "shared"
 
 jax.config.update("jax_debug_key_reuse", True)
 # What an earlier session of tests left in the user's cache takes no part in this one.
 flags.FLAGS.set_default("compilation_cache", "")
+programs.keep("")
 hypothesis.settings.register_profile(
     "fljax", derandomize=True, deadline=None, max_examples=30, database=None
 )

@@ -10,6 +10,7 @@ import pytest
 from experiments import main, train
 from fljax import experiment
 from fljax.experiment import config, environment
+from fljax.runtime import private
 
 
 @pytest.fixture
@@ -105,9 +106,9 @@ def test_jaxs_variable_is_the_default_of_the_flag(tmp_path):
 def test_who_has_no_home_keeps_nothing(monkeypatch):
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # as without one
-    assert main._home() == ""
+    assert private.home() == ""
     monkeypatch.setenv("XDG_CACHE_HOME", "/of/mine")
-    assert main._home() == "/of/mine/fljax"
+    assert private.home() == "/of/mine/fljax"
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""An experiment from its settings: build, run, show."""
+"""An experiment from its settings: build, run, compare, show."""
 
 from fljax.experiment.build import (
     FEWEST,
@@ -6,28 +6,41 @@ from fljax.experiment.build import (
     OWN,
     TOKENIZER,
     Experiment,
+    Make,
+    Own,
     algorithm,
     build,
-    describe,
+    name,
     resolved,
     rollback,
-    run,
     seen_by,
     split,
+    unlike,
 )
+from fljax.experiment.comparison import Comparison, compare
+from fljax.experiment.run import Result, describe, read, restore, run
 
 __all__ = [
     "FEWEST",
     "FREE",
     "OWN",
     "TOKENIZER",
+    "Comparison",
     "Experiment",
+    "Make",
+    "Own",
+    "Result",
     "algorithm",
     "build",
+    "compare",
     "describe",
+    "name",
+    "read",
     "resolved",
+    "restore",
     "rollback",
     "run",
     "seen_by",
     "split",
+    "unlike",
 ]

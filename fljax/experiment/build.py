@@ -1,18 +1,15 @@
-"""Builds an experiment from its configuration and runs it: library calls only."""
+"""Builds an experiment from its configuration: library calls only."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
 import inspect
-import io
 import os
 import pathlib
 import re
-import sys
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -23,15 +20,35 @@ from fljax.algorithms import base, centralized, cocofl
 from fljax.data import checks, load, partition
 from fljax.devices import arrivals, fleet, fleet_sources
 from fljax.engine import augment, client, evaluate, federation, width
-from fljax.experiment import compilations, environment, progress
 from fljax.experiment import config as configs
+from fljax.experiment import environment, progress
 from fljax.nn import network
 from fljax.plans import cost_model, costs, typical
-from fljax.runs import alerts, guard, simulation
-from fljax.runtime import durable, memory, mesh
+from fljax.runs import guard, simulation
+from fljax.runtime import memory, mesh, programs
 
 # Settings that nothing is built from: one experiment serves all their values.
 FREE = ("algorithm", "policy", "rounds", "rollback")
+
+
+Make = Callable[[federation.Federation], base.Algorithm]
+
+
+class Own(NamedTuple):
+    """What was given in Python, instead of by a name in the settings; None: it was not.
+
+    Attributes:
+      data: the data set.
+      net: the network.
+      algorithm: (federation) -> the algorithm.
+    """
+
+    data: types.Dataset | None = None
+    net: network.Network | None = None
+    algorithm: Make | None = None
+
+
+_NOTHING = Own()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -47,6 +64,7 @@ class Experiment:
       facts: what the settings left open, for `config.json`.
       notes: a line for each thing about the data that the user should know.
       tokenizer: that made tokens of the data, if they are of a trained one.
+      own: what was given in Python.
     """
 
     settings: configs.Config
@@ -56,19 +74,23 @@ class Experiment:
     facts: Mapping[str, Any]
     notes: tuple[str, ...] = ()
     tokenizer: bytes | None = None
+    own: Own = _NOTHING
 
     def __post_init__(self) -> None:
         """Refuse settings that it was not built from."""
         configs.check(self.settings)
-        for name in sorted(configs.fields()):
-            if name.partition(".")[0] in FREE:
-                continue
-            was, now = (configs.get(c, name) for c in (self.built_from, self.settings))
-            if was != now:
-                raise ValueError(
-                    f"--{name}: expected {was!r}, which the experiment was built "
-                    f"with, got {now!r}; build it again"
-                )
+        for name, was, now in unlike(self.built_from, self.settings):
+            raise ValueError(
+                f"--{name}: expected {was!r}, which the experiment was built with, got "
+                f"{now!r}; build it again"
+            )
+
+
+def unlike(one: configs.Config, two: configs.Config) -> list[tuple[str, Any, Any]]:
+    """Lists in what settings differ of which something is built: name and both."""
+    names = [n for n in sorted(configs.fields()) if n.partition(".")[0] not in FREE]
+    values = [(n, configs.get(one, n), configs.get(two, n)) for n in names]
+    return [(name, was, now) for name, was, now in values if was != now]
 
 
 # What XLA takes for each of a client's examples in a pass: keys, draws, places.
@@ -90,7 +112,7 @@ def _numbers(flag: str, given: tuple[float, ...], otherwise: np.ndarray) -> np.n
     return np.array(given, np.float32)
 
 
-def _load(config: configs.Config, workdir: str | None, cache: str) -> types.Dataset:
+def _load(config: configs.Config, workdir: Any, cache: str) -> types.Dataset:
     """Loads `config.dataset`, with the tokenizer that a run folder holds."""
     held = pathlib.Path(workdir, TOKENIZER) if workdir else None
     options = load.Options(
@@ -255,18 +277,21 @@ def _mesh(devices: str) -> Mesh:
 def build(
     config: configs.Config,
     data: types.Dataset | None = None,
-    workdir: str | None = None,
-    cache: str = "",
     net: network.Network | None = None,
+    algorithm: Make | None = None,
+    *,
+    workdir: str | os.PathLike[str] | None = None,
+    cache: str = "",
 ) -> Experiment:
     """Loads data and makes everything that does not depend on the algorithm.
 
     Args:
       config: of the run.
       data: instead of loading `config.dataset`.
+      net: instead of `config.network`.
+      algorithm: (federation) -> algorithm, instead of `config.algorithm`.
       workdir: run folder whose vocabulary is to be used, if it has one.
       cache: folder that keeps decoded data; empty: none.
-      net: instead of `config.network`.
 
     Returns:
       The experiment.
@@ -277,6 +302,8 @@ def build(
     """
     configs.check(config)
     environment.check()
+    kept = programs.keep_at_home()
+    given = Own(data, net, algorithm)
     own = _own(config, data)
     data = _load(config, workdir, cache) if data is None else checks.made_by_hand(data)
     if net is None:
@@ -359,11 +386,13 @@ def build(
         evaluator=evaluator,
         facts=_facts(config, fed, data) | own,
         notes=(
+            *filter(None, [kept]),
             *checks.notes(data),
             *_scale_notes(config, data),
             *_small(config, fed, len(data.y_test)),
         ),
         tokenizer=data.tokenizer,
+        own=given,
     )
 
 
@@ -487,23 +516,40 @@ def algorithm(ready: Experiment) -> base.Algorithm:
     """
     config, fed = ready.settings, ready.federation
     _check_memory(seen_by(ready))
+    _check_buffer(fed)
+    if ready.own.algorithm is not None:
+        return _made(ready.own.algorithm, fed)
     if config.algorithm == "cocofl" and fed.model.net.num_blocks == 1:
         raise ValueError(
             f"--network: expected one of two blocks or more for --algorithm=cocofl, "
             f"which freezes some of them, got {fed.model.net.name!r}, whose only block "
             f"is always trained; take --algorithm=fedavg"
         )
+    with _naming_tiers(config):
+        if config.algorithm == "cocofl":
+            policy = policies.BY_NAME[config.policy]
+            return cocofl.cocofl(fed, config.frozen.bits, policy)
+        return algorithms.BY_NAME[config.algorithm](fed)
+
+
+def _made(make: Make, fed: federation.Federation) -> base.Algorithm:
+    """Makes an algorithm of the user's own."""
+    made = make(fed)
+    if not isinstance(made, base.Algorithm):
+        raise ValueError(
+            f"algorithm: expected a function of the federation that returns a "
+            f"fljax.Algorithm, got one that returns a {type(made).__name__}"
+        )
+    return made
+
+
+def _check_buffer(fed: federation.Federation) -> None:
     everyone = len(fed.population.shards.counts)
     if fed.rules.clock.buffer > everyone:
         raise ValueError(
             f"--clock.buffer: expected at most {everyone}, the number of clients, "
             f"got {fed.rules.clock.buffer}"
         )
-    with _naming_tiers(config):
-        if config.algorithm == "cocofl":
-            policy = policies.BY_NAME[config.policy]
-            return cocofl.cocofl(fed, config.frozen.bits, policy)
-        return algorithms.BY_NAME[config.algorithm](fed)
 
 
 def _check_memory(fed: federation.Federation) -> None:
@@ -549,8 +595,39 @@ def rollback(ready: Experiment) -> guard.Guard | None:
 
 
 def resolved(ready: Experiment) -> dict[str, Any]:
-    """Gives the settings as plain data, with what they left open."""
-    return {**dataclasses.asdict(ready.settings), **ready.facts}
+    """Gives the settings as plain data, with what they left open.
+
+    Raises:
+      ValueError: an algorithm of the user's own has no name.
+    """
+    named = {**dataclasses.asdict(ready.settings), **ready.facts}
+    if ready.own.algorithm is not None:
+        named["algorithm"] = f"{_full_name(ready.own.algorithm)} ({OWN})"
+    return named
+
+
+def name(ready: Experiment) -> str:
+    """Gives the algorithm's name, to be shown."""
+    if ready.own.algorithm is None:
+        return ready.settings.algorithm
+    return getattr(ready.own.algorithm, "__name__", "algorithm")
+
+
+def _full_name(make: Make) -> str:
+    """Names a function of the user's by its module and its name there.
+
+    Raises:
+      ValueError: it has none, so that a run folder could not tell it from another.
+    """
+    module = getattr(make, "__module__", None)
+    found = getattr(make, "__qualname__", "")
+    if not module or not found or "<" in found:
+        raise ValueError(
+            f"algorithm: expected a function with a name of its own for a run folder, "
+            f"got {found or type(make).__name__!r}; define it with def outside of "
+            f"other functions, or give it a __qualname__"
+        )
+    return f"{module}.{found}"
 
 
 def _facts(
@@ -606,102 +683,6 @@ def _digest(devices: fleet.Fleet) -> str:
 
 def seen_by(ready: Experiment) -> federation.Federation:
     """Gives the federation as the algorithm has it: centralized pools the clients."""
-    pooled = ready.settings.algorithm == "centralized"
+    named = ready.own.algorithm is None
+    pooled = named and ready.settings.algorithm == "centralized"
     return centralized.pooled(ready.federation) if pooled else ready.federation
-
-
-def describe(fed: federation.Federation) -> str:
-    """Says in a line what a run trains, on whose data, and on which devices."""
-    params = sum(count.params for count in fed.model.counts)
-    there, counts = fed.layout.devices.devices, fed.population.shards.counts
-    clients = f"{len(counts):,} client{'s' * (len(counts) > 1)}"
-    beside = f"{fed.layout.width} client{'s' * (fed.layout.width > 1)}"
-    return (
-        f"{fed.model.net.name} of {params:,} parameters; {counts.sum():,} examples of "
-        f"{clients}; on {there.size} x {there.flat[0].device_kind}, {beside} at a "
-        f"time on each"
-    )
-
-
-def _keep_tokenizer(workdir: str, tokenizer: bytes | None) -> None:
-    path = pathlib.Path(workdir, TOKENIZER)
-    if tokenizer is not None and not path.exists():
-        durable.replace(path, tokenizer)
-
-
-def run(
-    ready: Experiment,
-    workdir: str | None,
-    tensorboard: bool = True,
-    checkpoint_every: int = 1,
-    label: str | None = None,
-    alert_command: str = "",
-) -> list[simulation.Record]:
-    """Runs an experiment with a progress bar; returns its records.
-
-    Args:
-      ready: of `build`.
-      workdir: the run folder, from which an earlier run goes on; None: nothing is kept.
-      tensorboard: write TensorBoard events, too.
-      checkpoint_every: rounds between checkpoints.
-      label: of the bar; None: the algorithm's name.
-      alert_command: is given each alert; empty: none.
-
-    Returns:
-      The records of all rounds.
-
-    Raises:
-      ValueError: the algorithm or the folder does not fit.
-      DivergedError: training diverged.
-    """
-    config, made = ready.settings, algorithm(ready)
-    label = label or config.algorithm
-    watch = rollback(ready)
-    first_host = jax.process_index() == 0
-    shown = sys.stderr if first_host else io.StringIO()
-    with contextlib.ExitStack() as stack:
-        bar = stack.enter_context(
-            progress.Progress(config.rounds, label=label, stream=shown)
-        )
-        hooks = simulation.Hooks(record=bar.update, message=bar.message)
-        made = compilations.told(made, ready.federation, bar.message)
-        if alert_command and first_host:
-            command = alerts.Command(alert_command, bar.message)
-            hooks = hooks._replace(alert=stack.enter_context(command))
-
-        def start(first: int) -> None:  # the folder is this run's by now
-            if workdir is not None:
-                _keep_tokenizer(workdir, ready.tokenizer)
-            if first < config.rounds:
-                bar.message(describe(seen_by(ready)))
-                for line in environment.notes():
-                    bar.message(line)
-                for note in ready.notes:
-                    bar.message(f"note: {note}")
-            bar.start(first)
-
-        hooks = hooks._replace(start=start)
-        if config.algorithm == "cocofl":
-            small = policies.too_small(
-                ready.federation.model.table, ready.federation.population.fleet
-            )
-            if small.any():
-                bar.message(
-                    f"{small.sum()} of {len(small)} devices have less memory than any "
-                    f"window needs: they drop out of every round"
-                )
-        if workdir is None:
-            return simulation.run(made, config.rounds, ready.evaluator, hooks, watch)[1]
-        return simulation.run_in_folder(
-            made,
-            config.rounds,
-            ready.evaluator,
-            workdir,
-            resolved(ready),
-            may_change=("rollback.limit",),  # a stopped run goes on with more of them
-            rounding=("client_width", "programs", "devices"),
-            tensorboard=tensorboard,
-            checkpoint_every=checkpoint_every,
-            hooks=hooks,
-            rollback=watch,
-        )[1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -49,9 +50,23 @@ _MB = 1e6  # bytes
 FORMATS = (".png", ".pdf", ".svg")  # of the files that are written
 
 
+class Picture(figure.Figure):
+    """A figure that notebooks show, whether they have asked for matplotlib or not."""
+
+    def _repr_png_(self) -> bytes:
+        file = io.BytesIO()
+        self.savefig(file, format="png")
+        return file.getvalue()
+
+
 def curves(
     runs: Mapping[str, Sequence[Sequence[Record]]], path: str | os.PathLike[str]
 ) -> None:
+    """Write the picture of `compared` to a file, its format by its name (`FORMATS`)."""
+    compared(runs).savefig(path)
+
+
+def compared(runs: Mapping[str, Sequence[Sequence[Record]]]) -> Picture:
     """Draw accuracy by round, upload and virtual time, and that of the worst tier.
 
     A line is the mean over the seeds at the rounds that all of them have evaluated; its
@@ -62,7 +77,9 @@ def curves(
       runs: algorithm -> a list over seeds of metrics records in order of rounds, with
         `round`, `upload_bytes` and, on evaluated rounds, `test_accuracy` and
         `worst_tier_accuracy` or `tier_accuracy`.
-      path: the file to write, its format by its name (`FORMATS`); 1200 pixels wide.
+
+    Returns:
+      The picture, 1200 pixels wide.
     """
     panels: tuple[tuple[str, str, Callable[[Sequence[Record]], Curve]], ...] = (
         ("round", "test accuracy (%)", _test_by_round),
@@ -71,7 +88,7 @@ def curves(
         ("virtual time (s)", "test accuracy (%)", _test_by_clock),
     )
     layout = layout_engine.ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.1)
-    page = figure.Figure(figsize=(12, 8.2), dpi=100, layout=layout)
+    page = Picture(figsize=(12, 8.2), dpi=100, layout=layout)
     styles = _styles(runs)
     for panel, (x_label, y_label, curve) in zip(
         page.subplots(2, 2, sharey=True).flat, panels, strict=True
@@ -83,7 +100,7 @@ def curves(
             _draw(panel, seeds, style, f"{name} ({count})")
         _dress(panel, x_label, y_label)
     _add_legend(page)
-    page.savefig(path)
+    return page
 
 
 def settings(
@@ -99,7 +116,7 @@ def settings(
     columns = min(len(result), 2)
     rows = -(-len(result) // columns)
     layout = layout_engine.ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.1)
-    page = figure.Figure(figsize=(12, 0.6 + 3.8 * rows), dpi=100, layout=layout)
+    page = Picture(figsize=(12, 0.6 + 3.8 * rows), dpi=100, layout=layout)
     panels = list(page.subplots(rows, columns, sharey=True, squeeze=False).flat)
     styles = _styles(dict.fromkeys(name for runs in result.values() for name in runs))
     for panel, (setting, runs) in zip(panels, result.items(), strict=False):
@@ -121,6 +138,16 @@ def histories(
     apart: bool = False,
     majority: Sequence[float] = (),
 ) -> None:
+    """Write the picture of `history` to a file, its format by its name (`FORMATS`)."""
+    history(runs, apart=apart, majority=majority).savefig(path)
+
+
+def history(
+    runs: Mapping[str, Sequence[Record]],
+    *,
+    apart: bool = False,
+    majority: Sequence[float] = (),
+) -> Picture:
     """Draw accuracy and loss of runs by round, and accuracy by virtual time.
 
     Losses are of the test set, with a thin line for those of training.
@@ -128,11 +155,13 @@ def histories(
     Args:
       runs: name -> metrics records in order of rounds, with `round`, `train_loss` and,
         on evaluated rounds, `test_accuracy` and `test_loss`.
-      path: the file to write, its format by its name (`FORMATS`).
       apart: every run has panels of its own, under its name; else all share them, with
         a legend.
       majority: shares of the most frequent class, one for each run or one for all;
         what guessing it would reach is drawn as a line.
+
+    Returns:
+      The picture.
 
     Raises:
       ValueError: `majority` has another length.
@@ -147,7 +176,7 @@ def histories(
     shape = (3, columns) if apart else (1, 3)
     size = (1 + 2.6 * columns, 7.4) if apart else (12, 4.2)
     layout = layout_engine.ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08)
-    page = figure.Figure(figsize=size, dpi=100, layout=layout)
+    page = Picture(figsize=size, dpi=100, layout=layout)
     panels = page.subplots(*shape, squeeze=False).reshape(3, columns)  # [what, run]
     styles = itertools.cycle(_STYLES)
     for index, (name, records) in enumerate(runs.items()):
@@ -165,7 +194,7 @@ def histories(
         _dress(in_time, "virtual time (s)", "test accuracy (%)")
     if not apart:
         _add_legend(page)
-    page.savefig(path)
+    return page
 
 
 def _add_history(

@@ -1,4 +1,4 @@
-"""Progress of a load and of a run: a bar on a terminal, lines elsewhere.
+"""Progress of a load and of a run: a bar on a terminal or in a notebook, else lines.
 
 Rounds are numbered from 0, as in records and messages; counts are of rounds done.
 """
@@ -10,6 +10,7 @@ import os
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Mapping
 from typing import Any, Self, TextIO
 
@@ -39,11 +40,45 @@ class _Ticker:
         self._bar.close()
 
 
+def in_notebook(stream: TextIO) -> bool:
+    """Tells whether a stream ends in the cell of a notebook."""
+    return type(stream).__module__ == "ipykernel.iostream"
+
+
+def _shows_bars(stream: TextIO) -> bool:
+    return stream.isatty() or in_notebook(stream)
+
+
+def _bar(stream: TextIO, **options: Any) -> Any:
+    """Makes a bar of tqdm: a notebook's, where it can show one, or of characters."""
+    if in_notebook(stream):
+        with warnings.catch_warnings():  # of a notebook without ipywidgets
+            warnings.simplefilter("ignore")
+            from tqdm import auto
+
+            return auto.tqdm(file=stream, **options)
+    import tqdm
+
+    return tqdm.tqdm(file=stream, **options)
+
+
+def say(text: str) -> None:
+    """Writes a line to stderr without breaking a bar that may be there."""
+    if "tqdm" not in sys.modules:  # then there is none
+        print(text, file=sys.stderr, flush=True)
+        return
+    import tqdm
+
+    tqdm.tqdm.write(text, file=sys.stderr)
+
+
 def _width(stream: TextIO) -> dict[str, Any]:
     """Gives tqdm's options for the width of a terminal.
 
     One that does not know it says 0, and tqdm then shows nothing.
     """
+    if in_notebook(stream):
+        return {}
     known = os.get_terminal_size(stream.fileno()).columns > 0
     return {"ncols": None if known else 80, "dynamic_ncols": known}
 
@@ -62,15 +97,11 @@ class Steps:
     def __call__(self, what: str) -> None:
         """Begin a step, which ends the one before."""
         self.close()
-        if not self._stream.isatty():
+        if not _shows_bars(self._stream):
             print(what, file=self._stream, flush=True)
             return
-        import tqdm
-
         form = "{desc} [{elapsed}]"
-        bar = tqdm.tqdm(
-            desc=what, file=self._stream, bar_format=form, **_width(self._stream)
-        )
+        bar = _bar(self._stream, desc=what, bar_format=form, **_width(self._stream))
         self._ticker = _Ticker(bar)
 
     def close(self) -> None:
@@ -115,13 +146,11 @@ class Loading:
         if what != self._what:
             self.close()
             self._what, self._next = what, time.monotonic() + _EVERY
-            if self._stream.isatty():
-                import tqdm
-
-                self._bar = tqdm.tqdm(
+            if _shows_bars(self._stream):
+                self._bar = _bar(
+                    self._stream,
                     total=total,
                     desc=what,
-                    file=self._stream,
                     unit_scale=True,
                     delay=1,
                     leave=False,
@@ -156,7 +185,7 @@ class Progress:
         label: str = "",
         stream: TextIO | None = None,
     ) -> None:
-        """Start the clock, and a bar if the stream is a terminal.
+        """Start the clock, and a bar on a terminal or in a notebook.
 
         Args:
           total_rounds: rounds of the whole run.
@@ -172,18 +201,17 @@ class Progress:
             maxlen=_RECENT + 1
         )
         self._begin(first_round)
-        self._bar = self._open_bar(first_round) if self._stream.isatty() else None
+        shown = _shows_bars(self._stream)
+        self._bar = self._open_bar(first_round) if shown else None
         self._ticker = _Ticker(self._bar) if self._bar is not None else None
 
     def _open_bar(self, first_round: int) -> Any:
-        import tqdm
-
-        return tqdm.tqdm(
+        return _bar(
+            self._stream,
             total=self._total,
             initial=first_round,
             desc=self._label or None,
             unit="round",
-            file=self._stream,
             bar_format="{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}{postfix}]",
             **_width(self._stream),
         )

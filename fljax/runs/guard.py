@@ -22,9 +22,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fljax import bounds, types
+from fljax.algorithms import base
 from fljax.devices import arrivals, failures
 from fljax.engine import sums as totals
-from fljax.algorithms import base
 
 _ROUNDING = 1e-6  # accuracies are kept in float32
 

@@ -18,11 +18,11 @@ import jax
 import numpy as np
 
 from fljax import types
+from fljax.algorithms import base
 from fljax.engine import evaluate
+from fljax.engine import sums as totals
 from fljax.runs import alerts, checkpoints, guard, writers
 from fljax.runtime import mesh
-from fljax.engine import sums as totals
-from fljax.algorithms import base
 
 Record = dict[str, Any]
 
@@ -80,14 +80,55 @@ class Hooks(NamedTuple):
     Attributes:
       start: is given the index of the first round that will run.
       record: is given every finished round's record.
-      alert: is given every alert, as `alerts` describes them.
       message: is given lines for the user.
+      alert: is given every alert, as `alerts` describes them.
+      interrupted: is asked at a Ctrl-C, with the number of rounds that are finished,
+        whether the run ends with them; else the KeyboardInterrupt goes on.
     """
 
     start: Callable[[int], None] = _ignore
     record: Callable[[Record], None] = _ignore
     message: Callable[[str], None] = _ignore
     alert: Callable[[alerts.Alert], None] = _ignore
+    interrupted: Callable[[int], bool | None] = _ignore
+
+
+def together(one: Hooks, two: Hooks) -> Hooks:
+    """Makes hooks that pass all they hear on to both; either may end an interrupt."""
+
+    def both(name: str) -> Callable[[Any], Any]:
+        pair = getattr(one, name), getattr(two, name)
+
+        def hook(given: Any) -> bool:
+            answers = [hear(given) for hear in pair]
+            return any(answers)
+
+        return hook
+
+    return Hooks(*map(both, Hooks._fields))
+
+
+class Folder(NamedTuple):
+    """A run folder, and what it keeps of a run.
+
+    Attributes:
+      path: of the folder.
+      config: what the run depends on, as plain data; a folder that holds another one
+        is refused (`rounds` may grow).
+      settings: that the run was built from, as plain data, to read them back.
+      may_change: names in `config` whose values may change from call to call.
+      rounding: names that may change too, but change the order of sums: a note says so.
+      tensorboard: write TensorBoard events too.
+      checkpoint_every: rounds between checkpoints; a kill loses at most these.
+    """
+
+    path: str | os.PathLike[str]
+    config: Record
+    settings: Record | None = None
+    may_change: tuple[str, ...] = ()
+    rounding: tuple[str, ...] = ()
+    tensorboard: bool = True
+    checkpoint_every: int = 1
 
 
 class _Start(NamedTuple):
@@ -371,21 +412,27 @@ def run(
       rollback: when to go back to a good state; None: never.
 
     Returns:
-      The final state and the record of every round.
+      The final state and the record of every round; of those that are finished, if
+      `hooks.interrupted` says so.
 
     Raises:
       DivergedError: training diverged; NonFiniteError if in numbers that are not
         finite.
     """
     hooks = hooks or Hooks()
-    last, records = _carry(algorithm.init(), rollback), []
+    last, done = _carry(algorithm.init(), rollback), 0
+    records: list[Record] = []
     hooks.start(0)
     outcomes = _outcomes(algorithm, rollback, last, 0, rounds, evaluator, hooks.message)
-    for carry, record in _telling(outcomes, hooks):
-        last = carry
-        records.append(record)
-        hooks.record(record)
-    return _state(last), records
+    try:
+        for carry, record in _telling(outcomes, hooks):
+            records.append(record)
+            last, done = carry, done + 1  # together, as Ctrl-C may come in the middle
+            hooks.record(record)
+    except KeyboardInterrupt:
+        if not hooks.interrupted(done):
+            raise
+    return _state(last), records[:done]
 
 
 def _telling(
@@ -408,13 +455,7 @@ def run_in_folder(
     algorithm: base.Algorithm,
     rounds: int,
     evaluator: Evaluator | None,
-    workdir: str,
-    config: Record,
-    *,
-    may_change: tuple[str, ...] = (),
-    rounding: tuple[str, ...] = (),
-    tensorboard: bool = True,
-    checkpoint_every: int = 1,
+    keep: Folder,
     hooks: Hooks | None = None,
     rollback: guard.Guard | None = None,
 ) -> tuple[base.State | None, list[Record]]:
@@ -426,13 +467,7 @@ def run_in_folder(
       algorithm: what to run.
       rounds: how many the whole run has.
       evaluator: None: no evaluation.
-      workdir: the run folder.
-      config: what the run depends on, as plain data; a folder that holds another
-        one is refused (`rounds` may grow).
-      may_change: names in `config` whose values may change from call to call.
-      rounding: names that may change too, but change the order of sums: a note says so.
-      tensorboard: write TensorBoard events too.
-      checkpoint_every: rounds between checkpoints; a kill loses at most these.
+      keep: the run folder.
       hooks: what to tell the user; a resumed run tells the alerts of the rounds that
         it runs again once more.
       rollback: when to go back to a good state; None: never.
@@ -451,9 +486,11 @@ def run_in_folder(
     hooks = hooks or Hooks()
     if jax.process_index() > 0:
         return _follow(algorithm, rounds, evaluator, rollback)
-    if rounds >= writers.read_history(workdir).finished:  # fewer: another run's
-        may_change = ("rounds", *may_change)
-    with writers.open_run(workdir, config, may_change, rounding) as folder:
+    free = keep.may_change
+    if rounds >= writers.read_history(keep.path).finished:  # fewer: another run's
+        free = ("rounds", *free)
+    held = writers.open_run(keep.path, keep.config, free, keep.rounding, keep.settings)
+    with held as folder:
         ends = _RECORDED if evaluator is None else {*_RECORDED, "test_accuracy"}
         start = _restore(algorithm, rollback, folder.path, rounds, ends)
         first, carry = _agreed(start.round, start.state)
@@ -464,8 +501,8 @@ def run_in_folder(
             return _shown(folder.path, start._replace(state=carry), evaluator)
         if folder.read_only:
             raise ValueError(
-                f"{workdir} cannot be written ({folder.read_only}), and rounds {first} "
-                f"to {rounds - 1} are left; pass another folder"
+                f"{keep.path} cannot be written ({folder.read_only}), and rounds "
+                f"{first} to {rounds - 1} are left; pass another folder"
             )
         alarm = writers.AlertsWriter(folder.path, first)
 
@@ -474,20 +511,22 @@ def run_in_folder(
             _pass_on(alarm.notes, hooks)
             hooks.alert(alert)
 
-        with writers.MetricsWriter(folder.path, first, tensorboard) as metrics:
+        with writers.MetricsWriter(folder.path, first, keep.tensorboard) as metrics:
             _pass_on(metrics.notes, hooks)
             _pass_on(alarm.notes, hooks)
             if first:
-                hooks.message(f"resuming {workdir} at round {first} of {rounds}")
+                hooks.message(f"resuming {keep.path} at round {first} of {rounds}")
             else:  # so that records without a checkpoint tell that it was removed
                 checkpoints.save(folder.path, 0, mesh.local(carry), 2, metrics.digest())
             outcomes = _outcomes(
                 algorithm, rollback, carry, first, rounds, evaluator, hooks.message
             )
             told = _telling(outcomes, hooks._replace(alert=tell))
-            kept = _keep(told, metrics, folder.path, checkpoint_every, hooks)
+            kept = _keep(told, metrics, folder.path, keep.checkpoint_every, hooks)
         _pass_on(metrics.notes, hooks)
-        return _state(kept or carry), writers.read_metrics(folder.path)
+        carry = carry if kept is None else kept.carry
+        records = writers.read_metrics(folder.path)
+        return _state(carry), records[: first if kept is None else kept.rounds]
 
 
 def _pass_on(notes: list[str], hooks: Hooks) -> None:
@@ -603,24 +642,43 @@ def _shows(records: list[Record], ends: Set[str]) -> bool:
     return ends <= records[-1].keys() and all(r.keys() >= _RECORDED for r in records)
 
 
-def _keep(outcomes, metrics, path, every: int, hooks: Hooks) -> types.Tree | None:
-    """Writes records and checkpoints as rounds finish; returns the last carry."""
-    last, unsaved, done, digest = None, False, 0, b""
+class _Kept(NamedTuple):
+    """What is kept of a run in its folder: what it carries, and the rounds done."""
+
+    carry: types.Tree
+    rounds: int
+    digest: bytes
+
+
+def _keep(outcomes, metrics, path, every: int, hooks: Hooks) -> _Kept | None:
+    """Writes records and checkpoints as rounds finish; returns the last."""
+    last: _Kept | None = None
+    unsaved = False
     with checkpoints.AsyncCheckpointer(path) as checkpointer:
+
+        def save(kept: _Kept) -> None:
+            checkpointer.save(kept.rounds, mesh.local(kept.carry), kept.digest)
+
         try:
-            for state, record in outcomes:
+            for carry, record in outcomes:
                 metrics.write(record)
                 _pass_on(metrics.notes, hooks)
                 # Together, as Ctrl-C may come in the middle.
-                last, done, digest = state, record["round"] + 1, metrics.digest()
-                unsaved = done % every != 0
-                if not unsaved:
-                    checkpointer.save(done, mesh.local(state), digest)
+                last, unsaved = (
+                    _Kept(carry, record["round"] + 1, metrics.digest()),
+                    True,
+                )
+                if last.rounds % every == 0:
+                    save(last)
+                    unsaved = False
                 hooks.record(record)
         except DivergedError as error:
             metrics.write(error.record)  # a resumed run drops it and tries again
             raise
+        except KeyboardInterrupt:
+            if not hooks.interrupted(last.rounds if last else 0):
+                raise
         finally:  # at the end, diverged, or stopped by Ctrl-C: keep what is good
-            if unsaved:
-                checkpointer.save(done, mesh.local(last), digest)
+            if unsaved and last is not None:
+                save(last)
     return last

@@ -89,6 +89,7 @@ def open_run(
     config: Mapping[str, Any],
     may_change: tuple[str, ...] = (),
     rounding: tuple[str, ...] = (),
+    settings: Mapping[str, Any] | None = None,
 ) -> RunFolder:
     """Create or reopen a run folder and hold it for this process.
 
@@ -99,6 +100,7 @@ def open_run(
         then takes the new ones; "rollback.limit" is one within a dict. `("rounds",)`
         lets a finished run go on.
       rounding: names that may change too, but change the order of sums.
+      settings: that `config` was resolved from, kept beside it to be read back.
 
     Returns:
       The held folder, or one that says why it can only be read. Its notes tell which
@@ -118,6 +120,8 @@ def open_run(
         "config": plain,
         "environment": surroundings.describe(),
     }
+    if settings is not None:
+        now["settings"] = _plain(settings, repr)
     with contextlib.ExitStack() as locks:
         read_only = ""
         try:
@@ -224,7 +228,8 @@ def _match_config(
         )
     changed = _differences(stored["config"], now["config"])
     if writable and (changed or "run" not in stored):
-        _write_config(path, {"run": now["run"], **stored, "config": now["config"]})
+        new = _without(now, ("run", "environment"))
+        _write_config(path, {"run": now["run"], **stored, **new})
     return stored
 
 
@@ -291,7 +296,7 @@ def _stored_config(path: pathlib.Path) -> dict[str, Any]:
         raise ValueError(
             f"{path} is not JSON ({error}); mend it or pass another folder"
         ) from None
-    kinds = {"config": dict, "environment": dict, "run": str}
+    kinds = {"config": dict, "environment": dict, "settings": dict, "run": str}
     if (
         not isinstance(stored, dict)
         or "config" not in stored
@@ -308,6 +313,36 @@ def _deeper_than(levels: int, value: Any) -> bool:
         return False
     inner = value.values() if isinstance(value, dict) else value
     return levels == 0 or any(_deeper_than(levels - 1, item) for item in inner)
+
+
+class Described(NamedTuple):
+    """What `config.json` says of a run.
+
+    Attributes:
+      config: all that it depends on.
+      settings: that this was resolved from; empty: not known.
+    """
+
+    config: dict[str, Any]
+    settings: dict[str, Any]
+
+
+def described(folder: Folder) -> Described:
+    """Read what a run folder says of its run.
+
+    Raises:
+      ValueError: it is no run folder.
+    """
+    path = pathlib.Path(folder) / _CONFIG
+    if not path.is_file():
+        raise ValueError(f"expected a run folder with a {_CONFIG}, got {folder}")
+    stored = _stored_config(path)
+    return Described(stored["config"], stored.get("settings", {}))
+
+
+def differences(folder: Folder, config: Mapping[str, Any]) -> list[str]:
+    """Name what a configuration has that a run folder's has not, and the reverse."""
+    return _differences(described(folder).config, _plain(config, repr))
 
 
 def run_name(folder: Folder) -> str:

@@ -15,6 +15,26 @@ _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 _OTHERS_ENTER = stat.S_IXGRP | stat.S_IXOTH
 
 
+def home() -> str:
+    """Gives the folder of this library's caches; empty: this user has no home."""
+    root = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return os.path.join(root, "fljax") if os.path.isabs(root) else ""
+
+
+def own(folder: pathlib.Path, read: str) -> str:
+    """Makes the folder of a cache and says why it should not be used; empty: it may be.
+
+    Args:
+      folder: as of `make`.
+      read: pattern of what will be read from it.
+
+    Raises:
+      OSError: it cannot be made.
+    """
+    make(folder)
+    return objection(folder, folder.glob(read))
+
+
 def make(folder: pathlib.Path) -> None:
     """Makes a folder that its user alone may open, if it is not there."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import functools
+import os
 import pathlib
 import threading
 import time
@@ -20,6 +21,14 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental.compilation_cache import compilation_cache
+
+from fljax.runtime import private
+
+# Where JAX reads its folder from, and how long a compilation takes that is kept.
+FOLDER = "JAX_COMPILATION_CACHE_DIR"
+_LEAST = "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"
+_CONFIG = FOLDER.lower()  # the same within a process
+KEPT = "*-cache"  # what JAX calls a program
 
 # Of programs on disk; one of MobileNetV2 takes up to 8 MB.
 MOST_BYTES = 2**31
@@ -62,17 +71,54 @@ def compile_all(requests: Sequence[Request]) -> list[jax.stages.Compiled]:
     return result
 
 
+_told: list[str] = []  # the folders that this process was told to keep programs in
+
+
+def keep(folder: str) -> None:
+    """Has JAX keep compiled programs from now on.
+
+    Args:
+      folder: where, or an address of a store that JAX knows; empty: nowhere.
+    """
+    _told.append(folder)
+    jax.config.update(_CONFIG, folder or None)
+    if _LEAST not in os.environ:
+        jax.config.update(_LEAST.lower(), 0.5)
+    compilation_cache.reset_cache()  # what has compiled before has settled it
+    if folder and folder != os.environ.get(FOLDER):
+        # JAX's own bound takes a package more, and fails over what was written before
+        # it was set. A folder of the variable's may be of other programs too.
+        trim(pathlib.Path(folder).glob(KEPT))
+
+
+def keep_at_home() -> str:
+    """Has JAX keep them below this user's ~/.cache, unless it was told otherwise.
+
+    Returns:
+      A line for the user where that cannot be; empty: all is well.
+    """
+    asked = os.environ.get(FOLDER) is not None or jax.config.values[_CONFIG]
+    if _told or asked or not jax.config.values["jax_enable_compilation_cache"]:
+        return ""
+    folder = private.home()
+    try:
+        why = private.own(pathlib.Path(folder), KEPT) if folder else "there is no home"
+    except OSError as error:
+        why = str(error)
+    keep("" if why else folder)
+    return f"compiled programs are not kept: {why}" if why else ""
+
+
 @contextlib.contextmanager
 def anew() -> Iterator[None]:
     """Compiles without what is kept on disk, and keeps nothing."""
-    name = "jax_compilation_cache_dir"
-    folder = jax.config.values[name]
-    jax.config.update(name, None)
+    folder = jax.config.values[_CONFIG]
+    jax.config.update(_CONFIG, None)
     compilation_cache.reset_cache()
     try:
         yield
     finally:
-        jax.config.update(name, folder)
+        jax.config.update(_CONFIG, folder)
         compilation_cache.reset_cache()
 
 

@@ -1,0 +1,207 @@
+"""Compares runs on the same splits, devices and draws."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pathlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from fljax import experiment
+from fljax.experiment import config as configs
+from fljax.experiment import summary
+from fljax.runs import simulation
+
+What = Mapping[str, "configs.Config | experiment.Experiment"]
+
+# Column title, format, key of the statistics.
+COLUMNS = (
+    ("accuracy", "{mean:.4f} ± {std:.4f}", "test_accuracy"),
+    ("worst tier (mix)", "{mean:.4f} ± {std:.4f}", "worst_tier_accuracy"),
+    ("worst tier (own)", "{mean:.4f} ± {std:.4f}", "worst_tier_test_accuracy"),
+    ("spread (mix)", "{mean:.4f}", "tier_spread"),
+    ("upload MB", "{mean:.2f}", "upload_megabytes"),
+    ("compute share", "{mean:.3f}", "compute_share"),
+    ("clock s", "{mean:.4g}", "clock_seconds"),
+    ("seconds", "{mean:.1f}", "wall_seconds"),
+)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Comparison:
+    """What came of several runs.
+
+    Attributes:
+      results: name -> seed -> result.
+    """
+
+    results: Mapping[str, Mapping[int, experiment.Result]]
+
+    @property
+    def records(self) -> dict[str, list[list[simulation.Record]]]:
+        """Gives the records by name, of each seed."""
+        return {
+            name: [result.records for result in seeds.values()]
+            for name, seeds in self.results.items()
+        }
+
+    def table(self, target: float = 0.0) -> str:
+        """Lays out means and deviations over the seeds, a row for each name.
+
+        Args:
+          target: accuracy that is also asked how soon it was reached; 0: none.
+        """
+        return table(summary.summarise(self.records, target))
+
+    def plot(self, path: str | os.PathLike[str] | None = None) -> Any:
+        """Draws accuracy by round, upload and virtual time, and of the worst tier.
+
+        Args:
+          path: of a file to write, whose suffix tells the format; None: none.
+
+        Returns:
+          The figure of matplotlib, which a notebook shows.
+        """
+        from fljax.experiment import plots
+
+        figure = plots.compared(self.records)
+        if path is not None:
+            figure.savefig(path)
+        return figure
+
+    def __repr__(self) -> str:
+        """Name what was compared, in a line."""
+        seeds = sorted({seed for runs in self.results.values() for seed in runs})
+        names, numbers = ", ".join(self.results), ", ".join(map(str, seeds))
+        plural = "s" * (len(seeds) != 1)
+        return f"<fljax.Comparison: {names}; seed{plural} {numbers}>"
+
+
+def compare(
+    what: What,
+    seeds: Sequence[int] | None = None,
+    workdir: str | os.PathLike[str] | None = None,
+    *,
+    hooks: simulation.Hooks | None = None,
+    cache: str = "",
+) -> Comparison:
+    """Runs settings or experiments one after the other, each with the same seeds.
+
+    Args:
+      what: by name. Where they differ in the algorithm, its policy, rounds and
+        rollbacks alone, data and devices are made once a seed.
+      seeds: of each; None: the seed of the first one.
+      workdir: gets a run folder for each name and seed, from which an earlier call
+        goes on; None: nothing is kept.
+      hooks: what wants to hear of the runs.
+      cache: folder that keeps decoded data; empty: none.
+
+    Returns:
+      The comparison.
+
+    Raises:
+      ValueError: settings, an algorithm or a folder does not fit.
+      DivergedError: training diverged.
+    """
+    results: dict[str, dict[int, experiment.Result]] = {name: {} for name in what}
+    for name, seed, result in each(what, seeds, workdir, hooks=hooks, cache=cache):
+        results[name][seed] = result
+    return Comparison(results)
+
+
+def each(
+    what: What,
+    seeds: Sequence[int] | None = None,
+    workdir: str | os.PathLike[str] | None = None,
+    *,
+    hooks: simulation.Hooks | None = None,
+    cache: str = "",
+) -> Iterator[tuple[str, int, experiment.Result]]:
+    """Yields (name, seed, result) as they come; arguments as of `compare`."""
+    if not isinstance(what, Mapping) or not what:
+        raise ValueError(f"expected settings or experiments by name, got {what!r:.80}")
+    for seed in _seeds(what, seeds):
+        folders = {
+            name: None if workdir is None else folder(workdir, name, seed)
+            for name in what
+        }
+        ready = _ready(what, seed, folders, cache)
+        for made in ready.values():  # what cannot run is known before any training
+            experiment.algorithm(made)
+        for name, made in ready.items():
+            label = f"{name} seed {seed}"
+            yield (
+                name,
+                seed,
+                experiment.run(made, folders[name], hooks=hooks, label=label),
+            )
+
+
+def folder(workdir: str | os.PathLike[str], name: str, seed: int) -> pathlib.Path:
+    """Gives a run's folder: of cocofl:balanced cocofl_balanced/seed_11."""
+    return pathlib.Path(workdir, name.replace(":", "_"), f"seed_{seed}")
+
+
+def table(figures_by_name: Mapping[str, Mapping[str, Any]]) -> str:
+    """Lays a summary out as text."""
+    names = ("algorithm", *figures_by_name)
+    cells = summary.rows(COLUMNS, list(figures_by_name.values()))
+    rows = [[name, *row] for name, row in zip(names, cells, strict=True)]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if i == 0 else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    )
+
+
+def _seeds(what: What, seeds: Sequence[int] | None) -> list[int]:
+    found = [_parts(next(iter(what.values())))[0].seed] if seeds is None else [*seeds]
+    if not found or len(set(found)) < len(found):
+        raise ValueError(f"seeds: expected different whole numbers, got {seeds!r}")
+    return found
+
+
+def _parts(given: Any) -> tuple[configs.Config, experiment.Own]:
+    """Gives the settings of what is compared, and what was given in Python."""
+    if isinstance(given, experiment.Experiment):
+        return given.settings, given.own
+    if isinstance(given, configs.Config):
+        return given, experiment.Own()
+    raise ValueError(
+        f"expected a fljax.Config or what fljax.build made of one, got a "
+        f"{type(given).__name__}"
+    )
+
+
+def _ready(
+    what: What,
+    seed: int,
+    folders: Mapping[str, pathlib.Path | None],
+    cache: str,
+) -> dict[str, experiment.Experiment]:
+    """Makes the experiments of a seed, with as little built twice as can be."""
+    built = [made for made in what.values() if isinstance(made, experiment.Experiment)]
+    ready = {}
+    for name, given in what.items():
+        settings, own = _parts(given)
+        settings = dataclasses.replace(settings, seed=seed)
+        made = next((m for b in built if (m := _again(b, settings, own))), None)
+        if made is None:
+            made = experiment.build(settings, *own, workdir=folders[name], cache=cache)
+            built.append(made)
+        ready[name] = made
+    return ready
+
+
+def _again(
+    built: experiment.Experiment, settings: configs.Config, own: experiment.Own
+) -> experiment.Experiment | None:
+    """Gives what was built with other settings, if it serves them too."""
+    same = built.own.data is own.data and built.own.net is own.net
+    if not same or experiment.unlike(built.built_from, settings):
+        return None
+    return dataclasses.replace(built, settings=settings, own=own)

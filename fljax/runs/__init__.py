@@ -1,0 +1,1 @@
+"""Running rounds: the host loop, rollback, alerts, checkpoints, run folders."""
