@@ -20,6 +20,7 @@ from experiments import compare, train
 from fljax import experiment, models, types
 from fljax.data import text
 from fljax.devices import clock
+from fljax.experiment import comparison
 from fljax.experiment import config as configs
 from fljax.nn import flax_block, network
 from tests import conftest
@@ -333,8 +334,8 @@ def test_one_experiment_serves_all_settings_that_nothing_is_built_from(tmp_path)
         settings=configs.replace(ready.settings, free | {"rollback.drop": 0.5}),
     )
     assert changed.federation is ready.federation
-    records = experiment.run(changed, str(tmp_path), tensorboard=False)
-    assert len(records) == 2
+    result = experiment.run(changed, str(tmp_path), tensorboard=False)
+    assert len(result.records) == 2
     stored = json.loads((tmp_path / "config.json").read_text())["config"]
     assert {name: stored[name] for name in free} == free
     assert experiment.rollback(ready) is None
@@ -899,7 +900,7 @@ def test_compare_prints_and_writes_the_statistics_of_the_runs(call, tmp_path):
     header, *rest, note = done.out.splitlines()
     rows, legend = rest[:2], rest[2:]
     assert header.split()[0] == "algorithm"
-    for title, _, _ in compare._COLUMNS:  # each is defined where it is shown
+    for title, _, _ in comparison.COLUMNS:  # each is defined where it is shown
         assert title in header
         assert sum(line.startswith(f"{title}: ") for line in legend) == 1
         assert f"{title}: " in compare.__doc__

@@ -563,16 +563,10 @@ def test_a_run_stopped_around_a_rollback_ends_alike(wild, tmp_path, stop):
             if record["round"] == stop:
                 raise KeyboardInterrupt
 
+        keep = simulation.Folder(folder, {}, tensorboard=False, checkpoint_every=2)
+        hooks = simulation.Hooks(record=interrupt)
         return simulation.run_in_folder(
-            algorithm,
-            4,
-            evaluator,
-            str(folder),
-            {},
-            tensorboard=False,
-            checkpoint_every=2,
-            hooks=simulation.Hooks(record=interrupt),
-            rollback=RECOVERING,
+            algorithm, 4, evaluator, keep, hooks, RECOVERING
         )
 
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
@@ -638,15 +632,8 @@ def test_a_buffered_run_stopped_at_a_rollback_ends_alike(buffered, tmp_path):
     first = next(record["round"] for record in records if "rollback" in record)
 
     def play(rounds):
-        return simulation.run_in_folder(
-            algorithm,
-            rounds,
-            evaluator,
-            str(tmp_path),
-            {},
-            tensorboard=False,
-            rollback=watch,
-        )
+        keep = simulation.Folder(tmp_path, {}, tensorboard=False)
+        return simulation.run_in_folder(algorithm, rounds, evaluator, keep, None, watch)
 
     play(first + 1)
     state, again = play(14)

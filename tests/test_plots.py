@@ -5,7 +5,6 @@ import struct
 
 import numpy as np
 import pytest
-from matplotlib import figure
 
 from experiments import plot
 from fljax.experiment import plots
@@ -26,15 +25,15 @@ def _records(accuracies, upload=1_000_000, tier=None):
 
 @pytest.fixture
 def page(monkeypatch):
-    """Keep the figure that `curves` makes."""
+    """Keep the picture that `curves` makes."""
     pages = []
-    make = figure.Figure
+    make = plots.Picture
 
     def keep(*arguments, **options):
         pages.append(make(*arguments, **options))
         return pages[-1]
 
-    monkeypatch.setattr(figure, "Figure", keep)
+    monkeypatch.setattr(plots, "Picture", keep)
     return lambda: pages[-1]
 
 

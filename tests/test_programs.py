@@ -97,7 +97,7 @@ def test_a_loss_that_somebody_replaced_is_what_trains(folder, monkeypatch):
 
     def train_loss():
         group.forget()
-        (record,) = experiment.run(ready, None)
+        (record,) = experiment.run(ready).records
         return record["train_loss"]
 
     old = program.cross_entropy

@@ -246,15 +246,10 @@ def in_folder(
     **options,
 ):
     """Runs the counting algorithm in a folder."""
+    config = {"lr": 0.1, "rounds": rounds, **(config or {})}
+    keep = simulation.Folder(str(folder), config, tensorboard=False, **options)
     return simulation.run_in_folder(
-        algorithm or counting(),
-        rounds,
-        evaluator or counter(2),
-        str(folder),
-        {"lr": 0.1, "rounds": rounds, **(config or {})},
-        tensorboard=False,
-        hooks=hooks,
-        **options,
+        algorithm or counting(), rounds, evaluator or counter(2), keep, hooks
     )
 
 

@@ -259,10 +259,8 @@ def test_a_resumed_run_goes_on_to_the_bit(fed, rules, tmp_path):
     algorithm = cocofl.cocofl(made)
     whole, _ = simulation.run(algorithm, 8)
     for rounds in (3, 5, 8):
-        last, records = simulation.run_in_folder(
-            algorithm, rounds, None, tmp_path, {}, may_change=("rounds",),
-            tensorboard=False,
-        )  # fmt: skip
+        keep = simulation.Folder(tmp_path, {}, tensorboard=False)
+        last, records = simulation.run_in_folder(algorithm, rounds, None, keep)
     conftest.assert_same_bits(
         jax.tree.map(np.asarray, last), jax.tree.map(np.asarray, whole)
     )
