@@ -18,13 +18,23 @@ DOCS = pathlib.Path(__file__).resolve().parents[1] / "docs"
 
 
 @pytest.mark.long
+def test_the_notebook_of_the_readme_runs():
+    text = (DOCS.parent / "README.md").read_text()
+    (example,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    names: dict = {}
+    exec(compile(example, "README.md", "exec"), names)
+    assert len(names["result"].records) == 20
+
+
+@pytest.mark.long
 def test_the_examples_of_your_own_run(capsys):
     text = (DOCS / "your_own.md").read_text()
+    assert "experiments" not in text
     examples = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     assert len(examples) == 5
     assert len(examples[0].strip().splitlines()) <= 15
     assert all(len(e.strip().splitlines()) <= 30 for e in examples)
-    names: dict = {}
+    names: dict = {"__name__": "your_own"}
     for example in examples:
         exec(compile(example, "your_own.md", "exec"), names)
     shown = [float(line) for line in capsys.readouterr().out.splitlines()]
