@@ -458,7 +458,7 @@ def _main() -> None:
     for name in _WORKLOAD.value:
         figures[name] = {}
         if name in _WITH_COSTS:
-            figures[name]["costs"] = _COST_TABLE.value or "modelled"
+            figures[name]["costs"] = _COST_TABLE.value or "modeled"
             says(f"{name:20s} {'costs':20s} {figures[name]['costs']}", flush=True)
         for key, value in _figures(name, roof):
             figures[name][key] = value

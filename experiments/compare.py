@@ -75,7 +75,7 @@ def _main() -> None:
             runs[name].append(result.records)
     if not main.is_first():
         return
-    figures = summary.summarise(runs, _TARGET.value)
+    figures = summary.summarize(runs, _TARGET.value)
     content = {name: {**of, "seeds": seeds} for name, of in figures.items()}
     durable.replace(workdir / "summary.json", writers.to_json({"algorithms": content}))
     plots.curves(runs, workdir / "curves.png")

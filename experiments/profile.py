@@ -35,7 +35,7 @@ _SHAPE = flags.DEFINE_string(
 )
 _CLASSES = define.number("num_classes", 10, "Of the network.", least=2, most=1_000_000)
 _WINDOWS = flags.DEFINE_string(
-    "windows", "12", "How many are measured, or all; the others are modelled."
+    "windows", "12", "How many are measured, or all; the others are modeled."
 )
 _TIMINGS = define.number("timings", 5, "Timings of each.", least=1, most=1_000_000)
 _STEPS = define.number("steps", 2, "Local steps of a timing.", least=1, most=1_000_000)

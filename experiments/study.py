@@ -181,11 +181,11 @@ def run(
     return result
 
 
-def summarise(result, wanted: int, target: float = 0.0) -> dict[str, dict[str, Any]]:
-    """Computes the figures of every setting and variant, as `summary.summarise`."""
+def summarize(result, wanted: int, target: float = 0.0) -> dict[str, dict[str, Any]]:
+    """Computes the figures of every setting and variant, as `summary.summarize`."""
     figures: dict[str, dict[str, Any]] = {}
     for setting, runs in result.items():
-        figures[setting] = summary.summarise(runs, target)
+        figures[setting] = summary.summarize(runs, target)
         for name, seeds in runs.items():
             shares = [_arrived(records, wanted) for records in seeds]
             mean = sum(shares) / len(shares)
@@ -222,7 +222,7 @@ def _main() -> None:
     if not main.is_first():
         return
     wanted = base.clock.buffer or base.clients_per_round
-    figures = summarise(result, wanted, _TARGET.value)
+    figures = summarize(result, wanted, _TARGET.value)
     text = table(figures)
     durable.replace(workdir / "table.md", text.encode())
     content = writers.to_json({"settings": figures, "seeds": seeds})

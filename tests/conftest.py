@@ -45,7 +45,7 @@ def pytest_configure(config):
     """Turns warnings into errors, and leaves long tests to `-m long`.
 
     Long tests run what users run. The others, which compile for most of their time, do
-    without LLVM's optimisation of it, which takes two fifths of that.
+    without LLVM's optimization of it, which takes two fifths of that.
     """
     config.addinivalue_line("filterwarnings", "error")
     if not config.option.markexpr:

@@ -117,16 +117,16 @@ def test_a_partial_batch_averages_over_its_examples():
     )
 
 
-def test_an_own_optimiser_takes_the_place_of_sgd():
+def test_an_own_optimizer_takes_the_place_of_sgd():
     training = client.Training(
-        batch_size=2, optimiser=lambda rate: optax.sign_sgd(rate), weight_decay=0.9
+        batch_size=2, optimizer=lambda rate: optax.sign_sgd(rate), weight_decay=0.9
     )
     _, delta = train_logistic(training)
     _, kernel, _ = gradient_step(KERNEL, BIAS, X, Y)
     np.testing.assert_allclose(delta["kernel"], -0.5 * np.sign(kernel), rtol=1e-6)
 
 
-def test_inputs_are_normalised_by_hand():
+def test_inputs_are_normalized_by_hand():
     x = np.array([[[[0, 255]]], [[[51, 102]]]], np.uint8)
     moments = jnp.array([0.5, 0.25]), jnp.array([0.5, 2.0])
     data = client.Data(jnp.asarray(x), jnp.zeros(2, jnp.int32), *moments)
@@ -150,14 +150,14 @@ def test_partitioned_moves_the_mask_and_nothing_else():
     params = ({"w": jnp.float32(2.0)}, {"w": jnp.float32(3.0)}, None)
     gradients = ({"w": jnp.float32(0.5)}, {"w": jnp.float32(0.25)}, None)
     training = client.Training(weight_decay=0.1, momentum=0.9)
-    optimiser = client.partitioned(
-        client.make_optimiser(training, jnp.float32(1.0)), (False, True, False), params
+    optimizer = client.partitioned(
+        client.make_optimizer(training, jnp.float32(1.0)), (False, True, False), params
     )
-    updates, state = optimiser.update(gradients, optimiser.init(params), params)
+    updates, state = optimizer.update(gradients, optimizer.init(params), params)
     assert updates[0]["w"] == 0  # neither its gradient nor its decay
     np.testing.assert_allclose(updates[1]["w"], -(0.25 + 0.3), rtol=1e-6)
     assert updates[2] is None
-    again, _ = optimiser.update(gradients, state, params)
+    again, _ = optimizer.update(gradients, state, params)
     np.testing.assert_allclose(again[1]["w"], -0.55 * 1.9, rtol=1e-6)
     assert again[0]["w"] == 0
 

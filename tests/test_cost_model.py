@@ -35,13 +35,13 @@ TWO = (
 
 def test_upload_of_mobilenet_is_exact():
     counts = counts_of("mobilenetv2")
-    measured, modelled = (
+    measured, modeled = (
         test_costs.published("MobileNet"),
         cost_model.from_counts(counts),
     )
     assert plans.upload_bytes(plans.full(20), counts) == 9_318_260
     np.testing.assert_array_equal(
-        modelled.windows[np.lexsort(modelled.windows.T[::-1])],
+        modeled.windows[np.lexsort(modeled.windows.T[::-1])],
         measured.windows[np.lexsort(measured.windows.T[::-1])],
     )
     shares = cost_model.upload_share(measured.windows, counts)

@@ -14,7 +14,7 @@ Image = pytest.importorskip("PIL.Image")
 
 
 def draw(path, shape=(6, 5), value=100, mode="L"):
-    """Writes an image of one colour."""
+    """Writes an image of one color."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new(mode, shape[::-1], value).save(path)
 
@@ -53,11 +53,11 @@ def test_classes_and_files_come_in_sorted_order(root):
     assert seen[-1] == (f"decoding folder:{root}", 5, 5)
 
 
-def test_one_image_in_colour_makes_all_of_them_so(root):
-    draw(root / "test/dog/colour.png", value=(1, 2, 3), mode="RGB")
+def test_one_image_in_color_makes_all_of_them_so(root):
+    draw(root / "test/dog/color.png", value=(1, 2, 3), mode="RGB")
     data = load.load(f"folder:{root}")
     assert data.x_train.shape == (3, 6, 5, 3)
-    assert data.x_test[1, 0, 0].tolist() == [1, 2, 3]  # "colour.png" before "y.png"
+    assert data.x_test[1, 0, 0].tolist() == [1, 2, 3]  # "color.png" before "y.png"
     assert data.x_train[2, 0, 0].tolist() == [20, 20, 20]
     grey = load.load(f"folder:{root}", load.Options(image_mode="grey"))
     assert grey.x_train.shape == (3, 6, 5, 1)

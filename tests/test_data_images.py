@@ -1,4 +1,4 @@
-"""Resizing and recolouring arrays of images."""
+"""Resizing and recoloring arrays of images."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from fljax.data import images, load
 pytest.importorskip("PIL")
 
 
-def test_digits_at_32_in_colour():
+def test_digits_at_32_in_color():
     plain = load.load("digits")
     data = load.load("digits", load.Options(image_size=32, image_mode="rgb"))
     assert data.x_train.shape == (1437, 32, 32, 3)

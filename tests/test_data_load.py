@@ -445,26 +445,26 @@ def _dataset(x: np.ndarray) -> types.Dataset:
     return types.Dataset(x, y, x, y, num_classes=1)
 
 
-def test_normalisation_by_hand():
+def test_normalization_by_hand():
     x = np.array([[[[0, 51]], [[255, 153]]]], np.uint8)  # one image, 2 x 1, 2 channels
-    mean, std = load.normalisation(_dataset(x))
+    mean, std = load.normalization(_dataset(x))
     np.testing.assert_allclose(mean, [0.5, 0.4], rtol=1e-6)
     np.testing.assert_allclose(std, [0.5, 0.2], rtol=1e-6)
     assert mean.dtype == std.dtype == np.float32
 
 
-def test_normalisation_of_floats_is_in_their_units():
+def test_normalization_of_floats_is_in_their_units():
     x = np.random.default_rng(0).normal(1e4, 3, (500, 7)).astype(np.float32)
-    mean, std = load.normalisation(_dataset(x))
+    mean, std = load.normalization(_dataset(x))
     np.testing.assert_allclose(mean, x.astype(np.float64).mean(0), rtol=1e-6)
     np.testing.assert_allclose(std, x.astype(np.float64).std(0), rtol=1e-5)
 
 
 @pytest.mark.parametrize("chunk", [1, 100, 10**9])
-def test_normalisation_does_not_depend_on_chunks(monkeypatch, chunk):
+def test_normalization_does_not_depend_on_chunks(monkeypatch, chunk):
     monkeypatch.setattr(load, "CHUNK", chunk)
     data = load.load("digits")
-    mean, std = load.normalisation(data)
+    mean, std = load.normalization(data)
     np.testing.assert_allclose(mean, [(data.x_train / 255.0).mean()], rtol=1e-6)
     np.testing.assert_allclose(std, [(data.x_train / 255.0).std()], rtol=1e-6)
 
@@ -473,7 +473,7 @@ def test_normalisation_does_not_depend_on_chunks(monkeypatch, chunk):
     ("dtype", "floor"), [(np.uint8, load.FLOOR_UINT8), (np.float32, load.FLOOR_FLOAT)]
 )
 def test_constant_channel_gets_the_floor(dtype, floor):
-    _, std = load.normalisation(_dataset(np.full((4, 3), 7, dtype)))
+    _, std = load.normalization(_dataset(np.full((4, 3), 7, dtype)))
     np.testing.assert_allclose(std, floor, rtol=1e-6)
 
 

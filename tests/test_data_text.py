@@ -35,7 +35,7 @@ def test_subwords():
     assert ids[3].tolist() == [0, 0, 0, 0]  # nothing but padding
     assert np.all(ids[0] > 1)  # cut
     np.testing.assert_array_equal(ids[:4], ids[4:8])
-    assert steps == [("tokenising x", 20, 20)]
+    assert steps == [("tokenizing x", 20, 20)]
     unknown, _ = text.encode("x", ["€"], vocabulary, 4)
     assert 1 in unknown
 

@@ -27,7 +27,7 @@ def normal(seed, *shape):
 
 
 def plain_batch_norm(x, scale, bias, mask):
-    """Normalises in one obvious expression, for automatic differentiation."""
+    """Normalizes in one obvious expression, for automatic differentiation."""
     axes = tuple(range(x.ndim - 1))
     weights = jnp.ones(len(x)) if mask is None else mask
     weights = jnp.broadcast_to(weights.reshape(-1, *[1] * (x.ndim - 1)), x.shape)
@@ -77,7 +77,7 @@ def test_running_statistics_by_hand():
     y, update = layer.apply(variables, x, layers.Call(), mutable=["norms"])
     np.testing.assert_allclose(update["norms"]["mean"], [8])
     np.testing.assert_allclose(update["norms"]["var"], [52])
-    deviation = np.sqrt(104 / 3 + 1e-5)  # the batch is normalised by the biased one
+    deviation = np.sqrt(104 / 3 + 1e-5)  # the batch is normalized by the biased one
     np.testing.assert_allclose(y[:, 0], np.array([-6, -2, 8]) / deviation, rtol=1e-6)
 
 
@@ -172,7 +172,7 @@ BLOCKS = {
 SPECS = {
     "default": specs.DEFAULT,
     "reference": specs.REFERENCE,
-    "requantised": specs.Spec(requantise_after=True, gradient_place="input"),
+    "requantized": specs.Spec(requantize_after=True, gradient_place="input"),
     "dynamic": specs.Spec(input_range="dynamic"),
 }
 
@@ -257,7 +257,7 @@ def observed(block, variables, x, spec=specs.DEFAULT):
 # block, spec, tolerances: largest error of the output as a share of its largest value
 # (a code is 1/255 or 1/127 of it, 1/63.5 for the reference), and cosine of the input
 # gradient, which differs where a rounded value falls on the other side of a ReLU (and
-# which the reference quantises by the range of another tensor).
+# which the reference quantizes by the range of another tensor).
 CASES = [
     ("conv", "default", 0.015, 0.99),
     ("residual, shortcut", "default", 0.025, 0.985),
@@ -265,7 +265,7 @@ CASES = [
     ("residual, stride 2", "default", 0.025, 0.98),
     ("conv stride 2", "reference", 0.05, 0.95),
     ("residual, shortcut", "reference", 0.06, 0.95),
-    ("residual, shortcut", "requantised", 0.025, 0.985),
+    ("residual, shortcut", "requantized", 0.025, 0.985),
     ("residual, shortcut", "dynamic", 0.025, 0.985),
 ]
 
@@ -481,7 +481,7 @@ def test_kernels_are_drawn_as_torch_draws_them(kind):
 
 
 def test_norms_whose_statistics_are_not_sent_keep_them():
-    layer = layers.conv(3, 1, quantised=False, tracked=False)
+    layer = layers.conv(3, 1, quantized=False, tracked=False)
     x = jax.random.normal(jax.random.key(1), (4, 2, 2, 2))
     variables = layer.init(jax.random.key(0), x, layers.Call())
     assert not set(variables) & {"ranges", "backward"}

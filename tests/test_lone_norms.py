@@ -58,7 +58,7 @@ def test_concat_brings_both_to_the_observed_range():
     call = layers.Call(BEFORE, spec)
     codes, _ = concat.apply({**update}, a, b, call, mutable=["frozen"])
     assert float(codes.scale) == pytest.approx(4 / 63.5)
-    np.testing.assert_allclose(codes.dequantise(), y, atol=4 / 63.5)
+    np.testing.assert_allclose(codes.dequantize(), y, atol=4 / 63.5)
 
 
 @pytest.mark.parametrize("first", [False, True])

@@ -292,7 +292,7 @@ class Frames(nn.Module):
     @nn.compact
     def __call__(self, x, call):
         valid = jnp.any(x != 0, axis=-1)
-        return signals.Padded(layers.dense(8, quantised=False)(x, call), valid)
+        return signals.Padded(layers.dense(8, quantized=False)(x, call), valid)
 
 
 @pytest.mark.parametrize("alone", [True, False])

@@ -229,12 +229,12 @@ def test_freeze_gives_frozen_variables_outside_the_window_only(problem):
     assert [block is None for block in frozen] == [role is TRAINED for role in roles]
     assert all(set(block) == {"frozen"} for block in frozen if block)
     weights = frozen[1]["frozen"]["conv"]["layer"].weights
-    # The norm is folded into the kernel before it is quantised, eps 1e-5.
+    # The norm is folded into the kernel before it is quantized, eps 1e-5.
     state = jax.tree.map(np.asarray, problem.blocks[1])
     params, norms = state["params"]["conv"], state["norms"]["conv"]
     folded = params["kernel"] * params["scale"] / np.sqrt(norms["var"] + 1e-5)
     half_a_code = np.asarray(weights.scale).max() * 0.51
-    np.testing.assert_allclose(weights.dequantise(), folded, atol=half_a_code)
+    np.testing.assert_allclose(weights.dequantize(), folded, atol=half_a_code)
     bias = frozen[1]["frozen"]["conv"]["layer"].bias
     expected = params["bias"] - norms["mean"] * params["scale"] / np.sqrt(
         norms["var"] + 1e-5

@@ -24,7 +24,7 @@ class Head(nn.Module):
 
     @nn.compact
     def __call__(self, x, call):
-        dense = layers.dense(self.classes, quantised=False, name="dense")
+        dense = layers.dense(self.classes, quantized=False, name="dense")
         return dense(layers.flatten(x), call)
 
 

@@ -94,17 +94,17 @@ def exact_codes(value, out_scale, spec, relu):
     return np.clip(codes, zero if relu else spec.lowest, spec.highest)
 
 
-def requantised_floats(form, x, w, bias, out_scale, spec, relu):
-    """Multiplies the float values of codes and quantises the result: slow and plain."""
-    value = form(x.dequantise(), w.dequantise())
+def requantized_floats(form, x, w, bias, out_scale, spec, relu):
+    """Multiplies the float values of codes and quantizes the result: slow and plain."""
+    value = form(x.dequantize(), w.dequantize())
     value = value if bias is None else value + bias
     return exact_codes(np.asarray(value), out_scale, spec, relu)
 
 
 @hypothesis.given(products())
-def test_products_and_requantisation_are_within_one_code(case):
+def test_products_and_requantization_are_within_one_code(case):
     spec, kernel, form, x, w, bias, out_scale, relu = case
-    codes = quant.requantise(kernel(x, w, bias), out_scale, spec, relu)
+    codes = quant.requantize(kernel(x, w, bias), out_scale, spec, relu)
     assert codes.codes.dtype == jnp.int8
     assert codes.zero_point == spec.zero_point_of(relu)
     unit = np.float64(x.scale) * np.asarray(w.scale, np.float64)
@@ -112,17 +112,17 @@ def test_products_and_requantisation_are_within_one_code(case):
     value = value if bias is None else value + np.asarray(bias, np.float64)
     exact = exact_codes(value, out_scale, spec, relu)
     assert np.abs(np.asarray(codes.codes, int) - exact).max() <= 1
-    plain = requantised_floats(form, x, w, bias, out_scale, spec, relu)
+    plain = requantized_floats(form, x, w, bias, out_scale, spec, relu)
     assert np.abs(np.asarray(codes.codes, int) - plain).max() <= 1
 
 
 def test_a_large_bias_is_not_lost():
     # The norm of a channel may have a scale near 0 (weight decay takes it there) and
     # any bias: the channel is its bias, whatever the scale of its weights.
-    w = quant.quantise_weights(jnp.array([[1.0, 1e-7, 0.0]] * 9), specs.DEFAULT)
+    w = quant.quantize_weights(jnp.array([[1.0, 1e-7, 0.0]] * 9), specs.DEFAULT)
     x = array([[20] * 9], 0.02)
     sums = quant.dot(x, w, jnp.array([0.5, 0.5, -0.5]))
-    y = quant.requantise(sums, jnp.float32(0.05), specs.DEFAULT)
+    y = quant.requantize(sums, jnp.float32(0.05), specs.DEFAULT)
     # 9 * 20 * 0.02 * 1 + 0.5 = 4.1; two channels of bias alone
     np.testing.assert_array_equal(y.codes, [[82, 10, -10]])
 
@@ -160,18 +160,18 @@ def test_add_by_hand():
     b = array([-128, 127, 0], 0.25, -128)  # 0, 63.75, 32
     y = quant.add(a, b, jnp.float32(1.0), specs.DEFAULT)
     np.testing.assert_array_equal(y.codes, [50, 14, 34])
-    np.testing.assert_array_equal(y.dequantise(), [50, 14, 34])
+    np.testing.assert_array_equal(y.dequantize(), [50, 14, 34])
     # After a ReLU the zero point is the lowest code: 50 - 128, 14 - 128, 34 - 128.
     z = quant.add(a, b, jnp.float32(1.0), specs.DEFAULT, relu=True)
     np.testing.assert_array_equal(z.codes, [-78, -114, -94])
     cut = quant.add(
         a, array([-128] * 3, 0.25, -128), jnp.float32(1), specs.DEFAULT, True
     )
-    np.testing.assert_array_equal(cut.dequantise(), [50, 0, 2])
+    np.testing.assert_array_equal(cut.dequantize(), [50, 0, 2])
 
 
 def draw_ratios(generator, size):
-    """Draws float32 ratios from 1e-6 to 10, powers of two and their neighbours too."""
+    """Draws float32 ratios from 1e-6 to 10, powers of two and their neighbors too."""
     ratios = (10.0 ** generator.uniform(-6, 1, size)).astype(np.float32)
     powers = (2.0 ** generator.integers(-19, 4, size)).astype(np.float32)
     edges = np.nextafter(powers, np.float32(generator.choice([0, 100])))
@@ -236,14 +236,14 @@ def test_the_largest_fan_in_does_not_overflow(x_code, w_code, zero):
     sums, unit, _ = quant.dot(x, w)
     np.testing.assert_array_equal(np.asarray(sums, np.float64) * unit, [[exact] * 2])
     value = np.float32(max(abs(exact), 1.0))
-    y = quant.requantise(quant.dot(x, w), jnp.float32(value / 100), specs.DEFAULT)
+    y = quant.requantize(quant.dot(x, w), jnp.float32(value / 100), specs.DEFAULT)
     np.testing.assert_array_equal(y.codes, np.full((1, 2), np.sign(exact) * 100))
 
 
 def test_a_bias_beyond_all_sums_saturates_on_its_side():
     x, w = array(np.full((1, FAN_IN), 127)), array(np.full((FAN_IN, 2), 127))
     sums = quant.dot(x, w, jnp.array([1e30, -1e30]))
-    y = quant.requantise(sums, jnp.float32(1.0), specs.DEFAULT)
+    y = quant.requantize(sums, jnp.float32(1.0), specs.DEFAULT)
     np.testing.assert_array_equal(y.codes, [[127, -128]])
 
 
@@ -251,7 +251,7 @@ def test_a_bias_beyond_all_sums_saturates_on_its_side():
 def test_reference_codes_by_hand(largest):
     # Facts sheet, section 7, item 5, in quint8: 0 or 1, 64, 127 or 128.
     x = jnp.float32([-largest, 0, largest])
-    q = quant.quantise(
+    q = quant.quantize(
         x, quant.scale_of(specs.REFERENCE, quant.amax(x)), specs.REFERENCE
     )
     low, middle, high = np.asarray(q.codes, int) + 128
@@ -263,12 +263,12 @@ def test_reference_codes_by_hand(largest):
 def test_reference_headroom_by_hand():
     # Range of quint8 with zero point 64: -64 s to 191 s = -1.008 to 3.008 of max|x|.
     scale = quant.scale_of(specs.REFERENCE, jnp.float32(63.5))
-    values = quant.quantise(jnp.float32([-1e3, 100, 1e3]), scale, specs.REFERENCE)
-    np.testing.assert_allclose(values.dequantise(), [-64, 100, 191], rtol=1e-6)
+    values = quant.quantize(jnp.float32([-1e3, 100, 1e3]), scale, specs.REFERENCE)
+    np.testing.assert_allclose(values.dequantize(), [-64, 100, 191], rtol=1e-6)
 
 
 def reference_codes(x, scale):
-    """Quantises as PyTorch, by a fused multiply-add; exact for |x| > scale."""
+    """Quantizes as PyTorch, by a fused multiply-add; exact for |x| > scale."""
     inverse = np.float64(np.float32(1) / scale)
     total = (x.astype(np.float64) * inverse + 64).astype(np.float32)
     return np.clip(np.rint(total), 0, 255).astype(int)
@@ -288,7 +288,7 @@ def test_reference_rounds_ties_as_a_fused_multiply_add():
     x = np.concatenate([bits.view(np.float32), 40 * scale * borders])
     x = x[np.abs(x) > 2 * scale]
     for codes in eager_and_jitted(
-        lambda x, s: quant.quantise(x, s, specs.REFERENCE).codes, x, scale
+        lambda x, s: quant.quantize(x, s, specs.REFERENCE).codes, x, scale
     ):
         np.testing.assert_array_equal(
             codes.astype(int) + 128, reference_codes(x, scale)
@@ -304,7 +304,7 @@ def test_reference_scales_and_codes_of_extremes():
 
     def chain(x):
         scale = quant.scale_of(specs.REFERENCE, quant.amax(x))
-        return scale, quant.quantise(x, scale, specs.REFERENCE).codes
+        return scale, quant.quantize(x, scale, specs.REFERENCE).codes
 
     ours, codes = jax.jit(jax.vmap(chain))(x)
     np.testing.assert_array_equal(ours, scale)
@@ -313,7 +313,7 @@ def test_reference_scales_and_codes_of_extremes():
     np.testing.assert_array_equal((np.asarray(codes, int) + 128)[far], expected[far])
 
 
-def test_reference_folds_and_quantises_weights_step_by_step():
+def test_reference_folds_and_quantizes_weights_step_by_step():
     generator = np.random.default_rng(0)
     draws = generator.standard_normal((4, 5000)).astype(np.float32)
     mean, variance, gain, bias = draws[0], np.square(draws[1]), draws[2], draws[3]
@@ -329,7 +329,7 @@ def test_reference_folds_and_quantises_weights_step_by_step():
 
     def freeze(mean, variance, gain, bias, kernel):
         factor, offset = norms.folded(mean, variance, gain, bias, stepwise=True)
-        weights = quant.quantise_weights(kernel * factor, specs.REFERENCE)
+        weights = quant.quantize_weights(kernel * factor, specs.REFERENCE)
         return offset, weights.scale, weights.codes
 
     given = [jnp.asarray(x) for x in (mean, variance, gain, bias, kernel)]
@@ -341,13 +341,13 @@ def test_reference_folds_and_quantises_weights_step_by_step():
 
 def test_default_codes_by_hand():
     spec = specs.DEFAULT
-    signed = quant.quantise(jnp.float32([-127, 0, 2.5, 127, 300]), jnp.float32(1), spec)
+    signed = quant.quantize(jnp.float32([-127, 0, 2.5, 127, 300]), jnp.float32(1), spec)
     np.testing.assert_array_equal(signed.codes, [-127, 0, 2, 127, 127])
     scale = quant.scale_of(spec, jnp.float32(255), nonnegative=True)
     assert scale == 1
-    positive = quant.quantise(jnp.float32([0, 1, 254, 255, 999]), scale, spec, True)
+    positive = quant.quantize(jnp.float32([0, 1, 254, 255, 999]), scale, spec, True)
     np.testing.assert_array_equal(positive.codes, [-128, -127, 126, 127, 127])
-    np.testing.assert_array_equal(positive.dequantise(), [0, 1, 254, 255, 255])
+    np.testing.assert_array_equal(positive.dequantize(), [0, 1, 254, 255, 255])
 
 
 @pytest.mark.parametrize(
@@ -369,26 +369,26 @@ def test_codes_are_rounded_half_to_even_and_saturate(base, bits):
     steps = np.float32(np.concatenate([halves, halves * 1e30, [np.inf, -np.inf, -0.0]]))
     for nonnegative in (False, True):
         zero = spec.zero_point_of(nonnegative)
-        q = quant.quantise(jnp.asarray(steps), jnp.float32(1), spec, nonnegative)
+        q = quant.quantize(jnp.asarray(steps), jnp.float32(1), spec, nonnegative)
         expected = np.clip(np.rint(steps) + zero, spec.lowest, spec.highest)
         np.testing.assert_array_equal(q.codes, expected)
 
 
 @hypothesis.given(strategies.integers(0, 2**32 - 1), any_spec(), booleans)
-def test_quantise_is_within_half_a_code_of_what_it_can_hold(seed, spec, nonnegative):
+def test_quantize_is_within_half_a_code_of_what_it_can_hold(seed, spec, nonnegative):
     generator = np.random.default_rng(seed)
     x = generator.standard_normal((4, 5)).astype(np.float32)
     x = np.abs(x) if nonnegative else x
     x[0, 0] = 0
     scale = quant.scale_of(spec, quant.amax(jnp.asarray(x)), nonnegative)
-    q = quant.quantise(jnp.asarray(x), scale, spec, nonnegative)
+    q = quant.quantize(jnp.asarray(x), scale, spec, nonnegative)
     assert q.codes[0, 0] == q.zero_point  # zero is exact: padding relies on it
     codes = np.asarray(q.codes, int)
     assert spec.lowest <= codes.min()
     assert codes.max() <= spec.highest
     # A "quarter" zero point has fewer codes below zero than max|x| needs.
     low = (spec.lowest - q.zero_point) * np.float64(scale)
-    error = np.abs(np.asarray(q.dequantise(), np.float64) - np.maximum(x, low))
+    error = np.abs(np.asarray(q.dequantize(), np.float64) - np.maximum(x, low))
     assert error.max() <= float(scale) * (0.5 + 1e-4)
 
 
@@ -400,23 +400,23 @@ def test_amax_by_axis():
 
 def test_a_tensor_of_zeros_has_a_scale():
     assert quant.scale_of(specs.DEFAULT, jnp.float32(0)) > 0
-    zeros = quant.quantise_weights(jnp.zeros((3, 2)), specs.DEFAULT)
-    np.testing.assert_array_equal(zeros.dequantise(), np.zeros((3, 2)))
+    zeros = quant.quantize_weights(jnp.zeros((3, 2)), specs.DEFAULT)
+    np.testing.assert_array_equal(zeros.dequantize(), np.zeros((3, 2)))
 
 
 def test_weights_by_channel_and_by_tensor():
     w = jnp.array([[127.0, 0.5], [-63.5, -0.25]])
-    by_channel = quant.quantise_weights(w, specs.DEFAULT)
+    by_channel = quant.quantize_weights(w, specs.DEFAULT)
     np.testing.assert_allclose(by_channel.scale, [1, 0.5 / 127], rtol=1e-6)
     np.testing.assert_array_equal(by_channel.codes, [[127, 127], [-64, -64]])
-    by_tensor = quant.quantise_weights(w, specs.Spec(per_channel=False))
+    by_tensor = quant.quantize_weights(w, specs.Spec(per_channel=False))
     np.testing.assert_array_equal(by_tensor.codes, [[127, 0], [-64, 0]])
     assert by_tensor.scale == 1
     # The reference's weights reach 63.5 codes, which round to 64 at most.
-    reference = quant.quantise_weights(w, specs.REFERENCE)
+    reference = quant.quantize_weights(w, specs.REFERENCE)
     np.testing.assert_array_equal(reference.codes, [[64, 0], [-32, 0]])
     assert reference.zero_point == 0
-    kernel = quant.quantise_weights(jnp.ones((3, 3, 2, 5)), specs.DEFAULT)
+    kernel = quant.quantize_weights(jnp.ones((3, 3, 2, 5)), specs.DEFAULT)
     assert kernel.scale.shape == (5,)
 
 
@@ -432,7 +432,7 @@ def stochastic(operation):
 
 
 def check_unbiased(codes, value):
-    """Checks that codes are the two neighbours of the value, on average the value."""
+    """Checks that codes are the two neighbors of the value, on average the value."""
     assert set(np.unique(codes)) == {np.floor(value), np.ceil(value)}
     upwards = value - np.floor(value)
     deviation = np.sqrt(upwards * (1 - upwards) / DRAWS)
@@ -444,16 +444,16 @@ def test_stochastic_rounding_is_unbiased_and_keyed(value):
     spec = specs.Spec(rounding="stochastic")
     x, one = jnp.full((DRAWS,), jnp.float32(value)), jnp.float32(1)
     check_unbiased(
-        stochastic(lambda key: quant.quantise(x, one, spec, key=key).codes), value
+        stochastic(lambda key: quant.quantize(x, one, spec, key=key).codes), value
     )
 
 
 @pytest.mark.parametrize(("sums", "ratio"), [(1234, 0.01), (-1234, 0.01), (3, 0.3)])
-def test_stochastic_requantisation_is_unbiased(sums, ratio):
+def test_stochastic_requantization_is_unbiased(sums, ratio):
     accumulator = quant.Accumulator(jnp.full((DRAWS,), sums), jnp.float32(ratio))
 
     def codes(key):
-        return quant.requantise(
+        return quant.requantize(
             accumulator, jnp.float32(1), specs.DEFAULT, key=key
         ).codes
 
@@ -472,7 +472,7 @@ def test_stochastic_addition_is_unbiased():
 def test_stochastic_weights_are_unbiased():
     w = jnp.full((DRAWS,), 0.203).at[0].set(1.0)
     spec = specs.Spec(per_channel=False)
-    codes = stochastic(lambda key: quant.quantise_weights(w, spec, key).codes)
+    codes = stochastic(lambda key: quant.quantize_weights(w, spec, key).codes)
     check_unbiased(codes[1:], 0.203 * 127)
 
 
@@ -486,7 +486,7 @@ def test_stochastic_weights_are_unbiased():
         ({"gradient_place": "output"}, "expected input, product, nowhere"),
         # Results of the backward pass then take the scale of an observed gradient,
         # and nobody observes one: all gradients would saturate near 1e-12.
-        ({"requantise_after": True}, "gradient_place"),
+        ({"requantize_after": True}, "gradient_place"),
     ],
 )
 def test_spec_refuses(fields, message):

@@ -70,24 +70,24 @@ def test_server_learning_rate_scales_parameters_only():
 
 
 @pytest.mark.parametrize(
-    "optimiser",
+    "optimizer",
     [PAPER, optax.sgd(1.0, momentum=0.9), optax.adam(0.1), optax.adamw(0.1)],
     ids=["sgd", "momentum", "adam", "adamw"],
 )
-def test_what_nobody_trained_keeps_its_bits(optimiser):
+def test_what_nobody_trained_keeps_its_bits(optimizer):
     # In the first round both blocks move, so that momentum would move the second one
     # on; in the second round nobody trains it.
     values = [-0.0, 0.0, 1e-42, 0.1, -3.0]
     both = (block(values, -0.0, 0.3, -0.0),) * 2
-    state = server.init(both, optimiser)
+    state = server.init(both, optimizer)
     moved = (block([1.0, 2.0, 3.0, 4.0, 5.0], 1.0, 1.0, 1.0), 1.0)
     nobody = (block([0.0] * 5), 0.0)
-    state = server.step(state, totals(moved, moved, cohort=2), optimiser)
+    state = server.step(state, totals(moved, moved, cohort=2), optimizer)
     kept = state.blocks[1]
     assert kept["params"]["w"][4] != -3
     signed = (*state.blocks[:1], {**kept, "params": {"w": jnp.float32(values)}})
     state = state._replace(blocks=signed)
-    new = server.step(state, totals(moved, nobody, cohort=2), optimiser)
+    new = server.step(state, totals(moved, nobody, cohort=2), optimizer)
     conftest.assert_same_bits(new.blocks[1], signed[1])
     assert np.signbit(new.blocks[1]["params"]["w"][0])
     assert new.blocks[0]["params"]["w"][3] != state.blocks[0]["params"]["w"][3]

@@ -26,14 +26,14 @@ from tests import conftest
 class Hidden(nn.Module):
     @nn.compact
     def __call__(self, x, call):
-        dense = layers.dense(6, relu=True, quantised=False, name="dense")
+        dense = layers.dense(6, relu=True, quantized=False, name="dense")
         return dense(layers.flatten(x), call)
 
 
 class Head(nn.Module):
     @nn.compact
     def __call__(self, x, call):
-        return layers.dense(3, quantised=False, name="dense")(x, call)
+        return layers.dense(3, quantized=False, name="dense")(x, call)
 
 
 class Normed(nn.Module):

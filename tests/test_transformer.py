@@ -191,7 +191,7 @@ def test_gradient_scale_of_the_first_token_by_quirk(quirks):
     # The first position has gradients up to 1, the second of 2 and -2: in the range of
     # the first, -2 saturates at -64 codes of 1 / 63.5, 2 does not.
     spec = dataclasses.replace(specs.REFERENCE, reference_quirks=quirks)
-    spec = dataclasses.replace(spec, requantise_after=False)
+    spec = dataclasses.replace(spec, requantize_after=False)
     weights = quant.QArray(jnp.eye(2, dtype=jnp.int8), jnp.float32(1.0))
     one = jnp.float32(1.0)
     frozen = operations.Frozen(weights, None, one, one)

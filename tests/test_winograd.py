@@ -48,7 +48,7 @@ def test_outputs_and_gradients(size):
 def test_one_tile_by_hand():
     padded = jnp.arange(16.0).reshape(1, 4, 4, 1)
     kernel = jnp.zeros((3, 3, 1, 1)).at[1, 2].set(2.0).at[0, 0].set(1.0)
-    # Twice what lies right of the centre and once what lies above and left of it.
+    # Twice what lies right of the center and once what lies above and left of it.
     np.testing.assert_array_equal(
         winograd.conv(padded, kernel)[0, :, :, 0],
         [[2 * 6 + 0, 2 * 7 + 1], [2 * 10 + 4, 2 * 11 + 5]],

@@ -29,7 +29,7 @@ class State(NamedTuple):
     """State of an algorithm: what a checkpoint holds; all but `server` on the host.
 
     Attributes:
-      server: the global network and the server optimiser.
+      server: the global network and the server optimizer.
       policy: what the policy carries.
       timeline: of the virtual clock.
       history: global networks of the rounds before, the newest first, for those who

@@ -1,4 +1,4 @@
-"""Centralised training: one unconstrained device that holds all the data.
+"""Centralized training: one unconstrained device that holds all the data.
 
 A round is `local_epochs` over the whole training set, as in the reference.
 """
@@ -32,7 +32,7 @@ def pooled(fed: federation.Federation) -> federation.Federation:
 
 
 def centralized(fed: federation.Federation) -> base.Algorithm:
-    """Makes centralised training on the union of the clients' data.
+    """Makes centralized training on the union of the clients' data.
 
     Args:
       fed: the clients whose data it pools.

@@ -1,4 +1,4 @@
-"""CoCoFL (Pfeiffer, Rapp, Khalili, Henkel, TMLR 2023): freezing and quantisation.
+"""CoCoFL (Pfeiffer, Rapp, Khalili, Henkel, TMLR 2023): freezing and quantization.
 
 Each client trains the window of blocks that its budgets of the round allow (in the
 paper drawn at random from the maximal ones); the rest is frozen, in fixed point.

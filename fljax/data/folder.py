@@ -25,10 +25,10 @@ SUFFIXES = frozenset((
     ".webp", ".pbm", ".pgm", ".ppm", ".pnm",
 ))  # fmt: skip
 LAYOUT = "DIR/train/CLASS/* and DIR/test/CLASS/* (or valid, or val)"
-COLOUR = {"RGB": "rgb", "RGBA": "rgb", "P": "rgb", "CMYK": "rgb", "YCbCr": "rgb"}
+COLOR = {"RGB": "rgb", "RGBA": "rgb", "P": "rgb", "CMYK": "rgb", "YCbCr": "rgb"}
 GREY = {"1": "grey", "L": "grey", "LA": "grey"}
 _SHOWN = 6  # kinds of what is left out
-KNOWN = COLOUR | GREY  # Pillow's modes of 8 bits a channel; others would be cut off
+KNOWN = COLOR | GREY  # Pillow's modes of 8 bits a channel; others would be cut off
 
 
 class Files(NamedTuple):
@@ -159,7 +159,7 @@ def read(
       name: opens every error.
       found: of `find`.
       size: height and width to resize to; 0: all images must be of one size.
-      mode: grey or rgb; stored: rgb if any image has colours.
+      mode: grey or rgb; stored: rgb if any image has colors.
       watch: is told of the progress.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Images brought to one size and to grey or colour, by Pillow."""
+"""Images brought to one size and to grey or color, by Pillow."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Data sets by name, checked once, as arrays in host memory.
 
 Images stay uint8, a quarter of float32 in host and device memory; they are scaled on
-the device with what `normalisation` returns. Text becomes tokens. What takes long to
+the device with what `normalization` returns. Text becomes tokens. What takes long to
 decode is kept by `cache`.
 """
 
@@ -41,7 +41,7 @@ SOURCES = {  # to what stands behind the colon
     "jsonl": "PATH",
     "tfds": "NAME",
 }
-CHUNK = 2**22  # values that `normalisation` turns into float64 at a time: 32 MB
+CHUNK = 2**22  # values that `normalization` turns into float64 at a time: 32 MB
 FLOOR_UINT8 = 1e-3  # a quarter of one step of 1/255: below it a channel is constant
 FLOOR_FLOAT = 1e-6  # floats come in units of their own
 
@@ -298,10 +298,10 @@ def digest(dataset: types.Dataset) -> str:
     return whole.hexdigest()
 
 
-def normalisation(dataset: types.Dataset) -> tuple[np.ndarray, np.ndarray]:
+def normalization(dataset: types.Dataset) -> tuple[np.ndarray, np.ndarray]:
     """Compute mean and standard deviation per channel (last axis) of the training set.
 
-    Normalised input is (x / 255 - mean) / std for uint8, (x - mean) / std for floats;
+    Normalized input is (x / 255 - mean) / std for uint8, (x - mean) / std for floats;
     tokens stay as they are.
 
     Args:
@@ -313,7 +313,7 @@ def normalisation(dataset: types.Dataset) -> tuple[np.ndarray, np.ndarray]:
 
     >>> x = np.array([[[0], [255]]], np.uint8)
     >>> y = np.zeros(1, np.int32)
-    >>> mean, std = normalisation(types.Dataset(x, y, x, y, num_classes=1))
+    >>> mean, std = normalization(types.Dataset(x, y, x, y, num_classes=1))
     >>> mean.tolist(), std.tolist()
     ([0.5], [0.5])
     """

@@ -98,7 +98,7 @@ def dirichlet(labels: np.ndarray, num_clients: int, alpha: float, seed: int) -> 
     Client by client, class by class, the drawn number of examples is appended to one
     list in data set order; the list is cut into equal shards. A shard's borders
     therefore do not fall on the draws' borders: a client also gets some of its
-    neighbour's examples, with about the same skew.
+    neighbor's examples, with about the same skew.
 
     Args:
       labels: [examples] class numbers from 0.
@@ -127,7 +127,7 @@ def dirichlet(labels: np.ndarray, num_clients: int, alpha: float, seed: int) -> 
 def resource_correlated(
     labels: np.ndarray, num_clients: int, alpha: float, seed: int, num_groups: int = 3
 ) -> Split:
-    """Skew the classes over groups of neighbouring clients, not within a group.
+    """Skew the classes over groups of neighboring clients, not within a group.
 
     With devices in order of their resources, what a client's data look like then goes
     with what its device can do. The groups' sizes are random (they follow from the

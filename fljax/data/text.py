@@ -120,7 +120,7 @@ def encode(
     memory.require(f"{name}: --text.max_tokens", what, size, memory.of_host())
     out = np.zeros((len(texts), length), kind)
     row = 0
-    for batch in _batches(f"tokenising {name}", texts, watch):
+    for batch in _batches(f"tokenizing {name}", texts, watch):
         for encoded in tokenizer.encode_batch(batch):
             out[row, : len(encoded.ids)] = encoded.ids
             row += 1

@@ -151,7 +151,7 @@ def of_tiers(
 
 
 def one_device() -> Fleet:
-    """Makes the fleet of centralised training: one device without limits."""
+    """Makes the fleet of centralized training: one device without limits."""
     tier = devices.Tier(name="server", share=1.0, time=1.0, upload=1.0, memory=1.0)
     return of_tiers(1, (tier,))
 

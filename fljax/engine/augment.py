@@ -2,7 +2,7 @@
 
 `client.Training.augment` takes one of these, (key, x) -> x. The key is that of round,
 client and step, so results do not depend on how clients are batched. It acts on
-normalised inputs: what comes in from outside the image is 0, the channel's mean.
+normalized inputs: what comes in from outside the image is 0, the channel's mean.
 """
 
 from __future__ import annotations

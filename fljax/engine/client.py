@@ -19,7 +19,7 @@ from fljax.nn import network
 
 
 class Data(NamedTuple):
-    """Training data on the device, with what normalises it.
+    """Training data on the device, with what normalizes it.
 
     Attributes:
       x: [examples, *features], uint8 or float32; other integers are tokens.
@@ -46,7 +46,7 @@ class Training(NamedTuple):
       spec: fixed point choices of the frozen blocks; the plan sets the width.
       rule: "sgd", or "adamw" (Loshchilov and Hutter, ICLR 2019), whose moments start
         from zero in every round.
-      optimiser: (learning rate) -> optax transformation, instead of rule, weight decay
+      optimizer: (learning rate) -> optax transformation, instead of rule, weight decay
         and momentum.
       augment: (key, batch) -> batch, of `augment`; None: batches as they are.
       precision: dtype of activations and their gradients in networks of images;
@@ -59,7 +59,7 @@ class Training(NamedTuple):
     momentum: float = 0.0
     spec: specs.Spec = specs.DEFAULT
     rule: Literal["sgd", "adamw"] = "sgd"
-    optimiser: Callable[[types.Array], optax.GradientTransformation] | None = None
+    optimizer: Callable[[types.Array], optax.GradientTransformation] | None = None
     augment: Callable[[types.Key, types.Array], types.Array] | None = None
     precision: Literal["float32", "bfloat16"] = "float32"
 
@@ -142,7 +142,7 @@ def inputs(data: Data, indices: types.Array) -> types.Array:
     """Gathers examples [B, *features] by index [B].
 
     Returns:
-      float32, normalised; tokens come as int32, as they are.
+      float32, normalized; tokens come as int32, as they are.
     """
     x = data.x[indices]
     if x.dtype != jnp.uint8 and jnp.issubdtype(x.dtype, jnp.integer):
@@ -152,12 +152,12 @@ def inputs(data: Data, indices: types.Array) -> types.Array:
     return (x - data.mean) / data.std
 
 
-def make_optimiser(
+def make_optimizer(
     training: Training, learning_rate: types.Array
 ) -> optax.GradientTransformation:
-    """Makes the optimiser of the window's parameters."""
-    if training.optimiser is not None:
-        return training.optimiser(learning_rate)
+    """Makes the optimizer of the window's parameters."""
+    if training.optimizer is not None:
+        return training.optimizer(learning_rate)
     if training.rule == "adamw":
         return optax.adamw(learning_rate, weight_decay=training.weight_decay)
     return optax.chain(
@@ -167,15 +167,15 @@ def make_optimiser(
 
 
 def partitioned(
-    optimiser: optax.GradientTransformation, mask: tuple[bool, ...], params: tuple
+    optimizer: optax.GradientTransformation, mask: tuple[bool, ...], params: tuple
 ) -> optax.GradientTransformation:
-    """Lets the optimiser move the blocks of the mask and nothing else.
+    """Lets the optimizer move the blocks of the mask and nothing else.
 
     `optax.masked` alone would pass raw gradients on where the mask is False, and
     weight decay would move what has no gradient.
 
     Args:
-      optimiser: for the trained blocks.
+      optimizer: for the trained blocks.
       mask: which of the blocks are trained, static.
       params: parameters of all blocks; None where they are not in the program.
 
@@ -186,7 +186,7 @@ def partitioned(
         jax.tree.map(lambda _, trained=trained: "train" if trained else "freeze", p)
         for trained, p in zip(mask, params, strict=True)
     )
-    return optax.partition({"train": optimiser, "freeze": optax.set_to_zero()}, labels)
+    return optax.partition({"train": optimizer, "freeze": optax.set_to_zero()}, labels)
 
 
 def steps_of(count, training: Training):
@@ -315,13 +315,13 @@ def train(
     mask = tuple(span.start <= i < span.stop for i in range(net.num_blocks))
     begun = trees.keep(start.state, mask)
     params = tuple(None if block is None else block["params"] for block in begun)
-    optimiser = partitioned(make_optimiser(training, start.learning_rate), mask, params)
+    optimizer = partitioned(make_optimizer(training, start.learning_rate), mask, params)
     shuffle_key, noise_key = jax.random.split(one.key)
     batch_of = _batches(shuffle_key, one.indices, one.size, training)
     probed = spec.gradient_place != "nowhere"
 
     def step(i, carry):
-        trained, optimiser_state, total, places = carry
+        trained, optimizer_state, total, places = carry
         rows, valid = batch_of(i)
         batch = _batch(static, start, rows, valid, jax.random.fold_in(noise_key, i))
         batch = batch._replace(observe=i + 1 == steps)
@@ -331,14 +331,14 @@ def train(
         # Weights are read before they are updated: else XLA updates copies of them.
         gradients = lax.optimization_barrier(done.gradients)
         params = tuple(None if block is None else block["params"] for block in trained)
-        moves, optimiser_state = optimiser.update(gradients, optimiser_state, params)
+        moves, optimizer_state = optimizer.update(gradients, optimizer_state, params)
         params = optax.apply_updates(params, moves)
         new = _next(trained, params, done, span.start, probed)
         new = static.program.settle(new, trained, mine)
-        return new, optimiser_state, total + done.loss * jnp.sum(valid), done.places
+        return new, optimizer_state, total + done.loss * jnp.sum(valid), done.places
 
     steps = steps_of(one.size, training)
-    carry = (begun, optimiser.init(params), jnp.zeros(()), places)
+    carry = (begun, optimizer.init(params), jnp.zeros(()), places)
     # A loop of as many steps as the shard has: an uneven client costs what it trains.
     trained, _, total, places = lax.fori_loop(0, steps, step, carry)
     examples = (one.size * training.local_epochs).astype(jnp.float32)

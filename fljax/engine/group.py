@@ -1,7 +1,7 @@
 """A group: the clients of one compiled program, trained and summed by one call.
 
 The ONE place that batches clients. A call freezes blocks once, then every device loops
-over its chunks of W clients, vectorised over the chunk, and adds up what they send. The
+over its chunks of W clients, vectorized over the chunk, and adds up what they send. The
 number of clients is an argument of the program, not part of its shape, so it compiles
 once. W is 1 on CPU (vmap over clients is slower there than one at a time) and wide on
 accelerators.

@@ -127,9 +127,9 @@ class _Passed(NamedTuple):
     """The output of a block in both forms, of which the next block reads one.
 
     Attributes:
-      codes: quantised output; meaningful before the window.
+      codes: quantized output; meaningful before the window.
       value: output in floats; meaningful in and after the window, and of the last block
-        before it, where it is the dequantised codes.
+        before it, where it is the dequantized codes.
       largest: [], observed max|value|; meaningful after the window. None where such a
         block does not observe it.
     """

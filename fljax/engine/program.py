@@ -39,7 +39,7 @@ class Batch(NamedTuple):
     """What a local step trains on.
 
     Attributes:
-      x: [B, *features], normalised, or tokens.
+      x: [B, *features], normalized, or tokens.
       labels: [B].
       mask: [B] 1 for examples, 0 for padding.
       key: of this step; None: nothing is drawn.

@@ -156,7 +156,7 @@ def _augment(config: configs.Config, data: types.Dataset):
 
 def _data(config: configs.Config, data: types.Dataset, devices: Mesh):
     """Puts training and test data on the devices."""
-    mean, std = load.normalisation(data)
+    mean, std = load.normalization(data)
     if data.vocabulary is not None and (config.mean or config.std):
         raise ValueError("--mean and --std: expected none for tokens, got some")
     statistics = (
@@ -400,7 +400,7 @@ def _scale_notes(config: configs.Config, data: types.Dataset) -> list[str]:
     """Says where --mean and --std are of other units than the data."""
     if not (config.mean or config.std) or data.vocabulary is not None:
         return []
-    mean, std = load.normalisation(data)
+    mean, std = load.normalization(data)
     given = (
         _numbers("mean", config.mean, mean),
         _numbers("std", config.std, std),

@@ -52,7 +52,7 @@ class Comparison:
         Args:
           target: accuracy that is also asked how soon it was reached; 0: none.
         """
-        return table(summary.summarise(self.records, target))
+        return table(summary.summarize(self.records, target))
 
     def plot(self, path: str | os.PathLike[str] | None = None) -> Any:
         """Draws accuracy by round, upload and virtual time, and of the worst tier.

@@ -75,7 +75,7 @@ class Config:
     )
     mean: tuple[float, ...] = bounds.field(
         (),
-        "Means that inputs are normalised by, one a channel; empty: the training "
+        "Means that inputs are normalized by, one a channel; empty: the training "
         "set's.",
         each=float,
         least=-1e38,

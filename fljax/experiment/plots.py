@@ -21,7 +21,7 @@ class _Style(NamedTuple):
     marker: str
 
 
-# Okabe and Ito's colours for every kind of colour vision (without the yellow, too pale
+# Okabe and Ito's colors for every kind of color vision (without the yellow, too pale
 # for a line); line styles and markers tell them apart in grey.
 _STYLES = (
     _Style("#0072B2", "-", "o"),

@@ -53,7 +53,7 @@ def rows(
 
     Args:
       columns: of the table; the optional ones that any variant has come behind them.
-      variants: of each its figures, as `summarise` gives them.
+      variants: of each its figures, as `summarize` gives them.
 
     Returns:
       A row of titles and one for each variant; a figure that it has not is empty.
@@ -180,7 +180,7 @@ def _over_seeds(values: Sequence[float]) -> dict[str, Any]:
     return {"mean": mean, "std": std, "interval_95": [mean - half, mean + half]}
 
 
-def summarise(
+def summarize(
     runs: Mapping[str, Sequence[Sequence[simulation.Record]]], target: float = 0.0
 ) -> dict:
     """Computes mean and deviation over seeds of every figure of every algorithm.

@@ -287,7 +287,7 @@ def _kernel_gradient(padded, g, kernel, stride: int, inside) -> types.Array:
     images = _images_at_a_time(g)
 
     def add_images(sums, block):
-        # As arrays of their own: indices into a part of the batch are not vectorised.
+        # As arrays of their own: indices into a part of the batch are not vectorized.
         x, g = lax.optimization_barrier(block) if images > 1 else block
         g = g.astype(kernel.dtype)[:, rows, columns]
         taps = _taps(x.astype(kernel.dtype), kernel.shape[:2], stride)

@@ -51,7 +51,7 @@ def batch_norm(
     bias: types.Array,
     mask: types.Array | None,
 ) -> tuple[types.Array, types.Array, types.Array, types.Array]:
-    """Normalises by the statistics of the batch (Ioffe and Szegedy, ICML 2015).
+    """Normalizes by the statistics of the batch (Ioffe and Szegedy, ICML 2015).
 
     Args:
       x: [B, ..., C].
@@ -60,7 +60,7 @@ def batch_norm(
       mask: [B] 1 for rows that count, 0 for padding; None: all count.
 
     Returns:
-      The normalised x, mean [C], biased variance [C], and how many values of a
+      The normalized x, mean [C], biased variance [C], and how many values of a
       channel counted, []. Gradients flow through the first alone.
     """
     return _forward(x, scale, bias, mask)[0]
@@ -76,7 +76,7 @@ def _forward(x, scale, bias, mask):
 
 def _backward(residuals, cotangents):
     # One formula instead of the five passes that differentiating the mean and the
-    # variance would make, and sums that need no normalised copy of x. Padding rows
+    # variance would make, and sums that need no normalized copy of x. Padding rows
     # carry no gradient in, and get none out.
     given, scale, mean, inverse, mask, count = residuals
     x = given.astype(jnp.float32)
@@ -96,7 +96,7 @@ batch_norm.defvjp(_forward, _backward)
 
 @jax.custom_vjp
 def channel_norm(x: types.Array, scale: types.Array, bias: types.Array) -> types.Array:
-    """Normalises every channel of every image by its own mean and variance.
+    """Normalizes every channel of every image by its own mean and variance.
 
     Group norm (Wu and He, ECCV 2018) with as many groups as channels. Images do not
     meet, so rows that pad the batch need no mask.
@@ -107,7 +107,7 @@ def channel_norm(x: types.Array, scale: types.Array, bias: types.Array) -> types
       bias: [C].
 
     Returns:
-      The normalised x, of its shape.
+      The normalized x, of its shape.
     """
     return _channel_forward(x, scale, bias)[0]
 
@@ -141,7 +141,7 @@ channel_norm.defvjp(_channel_forward, _channel_backward)
 
 
 def layer_norm(x: types.Array, scale: types.Array, bias: types.Array) -> types.Array:
-    """Normalises every position by its own mean and variance (Ba et al., 2016).
+    """Normalizes every position by its own mean and variance (Ba et al., 2016).
 
     Args:
       x: [..., C].
@@ -149,7 +149,7 @@ def layer_norm(x: types.Array, scale: types.Array, bias: types.Array) -> types.A
       bias: [C].
 
     Returns:
-      The normalised x, of its shape.
+      The normalized x, of its shape.
     """
     variance = jnp.var(x, axis=-1, keepdims=True)
     normal = jax.nn.standardize(x, axis=-1, variance=variance, epsilon=EPSILON)

@@ -1,6 +1,6 @@
-"""Quantised arrays: int8 codes, products in int32, requantisation.
+"""Quantized arrays: int8 codes, products in int32, requantization.
 
-A quantised array stands for `value = scale * (codes - zero_point)`, with codes in
+A quantized array stands for `value = scale * (codes - zero_point)`, with codes in
 [-2^(bits-1), 2^(bits-1) - 1]. A product of two of them is an int32 sum of products
 of codes, brought to the scale of the next tensor by one float32 multiplication that
 no compiler can fuse with another operation; sums and concatenations need integers
@@ -45,7 +45,7 @@ class QArray:
         """Shape of the codes."""
         return self.codes.shape
 
-    def dequantise(self) -> types.Array:
+    def dequantize(self) -> types.Array:
         """Returns the float32 values."""
         return self.scale * (self.codes.astype(jnp.float32) - self.zero_point)
 
@@ -54,7 +54,7 @@ def amax(x: types.Array, axes=None) -> types.Array:
     """Computes max|x| in float32, over all axes by default."""
     if backends.accelerated():
         largest = jnp.max(jnp.abs(x), axis=axes)
-    else:  # apart: max(abs(x)) keeps XLA CPU from vectorising the reduction
+    else:  # apart: max(abs(x)) keeps XLA CPU from vectorizing the reduction
         largest = jnp.maximum(jnp.max(x, axis=axes), -jnp.min(x, axis=axes))
     return largest.astype(jnp.float32)
 
@@ -136,14 +136,14 @@ def _fused_to_codes(
     return (n + above + zero).astype(jnp.int8)
 
 
-def quantise(
+def quantize(
     x: types.Array,
     scale: types.Array,
     spec: specs.Spec,
     nonnegative: bool = False,
     key: types.Key | None = None,
 ) -> QArray:
-    """Quantises floats with a given scale; what lies outside saturates.
+    """Quantizes floats with a given scale; what lies outside saturates.
 
     Args:
       x: float32 of any shape.
@@ -162,10 +162,10 @@ def quantise(
     return QArray(codes, scale, zero)
 
 
-def quantise_weights(
+def quantize_weights(
     w: types.Array, spec: specs.Spec, key: types.Key | None = None
 ) -> QArray:
-    """Quantises weights [..., out] around zero point 0, scales per `spec.per_channel`.
+    """Quantizes weights [..., out] around zero point 0, scales per `spec.per_channel`.
 
     Args:
       w: float32 weights, norms folded; the last axis is the output channel.
@@ -303,7 +303,7 @@ def _fused_bias(sums: types.Array, unit: types.Array, bias: types.Array) -> type
     return total + ((sums - back) + (product - (total - back)) + lost)
 
 
-def requantise(
+def requantize(
     accumulator: Accumulator,
     out_scale: types.Array,
     spec: specs.Spec,
@@ -385,7 +385,7 @@ def add(
     relu: bool = False,
     key: types.Key | None = None,
 ) -> QArray:
-    """Adds two quantised arrays of any scales, with integers alone.
+    """Adds two quantized arrays of any scales, with integers alone.
 
     Args:
       a: codes of any zero point, scale [].
@@ -417,7 +417,7 @@ def add(
     return QArray(lax.optimization_barrier(codes), out_scale, zero)
 
 
-def requantise_values(
+def requantize_values(
     value: types.Array,
     unit: types.Array,
     out_scale: types.Array,
@@ -425,7 +425,7 @@ def requantise_values(
     relu: bool = False,
     key: types.Key | None = None,
 ) -> QArray:
-    """Quantises what an operation made of dequantised codes in floats.
+    """Quantizes what an operation made of dequantized codes in floats.
 
     For what has no integer form: norms by statistics of the values themselves.
 
@@ -450,7 +450,7 @@ def requantise_values(
 def concat(
     a: QArray, b: QArray, out_scale: types.Array, spec: specs.Spec, key=None
 ) -> QArray:
-    """Concatenates two quantised arrays of any scales along the last axis.
+    """Concatenates two quantized arrays of any scales along the last axis.
 
     Args:
       a: codes of any zero point, scale [].

@@ -1,9 +1,9 @@
-"""How frozen blocks are quantised: what differs between methods, and presets.
+"""How frozen blocks are quantized: what differs between methods, and presets.
 
 `REFERENCE` reproduces the paper's choices (Pfeiffer et al., CoCoFL, TMLR 2023):
 per-tensor scales 2 * max|x| / 127, zero point 64 of quint8 (here -64 of int8).
 `DEFAULT` is the best that was measured; docs/performance.md has the figures.
-`FLOAT` keeps frozen blocks in float32, which tells what quantisation costs and saves.
+`FLOAT` keeps frozen blocks in float32, which tells what quantization costs and saves.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _NAMES = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Spec:
-    """How frozen blocks are quantised.
+    """How frozen blocks are quantized.
 
     Attributes:
       bits: width of a code, 2 to 8.
@@ -35,15 +35,15 @@ class Spec:
       relu_zero_point: of tensors that cannot be negative; "lowest" -2^(bits-1)
         gives them all codes.
       per_channel: weights have a scale for every output channel.
-      rounding: of quantisation and requantisation; "stochastic" needs keys.
+      rounding: of quantization and requantization; "stochastic" needs keys.
       input_range: after the window, the scale of a layer's input is "carried" from
         what its producer observed, or "dynamic" (max|x| of the batch).
-      requantise_after: after the window, results pass through codes of the observed
+      requantize_after: after the window, results pass through codes of the observed
         output range, else they go from int32 straight to float32.
-      stepwise: what leads to codes (scales, norms folded into weights, quantisation of
+      stepwise: what leads to codes (scales, norms folded into weights, quantization of
         floats) is rounded where PyTorch rounds it, which costs a few more instructions.
       codes: frozen blocks run in codes; if not, in float32 with their norms folded,
-        which tells what quantisation itself costs and saves.
+        which tells what quantization itself costs and saves.
       gradient_place: where trained layers observe the range of the gradient: at the
         layer's "input", at the "product" before its norm (the reference's slip: it is
         used as range of the input's), or "nowhere".
@@ -57,7 +57,7 @@ class Spec:
     per_channel: bool = True
     rounding: Literal["nearest", "stochastic"] = "nearest"
     input_range: Literal["carried", "dynamic"] = "carried"
-    requantise_after: bool = False
+    requantize_after: bool = False
     gradient_place: Literal["input", "product", "nowhere"] = "nowhere"
     stepwise: bool = False
     codes: bool = True
@@ -75,9 +75,9 @@ class Spec:
         quarter = "quarter" in (self.zero_point, self.relu_zero_point)
         if quarter and not self.reduced_range:
             raise ValueError("a 'quarter' zero point needs reduced_range=True")
-        if self.requantise_after and self.gradient_place == "nowhere":
+        if self.requantize_after and self.gradient_place == "nowhere":
             raise ValueError(
-                "requantise_after=True needs gradient_place='input' or 'product', "
+                "requantize_after=True needs gradient_place='input' or 'product', "
                 "got 'nowhere'"
             )
 
@@ -118,7 +118,7 @@ REFERENCE = Spec(
     relu_zero_point="quarter",
     per_channel=False,
     input_range="dynamic",
-    requantise_after=True,
+    requantize_after=True,
     stepwise=True,
     gradient_place="product",
 )

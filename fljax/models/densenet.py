@@ -28,7 +28,7 @@ class Stem(nn.Module):
     @nn.compact
     def __call__(self, x: signals.Signal, call: layers.Call) -> signals.Signal:
         """Maps [B, H, W, in] to [B, H, W, 24]."""
-        return _bare_conv(2 * GROWTH, 3, quantised=False, name="conv")(x, call)
+        return _bare_conv(2 * GROWTH, 3, quantized=False, name="conv")(x, call)
 
 
 class DenseBlock(nn.Module):
@@ -70,10 +70,10 @@ class Classifier(nn.Module):
     def __call__(self, x: signals.Signal, call: layers.Call) -> signals.Signal:
         """Maps [B, H, W, in] to logits [B, num_classes]."""
         norm = lone_norms.BatchNorm(
-            quantised=False, tracked=self.tracked, momentum=MOMENTUM, name="norm"
+            quantized=False, tracked=self.tracked, momentum=MOMENTUM, name="norm"
         )
         x = jnp.mean(signals.to_float(norm(x, call)), axis=(1, 2))
-        logits = layers.dense(self.num_classes, quantised=False, name="dense")(x, call)
+        logits = layers.dense(self.num_classes, quantized=False, name="dense")(x, call)
         return signals.to_float(logits)
 
 

@@ -21,7 +21,7 @@ class Logistic(nn.Module):
         """Maps [B, ...] to logits [B, num_classes]."""
         x = signals.to_float(x)
         x = x.reshape(x.shape[0], -1)
-        logits = layers.dense(self.num_classes, quantised=False, name="dense")(x, call)
+        logits = layers.dense(self.num_classes, quantized=False, name="dense")(x, call)
         return signals.to_float(logits)
 
 

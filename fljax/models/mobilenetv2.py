@@ -46,8 +46,8 @@ def normed(make, *arguments, name: str, group_norm: bool, relu: bool = False, **
 
     def run(x: signals.Signal, call: layers.Call) -> signals.Signal:
         product = make(*arguments, norm=False, bias=False, name=name, **fields)
-        quantised = fields.get("quantised", True)
-        norm = lone_norms.GroupNorm(relu, quantised, name=f"{name}_norm")
+        quantized = fields.get("quantized", True)
+        norm = lone_norms.GroupNorm(relu, quantized, name=f"{name}_norm")
         return norm(product(x, call), call)
 
     return run
@@ -79,7 +79,7 @@ class Outer(nn.Module):
             self.kernel_size,
             self.stride,
             relu=True,
-            quantised=False,
+            quantized=False,
             tracked=self.tracked,
             group_norm=self.group_norm,
             name="conv",
@@ -134,7 +134,7 @@ class Classifier(nn.Module):
     def __call__(self, x: signals.Signal, call: layers.Call) -> signals.Signal:
         """Maps [B, H, W, in] to logits [B, num_classes]."""
         x = jnp.mean(signals.to_float(x), axis=(1, 2))
-        logits = layers.dense(self.num_classes, quantised=False, name="dense")(x, call)
+        logits = layers.dense(self.num_classes, quantized=False, name="dense")(x, call)
         return signals.to_float(logits)
 
 

@@ -21,14 +21,14 @@ class ConvBlock(nn.Module):
       same: pad by 1, or not at all.
       pool: max pooling over 2 x 2.
       dropout: rate after it; 0: none.
-      quantised: fixed point in the frozen roles.
+      quantized: fixed point in the frozen roles.
     """
 
     features: int
     same: bool = True
     pool: bool = False
     dropout: float = 0.0
-    quantised: bool = True
+    quantized: bool = True
 
     @nn.compact
     def __call__(self, x: signals.Signal, call: layers.Call) -> signals.Signal:
@@ -39,7 +39,7 @@ class ConvBlock(nn.Module):
             same=self.same,
             norm=False,
             relu=True,
-            quantised=self.quantised,
+            quantized=self.quantized,
             name="conv",
         )(x, call)
         x = layers.max_pool(x) if self.pool else x
@@ -77,7 +77,7 @@ def cnn(
     del tracked
     network.check_image("cnn", input_shape, 8)
     blocks = (
-        ConvBlock(32, pool=True, quantised=False),
+        ConvBlock(32, pool=True, quantized=False),
         ConvBlock(64, pool=True),
         DenseBlock(128),
         logistic.Logistic(num_classes),
@@ -97,7 +97,7 @@ def cnn_dropout(
     del tracked
     network.check_image("cnn_dropout", input_shape, 8)
     blocks = (
-        ConvBlock(32, same=False, quantised=False),
+        ConvBlock(32, same=False, quantized=False),
         ConvBlock(64, same=False, pool=True, dropout=0.25),
         DenseBlock(128, dropout=0.5),
         logistic.Logistic(num_classes),

@@ -141,7 +141,7 @@ class Classifier(nn.Module):
             h = jnp.max(jnp.where(x.valid[..., None], h, -jnp.inf), axis=1)
         elif not self.reference_quirks:
             h = h[:, -1]
-        dense = layers.dense(self.num_classes, quantised=False, name="dense")
+        dense = layers.dense(self.num_classes, quantized=False, name="dense")
         logits = signals.to_float(dense(h, call))
         if not self.reference_quirks:
             return logits

@@ -13,7 +13,7 @@ from fljax.nn import layers, signals
 class Attention(nn.Module):
     """Scaled dot-product attention (Vaswani et al., NeurIPS 2017, equation 1).
 
-    Frozen blocks compute it in float32 too, and what reads its result quantises it anew
+    Frozen blocks compute it in float32 too, and what reads its result quantizes it anew
     (as in the reference code of CoCoFL).
 
     Attributes:

@@ -12,7 +12,7 @@ Variables of a layer, by collection:
   ranges    range []: max|output| of the last training batch
   backward  range []: max|gradient|, which comes back as the "gradient" of this very
             variable (see `probe`)
-  frozen    what the frozen roles read, and all they read: folded and quantised from
+  frozen    what the frozen roles read, and all they read: folded and quantized from
             the other collections by running a block once with `frozen` mutable
 
 Ranges are taken over the whole batch: rows that only pad a batch must repeat a
@@ -42,7 +42,7 @@ class Call(NamedTuple):
       role: what it does under the plan.
       spec: fixed point choices of the frozen roles.
       mask: [B] 1 for real rows of the batch, 0 for padding; None: all are real.
-      running: normalise by running statistics instead of the batch's.
+      running: normalize by running statistics instead of the batch's.
       observe: [] bool, whether ranges are recorded in this step; None: they are.
       first: the block is the first of the window, see `lone_norms.BatchNorm`; [] bool
         where the window is data.
@@ -144,7 +144,7 @@ def _count(module: Product, x: types.Array, y: types.Array, kernel) -> None:
     inputs, outputs = x.size // x.shape[0], y.size // y.shape[0]
     macs = outputs // y.shape[-1] * kernel.size
     depthwise = module.operation.kind == "depthwise"
-    floats = not module.quantised
+    floats = not module.quantized
     values = outputs * (module.norm + module.relu)
     # A frozen product holds the norm in its weights, in codes the ReLU as well.
     count(
@@ -184,10 +184,10 @@ class Product(nn.Module):
       norm: a batch norm follows; else a bias.
       bias: without a norm, a bias follows.
       relu: a ReLU follows.
-      quantised: the frozen roles run in fixed point; else in float32, always with
+      quantized: the frozen roles run in fixed point; else in float32, always with
         batch statistics (the paper keeps the first and last blocks so).
       tracked: clients send the running statistics of the norm, which count as upload.
-        Quantised layers need them; the others keep them beside, so that any network
+        Quantized layers need them; the others keep them beside, so that any network
         can run an example alone.
       momentum: weight of the newest batch in the running statistics; 1 as in the
         reference's MobileNetV2.
@@ -199,7 +199,7 @@ class Product(nn.Module):
     norm: bool = True
     bias: bool = True
     relu: bool = False
-    quantised: bool = True
+    quantized: bool = True
     tracked: bool = True
     momentum: float = 1.0
 
@@ -208,7 +208,7 @@ class Product(nn.Module):
         """Maps [B, ..., in] to [B, ..., out]; float, QArray or Ranged by role."""
         if call.role is types.Role.TRAINED:
             return self._trained(signals.to_float(x), call)
-        if not self.quantised:
+        if not self.quantized:
             y = self._frozen_float(signals.to_float(x), call)
             return signals.Ranged(y, None, self.relu)
         if not call.spec.codes:
@@ -251,7 +251,7 @@ class Product(nn.Module):
         var = self.variable("norms", "var", jnp.ones, (outputs,))
         return mean, var
 
-    def _normalise(self, x, scale, bias, call: Call):
+    def _normalize(self, x, scale, bias, call: Call):
         """Applies the norm; records running statistics where they may change.
 
         Returns:
@@ -280,11 +280,11 @@ class Product(nn.Module):
         _count(self, x, product, kernel)
         y = probed(product, "product")
         if self.norm:
-            y, factor, offset = self._normalise(y, scale, bias, call)
+            y, factor, offset = self._normalize(y, scale, bias, call)
         else:
             factor, offset = jnp.float32(1), jnp.float32(0) if bias is None else bias
             y = y if bias is None else (y + bias).astype(y.dtype)
-        if self.quantised:
+        if self.quantized:
             relu = self.relu and call.spec.observes_after_relu
             record_range(
                 self, call, lambda: largest_affine(product, factor, offset, relu)
@@ -293,9 +293,9 @@ class Product(nn.Module):
 
     def _probing(self, spec: specs.Spec):
         """Declares the gradient's range; returns what probes it where spec says."""
-        if self.quantised and self.is_initializing():
+        if self.quantized and self.is_initializing():
             self.variable("backward", "range", jnp.zeros, ())
-        if not self.quantised or not self.has_variable("backward", "range"):
+        if not self.quantized or not self.has_variable("backward", "range"):
             return lambda x, place: x
         dummy: types.Array = self.get_variable("backward", "range")
         # The slip of "product" is one of norms: the reference observes the gradient at
@@ -329,7 +329,7 @@ class Product(nn.Module):
 
     def _freeze(self, channels: int, call: Call) -> operations.Frozen:
         kernel, bias = self._folded(channels, call)
-        weights = quant.quantise_weights(kernel, call.spec, rounding_key(self, call))
+        weights = quant.quantize_weights(kernel, call.spec, rounding_key(self, call))
         observed: types.Array = self.get_variable("ranges", "range")
         return operations.Frozen(
             weights, bias, observed, self.get_variable("backward", "range")
@@ -338,7 +338,7 @@ class Product(nn.Module):
     def _before(self, x: quant.QArray, call: Call) -> quant.QArray:
         frozen = self.variable("frozen", "layer", self._freeze, x.shape[-1], call).value
         sums = self.operation.codes(x, frozen.weights, frozen.bias)
-        return quant.requantise(
+        return quant.requantize(
             sums,
             quant.scale_of(call.spec, frozen.output, self.relu),
             call.spec,

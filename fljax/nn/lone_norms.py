@@ -1,6 +1,6 @@
 """Normalization layers that cannot be folded into the product before them.
 
-DenseNet normalises before it convolves (Huang et al., CVPR 2017); group norm has the
+DenseNet normalizes before it convolves (Huang et al., CVPR 2017); group norm has the
 statistics of each image, layer norm of each position, and no weight can hold these.
 Before the window they compute in floats between codes; after it they stay in float32
 altogether, as in the reference code of CoCoFL (arXiv 2203.05468). Variables as of
@@ -36,10 +36,10 @@ def _probed(module: nn.Module, x: types.Array, call: layers.Call) -> types.Array
     return layers.probe(x, module.get_variable("backward", "range"))
 
 
-def _requantised(module, y, unit, relu: bool, call: layers.Call) -> quant.QArray:
+def _requantized(module, y, unit, relu: bool, call: layers.Call) -> quant.QArray:
     scale = quant.scale_of(call.spec, layers.frozen_range(module), relu)
     key = layers.rounding_key(module, call)
-    return quant.requantise_values(y, unit, scale, call.spec, relu, key)
+    return quant.requantize_values(y, unit, scale, call.spec, relu, key)
 
 
 class GroupNorm(nn.Module):
@@ -47,12 +47,12 @@ class GroupNorm(nn.Module):
 
     Attributes:
       relu: a ReLU follows.
-      quantised: ranges are observed, and codes flow out of it before the window.
+      quantized: ranges are observed, and codes flow out of it before the window.
     """
 
     relu: bool = False
-    quantised: bool = True
-    normalise = staticmethod(norms.channel_norm)
+    quantized: bool = True
+    normalize = staticmethod(norms.channel_norm)
 
     @nn.compact
     def __call__(self, x: signals.Signal, call: layers.Call) -> signals.Signal:
@@ -62,22 +62,22 @@ class GroupNorm(nn.Module):
         scale, bias = self.variable(
             "frozen", "affine", _affine, self, x.shape[-1]
         ).value
-        coded = self.quantised and call.spec.codes
+        coded = self.quantized and call.spec.codes
         if coded and call.role is types.Role.FROZEN_BEFORE:
             x = signals.to_codes(x, call.spec, layers.rounding_key(self, call))
-            y = self.normalise(x.dequantise(), scale, bias)
-            return _requantised(self, y, x.scale, self.relu, call)
-        y = self.normalise(signals.to_float(x), scale, bias)
-        observed = layers.frozen_range(self) if self.quantised else None
+            y = self.normalize(x.dequantize(), scale, bias)
+            return _requantized(self, y, x.scale, self.relu, call)
+        y = self.normalize(signals.to_float(x), scale, bias)
+        observed = layers.frozen_range(self) if self.quantized else None
         return signals.Ranged(jax.nn.relu(y) if self.relu else y, observed, self.relu)
 
     def _trained(self, x: types.Array, call: layers.Call) -> types.Array:
         scale, bias = _affine(self, x.shape[-1])
         _count(self, x, self.relu)
-        x = _probed(self, x, call) if self.quantised else x
-        y = self.normalise(x, scale, bias)
+        x = _probed(self, x, call) if self.quantized else x
+        y = self.normalize(x, scale, bias)
         activated = jax.nn.relu(y) if self.relu else y
-        if self.quantised:
+        if self.quantized:
             seen = activated if call.spec.observes_after_relu else y
             seen = lax.stop_gradient(seen)
             layers.record_range(self, call, lambda: quant.amax(seen))
@@ -87,26 +87,26 @@ class GroupNorm(nn.Module):
 class LayerNorm(GroupNorm):
     """Layer norm, over the channels of each position; otherwise as `GroupNorm`."""
 
-    normalise = staticmethod(norms.layer_norm)
+    normalize = staticmethod(norms.layer_norm)
 
 
 class BatchNorm(nn.Module):
     """Batch norm before a product, then ReLU.
 
-    After the window it normalises by the statistics of the batch, and the gradient
+    After the window it normalizes by the statistics of the batch, and the gradient
     goes through them, as if it were trained; before it by the running ones.
 
     Where its block is the first of the window it records nothing, and its statistics
     and ranges are not sent: the reference keeps none there (its upload figures say so).
 
     Attributes:
-      quantised: the frozen role before the window runs on codes, by running
+      quantized: the frozen role before the window runs on codes, by running
         statistics; else in float32, with batch statistics in every role.
       tracked: clients send the running statistics, see `layers.Product`.
       momentum: weight of the newest batch in them.
     """
 
-    quantised: bool = True
+    quantized: bool = True
     tracked: bool = True
     momentum: float = 0.1
 
@@ -116,17 +116,17 @@ class BatchNorm(nn.Module):
         channels = x.shape[-1]
         if call.role is types.Role.TRAINED:
             return self._trained(signals.to_float(x), call)
-        coded = self.quantised and call.spec.codes
+        coded = self.quantized and call.spec.codes
         if coded and call.role is types.Role.FROZEN_BEFORE:
             x = signals.to_codes(x, call.spec, layers.rounding_key(self, call))
             factor, offset = self.variable(
                 "frozen", "folded", self._folded, channels, call
             ).value
-            y = x.dequantise() * factor + offset
-            return _requantised(self, y, x.scale, True, call)
+            y = x.dequantize() * factor + offset
+            return _requantized(self, y, x.scale, True, call)
         scale, bias = self.variable("frozen", "affine", _affine, self, channels).value
         y = norms.batch_norm(signals.to_float(x), scale, bias, call.mask)[0]
-        observed = layers.frozen_range(self) if self.quantised else None
+        observed = layers.frozen_range(self) if self.quantized else None
         return signals.Ranged(jax.nn.relu(y), observed, True)
 
     def _running(self, channels: int):
@@ -143,9 +143,9 @@ class BatchNorm(nn.Module):
         _count(self, x, relu=True)
         sent = norms.sent(x.shape[-1])
         # Not sent where the block is the window's first.
-        entry = (sent if self.tracked else 0) + (2 if self.quantised else 0)
+        entry = (sent if self.tracked else 0) + (2 if self.quantized else 0)
         layers.count(self, entry=entry, unsent=0 if self.tracked else sent)
-        x = _probed(self, x, call) if self.quantised else x
+        x = _probed(self, x, call) if self.quantized else x
         running = self._running(x.shape[-1])
         if call.running:
             mean, var = running
@@ -167,7 +167,7 @@ class BatchNorm(nn.Module):
             for variable, newest in zip(running, latest, strict=True):
                 new = (1 - m) * variable.value + m * newest
                 variable.value = jnp.where(call.first, variable.value, new)
-        if self.quantised:
+        if self.quantized:
             factor, offset = norms.folded(mean, var, scale, bias)
             relu = call.spec.observes_after_relu
             largest: types.Array = self.get_variable("ranges", "range")
@@ -189,5 +189,5 @@ def _count(module: GroupNorm | BatchNorm, x: types.Array, relu: bool) -> None:
         kept=size,
         values=values,
         after_values=values,
-        before_values=0 if module.quantised else values,
+        before_values=0 if module.quantized else values,
     )

@@ -147,7 +147,7 @@ def freeze(
     spec: specs.Spec,
     key: types.Key | None = None,
 ) -> tuple[dict | None, ...]:
-    """Folds and quantises the blocks that are frozen, for `run` in their roles.
+    """Folds and quantizes the blocks that are frozen, for `run` in their roles.
 
     The blocks run once on one example of zeros: what a layer reads when frozen
     depends on the state alone, so the activations are dead code under jit.

@@ -57,7 +57,7 @@ class Operation:
 
 
 class Frozen(NamedTuple):
-    """What a frozen quantised layer reads: arrays of the `frozen` collection."""
+    """What a frozen quantized layer reads: arrays of the `frozen` collection."""
 
     weights: quant.QArray
     bias: types.Array | None
@@ -74,16 +74,16 @@ def after(operation, spec, relu, x, frozen, key):
     """Runs a frozen layer after the window: floats in and out, codes inside."""
     input_key, output_key = _split(key)
     scale = signals.input_scale(x, spec, spec.input_range == "carried")
-    codes = quant.quantise(x.value, scale, spec, x.nonnegative, input_key)
+    codes = quant.quantize(x.value, scale, spec, x.nonnegative, input_key)
     weights = frozen.weights
-    if not spec.requantise_after:
+    if not spec.requantize_after:
         sums, unit, _ = operation.codes(codes, weights)
         y = sums.astype(jnp.float32) * unit
         y = y if frozen.bias is None else y + frozen.bias
         return y.astype(x.value.dtype)
     sums = operation.codes(codes, weights, frozen.bias)
     out_scale = quant.scale_of(spec, frozen.output, relu)
-    y = quant.requantise(sums, out_scale, spec, relu, output_key).dequantise()
+    y = quant.requantize(sums, out_scale, spec, relu, output_key).dequantize()
     return y.astype(x.value.dtype)
 
 
@@ -115,16 +115,16 @@ def _after_backward(operation, spec, relu, residuals, g):
         stepwise=spec.stepwise,
     )
     scale = quant.scale_of(gradients, largest)
-    codes = quant.quantise(g, scale, gradients, key=input_key)
+    codes = quant.quantize(g, scale, gradients, key=input_key)
     size = x.shape[1:3]
     sums = operation.input_gradient(codes.codes, weights.codes, size)
     if codes.zero_point:
         column = jnp.sum(weights.codes.astype(jnp.int32), axis=1)
         sums = sums - codes.zero_point * column
     result = quant.Accumulator(sums, codes.scale * factor)
-    if spec.requantise_after:
+    if spec.requantize_after:
         out_scale = quant.scale_of(spec, frozen.gradient)
-        dx = quant.requantise(result, out_scale, spec, key=output_key).dequantise()
+        dx = quant.requantize(result, out_scale, spec, key=output_key).dequantize()
     else:
         dx = result.sums.astype(jnp.float32) * result.unit
     dx = dx.astype(x.value.dtype)

@@ -60,14 +60,14 @@ def bare(x: Signal | Padded) -> Signal:
 def to_float(x: Signal) -> types.Array:
     """Returns the float values of whatever flows between layers."""
     if isinstance(x, quant.QArray):
-        return x.dequantise()
+        return x.dequantize()
     return x.value if isinstance(x, Ranged) else x
 
 
 def cast(x: Signal | Padded, dtype) -> Signal | Padded:
     """Gives what a frozen prefix hands to the window as floats of a dtype.
 
-    In float32 all stays as it is: the window's first layer dequantises codes. Sequences
+    In float32 all stays as it is: the window's first layer dequantizes codes. Sequences
     know nothing else.
     """
     if dtype == jnp.float32:
@@ -97,9 +97,9 @@ def input_scale(x: Ranged, spec: specs.Spec, carried: bool) -> types.Array:
 
 
 def to_codes(x: Signal, spec: specs.Spec, key: types.Key | None) -> quant.QArray:
-    """Quantises what is not quantised yet, by the range of this batch."""
+    """Quantizes what is not quantized yet, by the range of this batch."""
     if isinstance(x, quant.QArray):
         return x
     x = to_ranged(x)
     scale = input_scale(x, spec, carried=False)
-    return quant.quantise(x.value, scale, spec, x.nonnegative, key)
+    return quant.quantize(x.value, scale, spec, x.nonnegative, key)

@@ -36,7 +36,7 @@ TIME = (
     "int8_depthwise_macs",  # of depthwise ones
     "float_values",  # float32 values of norms, activations, sums
     "product_values",  # float32 values that enter and leave trained products
-    "coded_values",  # values quantised and dequantised around products after the window
+    "coded_values",  # values quantized and dequantized around products after the window
     "int8_values",  # codes of sums and lone norms before the window
     "updates",  # trained parameters, once a step whatever the batch
     "step",  # one
@@ -171,7 +171,7 @@ def from_counts(
     | arm   | DenseNet40           | .011 .059 .998 | .017 .072 .997 | .099 .022 |
 
     A network unlike all others of its class (ResNet50; on arm, either one) is thus
-    modelled badly. No table of arm has depthwise convolutions: there they are free.
+    modeled badly. No table of arm has depthwise convolutions: there they are free.
 
     Machines themselves differ by 0.1 to 0.25 on the same network: prefer a measured
     table where there is one (`python -m experiments.profile`). A window may come out

@@ -1,6 +1,6 @@
 """Cost tables: what training a window costs, relative to training everything.
 
-A table holds time, upload and memory of windows [a, b], measured (`load`) or modelled
+A table holds time, upload and memory of windows [a, b], measured (`load`) or modeled
 (`cost_model`); `feasible` and `maximal` lead from a client's budgets to its windows as
 in CoCoFL (arXiv 2203.05468) and its reference code.
 

@@ -41,7 +41,7 @@ DEPTHWISE_MAC = 150.0
 FROZEN_DEPTHWISE_MAC = 120.0
 # Norms, activations, additions and their gradients, for each value that is kept.
 TRAINED_VALUE = 400.0
-# After the window a step quantises and dequantises around every product, twice.
+# After the window a step quantizes and dequantizes around every product, twice.
 FROZEN_AFTER_VALUE = 320.0
 # Before it, values stay codes from block to block, and there is no backward pass.
 FROZEN_BEFORE_VALUE = 90.0
@@ -90,7 +90,7 @@ def _column(counts: Sequence[types.BlockCounts], field: str) -> np.ndarray:
 def _time(
     windows: np.ndarray, counts: Sequence[types.BlockCounts], batch: int
 ) -> np.ndarray:
-    """Return the modelled time of an example, in float32 multiply-accumulates [P]."""
+    """Return the modeled time of an example, in float32 multiply-accumulates [P]."""
     macs, depthwise = _column(counts, "macs"), _column(counts, "depthwise_macs")
     kept, params = _column(counts, "kept"), _column(counts, "params")
     before, trained, after = masks(windows, len(counts))
@@ -109,7 +109,7 @@ def _time(
 def _memory(
     windows: np.ndarray, counts: Sequence[types.BlockCounts], batch: int
 ) -> np.ndarray:
-    """Return the modelled peak memory of a step, in float32 values [P]."""
+    """Return the modeled peak memory of a step, in float32 values [P]."""
     kept, params = _column(counts, "kept"), _column(counts, "params")
     before, trained, after = masks(windows, len(counts))
     values = trained @ kept + KEPT_AFTER * (after @ kept)

@@ -2,7 +2,7 @@
 
 CoCoFL (arXiv 2203.05468) draws uniformly among a client's maximal windows, so a block's
 expected participation is whatever the table and the tiers happen to make it. Here the
-draw is solved for. With p_b the share of clients that train block b, maximise the
+draw is solved for. With p_b the share of clients that train block b, maximize the
 alpha-fair utility (Mo and Walrand, IEEE/ACM Trans. Networking 2000)
 
     U(p) = sum_b p_b^(1 - alpha) / (1 - alpha),    dU / dp_b = p_b^-alpha,
@@ -68,7 +68,7 @@ def balanced(
       table: costs of the windows that may be chosen.
       budgets: [M] over clients and rounds, to solve for.
       bits: width of the codes in the frozen blocks.
-      fairness: alpha above: 0 maximises the mean, infinity the least participation.
+      fairness: alpha above: 0 maximizes the mean, infinity the least participation.
 
     Returns:
       The policy; `assign` raises ValueError if nothing fits a client.

@@ -182,7 +182,7 @@ def _compile(lowered) -> jax.stages.Compiled:
     return compiled
 
 
-# XLA's CPU compiler strips optimisation barriers before it fuses, and its fusion then
+# XLA's CPU compiler strips optimization barriers before it fuses, and its fusion then
 # computes a chain of operations anew for each that reads its end: for all nine taps
 # of a convolution, for all three products of an attention. So the pass that strips
 # them is left out, where what comes after it copes with them.

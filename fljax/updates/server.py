@@ -1,4 +1,4 @@
-"""The server: masked aggregation and the server optimiser, as pure functions.
+"""The server: masked aggregation and the server optimizer, as pure functions.
 
 CoCoFL (Algorithm 2): with K clients, r the share of them that trained a leaf,
 new = r * mean(theirs) + (1 - r) * old = old + (1/K) * sum(theirs - old).
@@ -24,12 +24,12 @@ class ServerState(NamedTuple):
 
     Attributes:
       blocks: state of the global network, a tuple over blocks of collections.
-      optimiser: state of the server optimiser.
+      optimizer: state of the server optimizer.
       round: rounds that are done, [] int32.
     """
 
     blocks: tuple[dict, ...]
-    optimiser: optax.OptState
+    optimizer: optax.OptState
     round: types.Array
 
 
@@ -56,30 +56,30 @@ def zero_totals(blocks: tuple[dict, ...]) -> Totals:
 
 
 def init(
-    blocks: tuple[dict, ...], optimiser: optax.GradientTransformation
+    blocks: tuple[dict, ...], optimizer: optax.GradientTransformation
 ) -> ServerState:
     """Makes the state before the first round."""
     params = tuple(block["params"] for block in blocks)
-    return ServerState(blocks, optimiser.init(params), jnp.zeros((), jnp.int32))
+    return ServerState(blocks, optimizer.init(params), jnp.zeros((), jnp.int32))
 
 
 def _moved(trained: types.Array, new: types.Tree, old: types.Tree) -> types.Tree:
     # A leaf that nobody trained keeps its bits: adding zero would turn -0 into 0, and
-    # a server optimiser with momentum would move it.
+    # a server optimizer with momentum would move it.
     return jax.tree.map(lambda a, b: jnp.where(trained, a, b), new, old)
 
 
 def step(
     state: ServerState,
     totals: Totals,
-    optimiser: optax.GradientTransformation,
+    optimizer: optax.GradientTransformation,
 ) -> ServerState:
     """Ends a round.
 
     Args:
       state: of the server.
       totals: sums over the cohort.
-      optimiser: moves the parameters along the mean delta; `optax.sgd(1.0)` is the
+      optimizer: moves the parameters along the mean delta; `optax.sgd(1.0)` is the
         paper's rule.
 
     Returns:
@@ -91,8 +91,8 @@ def step(
         jax.tree.map(lambda d: -d / cohort, delta["params"]) for delta in deltas
     )
     params = tuple(block["params"] for block in state.blocks)
-    updates, optimiser_state = optimiser.update(
-        pseudo_gradients, state.optimiser, params
+    updates, optimizer_state = optimizer.update(
+        pseudo_gradients, state.optimizer, params
     )
     params = optax.apply_updates(params, updates)
     blocks = []
@@ -109,4 +109,4 @@ def step(
         }
         moved["params"] = new
         blocks.append(_moved(weight > 0, moved, block))
-    return ServerState(tuple(blocks), optimiser_state, state.round + 1)
+    return ServerState(tuple(blocks), optimizer_state, state.round + 1)
