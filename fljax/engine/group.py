@@ -263,7 +263,7 @@ Call = tuple[Round, totals.Sums, cohorts.Clients, cohorts.Group]  # of `run_grou
 
 def compile_groups(
     wanted: Sequence[client.Static], call: Call, devices: Mesh
-) -> dict[client.Static, jax.stages.Compiled]:
+) -> list[jax.stages.Compiled]:
     """Compiles `run_group`, what is new side by side.
 
     Where a process can hold no more programs, those that were used longest ago go, once
@@ -281,29 +281,27 @@ def compile_groups(
     begun, sums, clients, group = call
     leaves = jax.tree.leaves((begun.data, clients, group))
     shapes = [(x.shape, x.dtype) for x in leaves]
-    keys = {static: (static, devices, *shapes) for static in wanted}
-    for key in keys.values():
-        if key in _programs:
-            _programs[key] = _programs.pop(key)
-    missing = [static for static in wanted if keys[static] not in _programs]
-    if not missing:
-        return {static: _programs[keys[static]] for static in wanted}
-    if programs.crowded():
+    keys = [(static, devices, *shapes) for static in wanted]
+    held = [_programs.pop(key, None) for key in keys]  # networks take long to hash
+    missing = [i for i, program in enumerate(held) if program is None]
+    if missing and programs.crowded():
         jax.block_until_ready(sums)
-        others = [key for key in _programs if key not in keys.values()]
+        others = list(_programs)
         for key in others[: len(others) // 2 + 1]:
             del _programs[key]
         # JAX keeps what it has compiled for a function; its types do not name this.
         run_group.clear_cache()  # type: ignore[attr-defined]
-    made = programs.compile_all(
-        [
-            programs.Request(run_group, call, {"static": static, "devices": devices})
-            for static in missing
+    if missing:
+        requests = [
+            programs.Request(run_group, call, {"static": wanted[i], "devices": devices})
+            for i in missing
         ]
-    )
-    _programs.update(zip((keys[static] for static in missing), made, strict=True))
-    _made.append(len(made))
-    return {static: _programs[keys[static]] for static in wanted}
+        for i, made in zip(missing, programs.compile_all(requests), strict=True):
+            held[i] = made
+        _made.append(len(missing))
+    found = [program for program in held if program is not None]
+    _programs.update(zip(keys, found, strict=True))
+    return found
 
 
 def compiled_programs() -> list[tuple[kinds.Program, jax.stages.Compiled]]:

@@ -32,12 +32,12 @@ class _Members(NamedTuple):
 
     Attributes:
       age: rounds since they began.
-      static: of their program.
+      kind: of the program that they share.
       group: which clients they are, on the devices.
     """
 
     age: int
-    static: client.Static
+    kind: program.Program
     group: cohort.Group
 
 
@@ -122,20 +122,23 @@ class Rounds:
         begun = {age: self._begun(networks[age], index - age, limits) for age in ages}
         for at in range(0, len(groups), group.AT_ONCE):
             few = groups[at : at + group.AT_ONCE]
-            compiled = group.compile_groups(
-                list(dict.fromkeys(members.static for members in few)),
-                (begun[ages[0]], sums, clients, groups[0].group),
-                devices,
-            )
-            for age, static, members in few:
+            kinds = list(dict.fromkeys(members.kind for members in few))
+            call = begun[ages[0]], sums, clients, groups[0].group
+            made = group.compile_groups(list(map(self._static, kinds)), call, devices)
+            compiled = dict(zip(kinds, made, strict=True))
+            for age, kind, members in few:
                 earlier = totals.weights_so_far(sums) if age else None
-                sums = compiled[static](begun[age], sums, clients, members)
+                sums = compiled[kind](begun[age], sums, clients, members)
                 if age:
                     scale = clock.weight(self.fed.rules.clock, index, index - age)
                     then = begun[age].blocks
                     sums = totals.catch_up(sums, earlier, then, networks[0], scale)
-            del compiled  # programs are held no longer than this
+            del compiled, made, call  # programs are held no longer than this
         return sums
+
+    def _static(self, kind: program.Program) -> client.Static:
+        fed = self.fed
+        return client.Static(fed.model.net, kind, fed.training, fed.layout.width)
 
     def _begun(self, blocks: tuple[dict, ...], index: int, limits) -> group.Round:
         key = federation.round_key(self.fed.seed, index)
@@ -173,12 +176,8 @@ class Rounds:
             [rows for _, rows in by_key], load, devices.size, width, self.size
         )
         return [
-            _Members(
-                age,
-                client.Static(fed.model.net, program, fed.training, width),
-                mesh.distribute(devices, rows),
-            )
-            for ((age, program), _), rows in zip(by_key, groups, strict=True)
+            _Members(age, kind, mesh.distribute(devices, rows))
+            for ((age, kind), _), rows in zip(by_key, groups, strict=True)
         ]
 
     def step(

@@ -138,7 +138,7 @@ def _measure(fed: federation.Federation, state: base.State, made_for: program.Pr
     static = client.Static(fed.model.net, made_for, fed.training, width)
     start = time.perf_counter()
     with programs.anew():  # what is kept of this program says nothing of the others
-        compiled = group.compile_groups([static], call, devices)[static]
+        (compiled,) = group.compile_groups([static], call, devices)
     compiling, seconds = time.perf_counter() - start, []
     for _ in range(_TIMED + 1):
         start = time.perf_counter()
