@@ -76,7 +76,7 @@ def test_a_network_of_ones_own_that_does_not_fit_is_one_line(net, words):
         (lambda d: d._replace(num_classes="2"), "num_classes as a whole number .*'2'"),
         (lambda d: d._replace(num_classes=10**9), "num_classes as a whole number"),
         (lambda d: d._replace(tokenizer="x"), "tokenizer as bytes of JSON, got a str"),
-        (lambda d: d._replace(vocabulary=5), "x_train as token ids .* got uint8"),
+        (lambda d: d._replace(vocabulary=5), "x_train must be token ids .* got uint8"),
     ],
 )
 def test_data_of_ones_own_that_are_none_are_one_line(change, words):
@@ -98,7 +98,7 @@ def test_tokens_of_8_bits_are_no_images():
     x, y = np.arange(12, dtype=np.uint8).reshape(4, 3), np.arange(4) % 2
     data = types.Dataset(x, y, x, y, 2, vocabulary=12)
     assert checks.made_by_hand(data).x_train.dtype == np.int32
-    with pytest.raises(ValueError, match="below the vocabulary 11, got 0 to 11"):
+    with pytest.raises(ValueError, match="below the vocabulary of 11, got 0 to 11"):
         checks.made_by_hand(data._replace(vocabulary=11))
 
 

@@ -185,7 +185,7 @@ def test_what_is_wrong_with_a_carried_update_is_told_where_it_arrives():
         seconds=np.array([[0, 1.0, 0], [0, 3, 0], [0, 3, 0]]),
         faults=np.array([0, failures.Fault.NONFINITE, failures.Fault.LOST], np.int8),
     )
-    timeline = arrivals.init(rules, 3)
+    timeline = arrivals.init(rules, 3, 3)
     events, limit = [], 2.0
     for index, drawn in enumerate((work, arrivals.take(work, np.array([0])))):
         drawn = drawn._replace(versions=np.full(len(drawn.ids), index, np.int32))

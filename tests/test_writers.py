@@ -178,7 +178,7 @@ def test_open_run_refuses_a_configuration_that_json_cannot_hold(tmp_path):
 
 def test_lock_is_held_by_one_process_and_freed_by_kill(tmp_path):
     code = (
-        "import sys; from fljax import writers\n"
+        "import sys; from fljax.runs import writers\n"
         "run = writers.open_run(sys.argv[1], {})\n"
         "print('held', flush=True); sys.stdin.read()"
     )
@@ -195,7 +195,7 @@ def test_lock_is_held_by_one_process_and_freed_by_kill(tmp_path):
 
 def test_a_lock_that_was_deleted_or_is_no_text_still_keeps_others_out(tmp_path):
     code = (
-        "import sys; from fljax import writers\n"
+        "import sys; from fljax.runs import writers\n"
         "try: writers.open_run(sys.argv[1], {})\n"
         "except ValueError as error: print(error)"
     )
@@ -217,7 +217,7 @@ def test_a_lock_that_was_deleted_or_is_no_text_still_keeps_others_out(tmp_path):
 def test_the_library_imports_without_fcntl():
     code = (
         "import sys; sys.modules['fcntl'] = None\n"
-        "from fljax import simulation, writers; print('imported')"
+        "from fljax.runs import simulation, writers; print('imported')"
     )
     assert start_python(code).communicate()[0] == "imported\n"
 

@@ -100,15 +100,12 @@ def made_by_hand(data: types.Dataset) -> types.Dataset:
             f"data: expected tokenizer as bytes of JSON, got a "
             f"{type(data.tokenizer).__name__}"
         )
-    for key in (*KEYS, *given.keys() & {"users"}):
+    for key in (*KEYS, *given.keys() & {"users", "users_test"}):
         try:
             given[key] = np.asarray(getattr(data, key))
         except (TypeError, ValueError) as error:  # rows of different lengths
             gist = " ".join(str(error).split())
             raise ValueError(f"data: expected {key} as an array, got: {gist}") from None
-    if data.vocabulary is not None:
-        for key in KEYS[::2]:
-            given[key] = _own_tokens(key, given[key], data.vocabulary)
     return dataset("data", given)
 
 
@@ -122,20 +119,6 @@ def _check_count(key: str, value: Any) -> None:
         raise ValueError(
             f"data: expected {key} as a whole number from 1 to {_MOST}, got {value!r}"
         )
-
-
-def _own_tokens(key: str, x: np.ndarray, vocabulary: int) -> np.ndarray:
-    """Checks tokens that no loader has made; those of 8 bits would pass for images."""
-    if x.dtype.kind not in "iu" or x.ndim != 2:
-        raise ValueError(
-            f"data: expected {key} as token ids [examples, length], got {_describe(x)}"
-        )
-    if x.size and not 0 <= x.min() <= x.max() < vocabulary:
-        raise ValueError(
-            f"data: expected {key} as token ids from 0, below the vocabulary "
-            f"{vocabulary}, got {x.min()} to {x.max()}"
-        )
-    return x if x.dtype == np.uint16 else x.astype(np.int32)
 
 
 def notes(data: types.Dataset) -> tuple[str, ...]:
