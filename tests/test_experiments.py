@@ -1,6 +1,7 @@
 """The command lines: run folder, bad input, damaged checkpoints, comparison."""
 
 import dataclasses
+import importlib
 import json
 import math
 import os
@@ -16,6 +17,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
+import fljax
 from experiments import compare, train
 from fljax import experiment, models, types
 from fljax.data import text
@@ -427,9 +429,10 @@ def test_both_kinds_of_tiers_are_refused(call):
 
 def test_the_rate_rises_to_what_is_asked_for_and_falls_as_scheduled():
     made = configs.Config(lr=0.4, lr_warmup=4, lr_schedule=(2, 5))
-    rates = [experiment._learning_rate(made)(index) for index in range(6)]
+    build = importlib.import_module("fljax.experiment.build")
+    rates = [build._learning_rate(made)(index) for index in range(6)]
     assert rates == pytest.approx([0.1, 0.2, 0.03, 0.04, 0.04, 0.004])
-    assert experiment._learning_rate(configs.Config(lr=0.4))(0) == 0.4
+    assert build._learning_rate(configs.Config(lr=0.4))(0) == 0.4
 
 
 def test_momentum_is_refused_beside_adamw(call):
@@ -873,7 +876,7 @@ def test_ctrl_c_is_one_line(call, monkeypatch, folder, line):
     def stop(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(experiment, "run", stop)
+    monkeypatch.setattr(fljax, "run", stop)
     done = call(train, *FEDAVG, f"--workdir={folder}")
     assert (done.code, done.out, done.err) == (130, "", line + "\n")
 

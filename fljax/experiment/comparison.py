@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -159,9 +160,12 @@ def table(figures_by_name: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def _seeds(what: What, seeds: Sequence[int] | None) -> list[int]:
-    found = [_parts(next(iter(what.values())))[0].seed] if seeds is None else [*seeds]
+    settings = [_parts(given)[0] for given in what.values()]
+    found = [settings[0].seed] if seeds is None else [*seeds]
     if not found or len(set(found)) < len(found):
         raise ValueError(f"seeds: expected different whole numbers, got {seeds!r}")
+    for seed, one in itertools.product(found, settings):  # before any training
+        configs.check(dataclasses.replace(one, seed=seed))
     return found
 
 
