@@ -222,7 +222,7 @@ def call(capsys, monkeypatch):
         flags.FLAGS.unparse_flags()
         command = [f"python -m {module.__name__}", *map(str, arguments)]
         monkeypatch.setattr(sys, "argv", command)
-        monkeypatch.setattr(interrupts, "leave", lambda: None)
+        monkeypatch.setattr(interrupts, "leave", lambda: sys.exit(interrupts.CODE))
         monkeypatch.setattr(environment, "notes", list)  # of XLA_FLAGS, see above
         with pytest.raises(SystemExit) as stop:
             main.run(module._main, **options)
