@@ -20,12 +20,12 @@ from fljax.version import VERSION as __version__
 _FACE = {
     # an experiment
     "Config": "experiment.config",
-    "Experiment": "experiment.build",
-    "build": "experiment.build",
-    "Result": "experiment.run",
-    "run": "experiment.run",
-    "restore": "experiment.run",
-    "read": "experiment.run",
+    "Experiment": "experiment.building",
+    "build": "experiment.building",
+    "Result": "experiment.running",
+    "run": "experiment.running",
+    "restore": "experiment.running",
+    "read": "experiment.running",
     "Comparison": "experiment.comparison",
     "compare": "experiment.comparison",
     "Hooks": "runs.simulation",
@@ -91,15 +91,15 @@ if TYPE_CHECKING:  # the same for editors and type checkers; a test compares
     from fljax.devices.tiers import Tier as Tier
     from fljax.engine.client import Training as Training
     from fljax.engine.federation import Federation as Federation
-    from fljax.experiment.build import Experiment as Experiment
-    from fljax.experiment.build import build as build
+    from fljax.experiment.building import Experiment as Experiment
+    from fljax.experiment.building import build as build
     from fljax.experiment.comparison import Comparison as Comparison
     from fljax.experiment.comparison import compare as compare
     from fljax.experiment.config import Config as Config
-    from fljax.experiment.run import Result as Result
-    from fljax.experiment.run import read as read
-    from fljax.experiment.run import restore as restore
-    from fljax.experiment.run import run as run
+    from fljax.experiment.running import Result as Result
+    from fljax.experiment.running import read as read
+    from fljax.experiment.running import restore as restore
+    from fljax.experiment.running import run as run
     from fljax.nn.flax_block import FlaxBlock as FlaxBlock
     from fljax.nn.network import Network as Network
     from fljax.plans.costs import CostTable as CostTable

@@ -165,8 +165,12 @@ def test_the_files_are_found():
         ("runs.writers", "import tensorboardX", "at module level"),
         ("runs.writers", "if True:\n    import tensorboardX", "at module level"),
         ("experiment.progress", "import tqdm.auto", "at module level"),
-        ("experiment.build", "def f():\n    from absl import flags", "not for the lib"),
-        ("experiment.build", "from experiments import main", "not for the library"),
+        (
+            "experiment.building",
+            "def f():\n    from absl import flags",
+            "not for the lib",
+        ),
+        ("experiment.building", "from experiments import main", "not for the library"),
         ("novelty", "import jax", "has no floor"),
     ],
 )

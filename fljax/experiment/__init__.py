@@ -1,6 +1,6 @@
 """An experiment from its settings: build, run, compare, show."""
 
-from fljax.experiment.build import (
+from fljax.experiment.building import (
     FEWEST,
     FREE,
     OWN,
@@ -18,7 +18,7 @@ from fljax.experiment.build import (
     unlike,
 )
 from fljax.experiment.comparison import Comparison, compare
-from fljax.experiment.run import Result, describe, read, restore, run
+from fljax.experiment.running import Result, describe, read, restore, run
 
 __all__ = [
     "FEWEST",
