@@ -42,7 +42,9 @@ _FACE = {
     "Changes": "devices.fleet",
     "Clock": "devices.clock",
     "Failures": "devices.failures:Rates",
-    "Rollback": "runs.guard:Guard",
+    "Rollback": "runs.guard",
+    "Frozen": "kernels.specs",
+    "Text": "data.load",
     # algorithms and policies
     "Algorithm": "algorithms.base",
     "averaging": "algorithms.averaging",
@@ -84,6 +86,7 @@ if TYPE_CHECKING:  # the same for editors and type checkers; a test compares
     from fljax.algorithms.cocofl import cocofl as cocofl
     from fljax.algorithms.fedavg import fedavg as fedavg
     from fljax.algorithms.fedavg_drop import fedavg_drop as fedavg_drop
+    from fljax.data.load import Text as Text
     from fljax.devices.clock import Clock as Clock
     from fljax.devices.failures import Rates as Failures  # noqa: F401
     from fljax.devices.fleet import Changes as Changes
@@ -100,13 +103,14 @@ if TYPE_CHECKING:  # the same for editors and type checkers; a test compares
     from fljax.experiment.running import read as read
     from fljax.experiment.running import restore as restore
     from fljax.experiment.running import run as run
+    from fljax.kernels.specs import Frozen as Frozen
     from fljax.nn.flax_block import FlaxBlock as FlaxBlock
     from fljax.nn.network import Network as Network
     from fljax.plans.costs import CostTable as CostTable
     from fljax.plans.plan import Plan as Plan
     from fljax.policies.base import Policy as Policy
     from fljax.policies.windows import from_function as policy  # noqa: F401
-    from fljax.runs.guard import Guard as Rollback  # noqa: F401
+    from fljax.runs.guard import Rollback as Rollback
     from fljax.runs.simulation import Hooks as Hooks
     from fljax.types import Dataset as Dataset
 
