@@ -145,11 +145,11 @@ def _network(config: configs.Config, data: types.Dataset) -> network.Network:
         return make(data.x_train.shape[1:], data.num_classes, **taken)
 
 
-def _augment(config: configs.Config, data: types.Dataset):
-    if config.augment != "none" and data.x_train.ndim != 4:
+def _augment(config: configs.Config, net: network.Network):
+    if config.augment != "none" and len(net.input_shape) != 3:
         raise ValueError(
             f"--augment={config.augment}: expected images, got examples of shape "
-            f"{list(data.x_train.shape[1:])}"
+            f"{list(net.input_shape)}"
         )
     return augment.BY_NAME[config.augment]
 
@@ -314,59 +314,9 @@ def build(
     parts = split(config, data)
     shards = partition.index_table(parts)
     made = _fleet(config, len(parts))
-    if config.precision != "float32" and net.vocabulary is not None:
-        raise ValueError(
-            f"--precision: expected float32 for network {net.name!r}, which reads "
-            f"tokens, got {config.precision!r}"
-        )
-    rule: Any = config.client_optimizer  # names that config.check lets through
-    precision: Any = config.precision
-    training = client.Training(
-        batch_size=config.batch_size,
-        local_epochs=config.local_epochs,
-        weight_decay=config.weight_decay,
-        momentum=config.momentum,
-        rule=rule,
-        spec=config.frozen.spec,
-        augment=_augment(config, data),
-        precision=precision,
-    )
     over = _mesh(config.devices)
     train_data, test_data = _data(config, data, over)
-    counts = network.counts(net, config.frozen.reference_quirks)
-    most = arrivals.most_arrivals(config.clock, config.clients_per_round, len(parts))
-    share = -(-config.clients_per_round // over.size)
-    real = client.fitting(training, int(shards.counts.max()))
-    fit = width.default_width(counts, real, share)
-    beside = min(config.client_width or fit, -(-most // over.size))
-    fed = federation.Federation(
-        federation.Population(
-            train_data,
-            shards._replace(indices=mesh.replicate(over, shards.indices)),
-            made,
-            config.failures,
-            config.table_error,
-        ),
-        federation.Model(net, counts, _table(config, net, counts)),
-        training,
-        federation.Rules(
-            config.clients_per_round,
-            _learning_rate(config),
-            config.server_lr,
-            config.weighting,
-            config.clock,
-            config.norm_bound,
-        ),
-        federation.Layout(over, beside, config.programs == "one"),
-        config.seed,
-    )
-    if config.max_windows:
-        known = cocofl.setting(fed)
-        with configs.naming("max_windows"):
-            few = typical.restrict(
-                fed.model.table, known.typical, known.lowest, config.max_windows
-            )
-        fed = fed.having(table=few)
+    fed = _federation(config, net, train_data, (shards, made), over)
     counts_by_class = partition.class_counts(data.y_train, parts, data.num_classes)
     mixes = evaluate.tier_mixes(counts_by_class, made.tier, len(made.names))
     tested = np.unique(test_data.y)
@@ -394,6 +344,80 @@ def build(
         tokenizer=data.tokenizer,
         own=given,
     )
+
+
+def _training(config: configs.Config, net: network.Network) -> client.Training:
+    """Says how clients train."""
+    if config.precision != "float32" and net.vocabulary is not None:
+        raise ValueError(
+            f"--precision: expected float32 for network {net.name!r}, which reads "
+            f"tokens, got {config.precision!r}"
+        )
+    rule: Any = config.client_optimizer  # names that config.check lets through
+    precision: Any = config.precision
+    return client.Training(
+        batch_size=config.batch_size,
+        local_epochs=config.local_epochs,
+        weight_decay=config.weight_decay,
+        momentum=config.momentum,
+        rule=rule,
+        spec=config.frozen.spec,
+        augment=_augment(config, net),
+        precision=precision,
+    )
+
+
+def _federation(config, net, data, clients, over: Mesh) -> federation.Federation:
+    """Puts together what does not depend on the algorithm.
+
+    Args:
+      config: of the run.
+      net: the network.
+      data: of training, on the devices.
+      clients: their shards and their devices.
+      over: the mesh.
+
+    Returns:
+      The federation.
+    """
+    (shards, made), training = clients, _training(config, net)
+    counts = network.counts(net, config.frozen.reference_quirks)
+    most = arrivals.most_arrivals(
+        config.clock, config.clients_per_round, len(shards.counts)
+    )
+    share = -(-config.clients_per_round // over.size)
+    real = client.fitting(training, int(shards.counts.max()))
+    fit = width.default_width(counts, real, share)
+    beside = min(config.client_width or fit, -(-most // over.size))
+    fed = federation.Federation(
+        federation.Population(
+            data,
+            shards._replace(indices=mesh.replicate(over, shards.indices)),
+            made,
+            config.failures,
+            config.table_error,
+        ),
+        federation.Model(net, counts, _table(config, net, counts)),
+        training,
+        federation.Rules(
+            config.clients_per_round,
+            _learning_rate(config),
+            config.server_lr,
+            config.weighting,
+            config.clock,
+            config.norm_bound,
+        ),
+        federation.Layout(over, beside, config.programs == "one"),
+        config.seed,
+    )
+    if not config.max_windows:
+        return fed
+    known = cocofl.setting(fed)
+    with configs.naming("max_windows"):
+        few = typical.restrict(
+            fed.model.table, known.typical, known.lowest, config.max_windows
+        )
+    return fed.having(table=few)
 
 
 def _scale_notes(config: configs.Config, data: types.Dataset) -> list[str]:
