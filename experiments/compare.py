@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import pathlib
 
 from absl import flags
 
@@ -41,7 +40,6 @@ _CENTRALIZED_ROUNDS = define.number(
     "--rounds.",
     least=0,
 )
-flags.set_default(main.WORKDIR, "runs/compare")
 
 __doc__ = "\n".join([__doc__ or "", *summary.legend(comparison.COLUMNS)])  # for --help
 
@@ -64,7 +62,7 @@ def _config(name: str, seed: int) -> configs.Config:
 
 def _main() -> None:
     names, seeds = _names(), summary.numbers("seeds", _SEEDS.value)
-    workdir = pathlib.Path(main.WORKDIR.value or "runs/compare")
+    workdir = main.folder("runs/compare")
     what = {name: _config(name, seeds[0]) for name in names}
     runs: dict[str, list] = {name: [] for name in names}
     with main.hooks() as hooks:

@@ -304,6 +304,13 @@ def _keep_programs() -> None:
     programs.keep(folder)
 
 
+def folder(default: str) -> pathlib.Path:
+    """Gives the folder of --workdir, which is this one where none is given."""
+    flag = flags.FLAGS[WORKDIR.name]
+    flag.value = flag.value or default
+    return pathlib.Path(flag.value)
+
+
 def _complain(error: BaseException) -> int:
     text = str(error) or reading.gist(error)
     print(f"error: {' '.join(text.split())}", file=sys.stderr)

@@ -215,7 +215,7 @@ def _main() -> None:
         raise configs.unknown("study", _STUDY.value, STUDIES)
     seeds = summary.numbers("seeds", _SEEDS.value)
     base = config_flags.from_flags(flags.FLAGS, seed=seeds[0])
-    workdir = pathlib.Path(main.WORKDIR.value or f"runs/{_STUDY.value}")
+    workdir = main.folder(f"runs/{_STUDY.value}")
     study = STUDIES[_STUDY.value]
     with main.hooks() as hooks:
         result = run(study, base, seeds, workdir, main.data_cache(), hooks)

@@ -1,6 +1,5 @@
 """Flags of a configuration: sections, strings that become objects, help."""
 
-import ast
 import pathlib
 
 import pytest
@@ -71,12 +70,3 @@ def test_the_help_has_the_flags_of_a_section_below_its_name():
         first = names.index(section)
         own = [name for name in config.fields() if name.startswith(f"{section}.")]
         assert sorted(names[first + 1 : first + 1 + len(own)]) == sorted(own)
-
-
-@pytest.mark.parametrize("name", ["config", "summary"])
-def test_what_becomes_part_of_the_library_knows_no_flags(name):
-    tree = ast.parse((ROOT / "experiments" / f"{name}.py").read_text())
-    found = [n for n in ast.walk(tree) if isinstance(n, ast.Import | ast.ImportFrom)]
-    named = {getattr(node, "module", "") for node in found}
-    named |= {alias.name for node in found for alias in node.names}
-    assert not named & {"absl", "define", "flags", "experiments"}

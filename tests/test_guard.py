@@ -343,13 +343,10 @@ def test_the_limit_ends_the_run_and_the_state_before_is_kept(tmp_path):
     watch = guard.Guard(drop=0.5, limit=1)
 
     def again(evaluator):
-        test_simulation.in_folder(
-            tmp_path,
-            8,
-            rollback=watch,
-            evaluator=evaluator,
-            hooks=simulation.Hooks(alert=told.append),
-        )
+        hooks = simulation.Hooks(alert=told.append)
+        keep = simulation.Folder(str(tmp_path), {"lr": 0.1}, tensorboard=False)
+        counted = test_simulation.counting()
+        return simulation.run_in_folder(counted, 8, evaluator, keep, hooks, watch)
 
     with pytest.raises(simulation.DivergedError) as error:
         again(falling({2, 4}))
