@@ -167,8 +167,8 @@ def differences(before: dict, after: dict) -> list[str]:
     """Says in lines what differs between two results of `result`."""
     found = []
     old, new = before["network"], after["network"]
-    if odd := old.keys() ^ new.keys():
-        found.append(f"leaves of one only: {', '.join(sorted(odd)[:4])}")
+    if lost := old.keys() - new.keys():
+        found.append(f"leaves that are gone: {', '.join(sorted(lost)[:4])}")
     if moved := [k for k in old.keys() & new.keys() if old[k] != new[k]]:
         found.append(f"{len(moved)} of {len(old)} leaves differ, such as {moved[0]}")
     if len(before["records"]) != len(after["records"]):
@@ -179,6 +179,8 @@ def differences(before: dict, after: dict) -> list[str]:
     fields = [{k for r in x["records"] for k in r} for x in (before, after)]
     if odd := fields[0] ^ fields[1]:
         found.append(f"(fields of one only: {', '.join(sorted(odd))})")
+    if more := new.keys() - old.keys():
+        found.append(f"(new leaves: {', '.join(sorted(more)[:4])})")
     return found
 
 
