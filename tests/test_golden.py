@@ -1,4 +1,4 @@
-"""What a seed decides on the host, whatever the processor: kept from commit to commit."""
+"""What a seed decides on the host, whatever the processor, from commit to commit."""
 
 import hashlib
 import json
