@@ -8,6 +8,7 @@ import pytest
 from fljax import types
 from fljax.devices import arrivals, clock, failures, fleet
 from fljax.devices.failures import Fault
+from fljax.engine import books
 from fljax.plans import costs
 
 INF = np.inf
@@ -95,12 +96,12 @@ def test_faults_spend_what_they_spend():
     np.testing.assert_allclose(spoilt, expected)
     made = work(range(7), 0, faults)._replace(seconds=spoilt)
     sent = [100, 0, 0, 0, 50, 100, 0]
-    assert arrivals.sent_bytes(made, spoilt, [100] * 7) == sum(sent)
+    assert books.sent_bytes(made, spoilt, [100] * 7) == sum(sent)
     twice = work([0], 0, [Fault.DUPLICATED])
-    assert arrivals.sent_bytes(twice, twice.seconds, [100]) == 200
+    assert books.sent_bytes(twice, twice.seconds, [100]) == 200
     watts = np.array([2, np.nan, 4, np.nan, np.nan, np.nan, np.nan])
-    assert arrivals.joules(made, spoilt, watts) == {0: 2 * 10, 2: 4 * 2.5}
-    assert arrivals.joules(made, spoilt, np.full(7, np.nan)) == {}
+    assert books.joules(made, spoilt, watts) == {0: 2 * 10, 2: 4 * 2.5}
+    assert books.joules(made, spoilt, np.full(7, np.nan)) == {}
 
 
 def test_a_round_ends_with_its_slowest():
@@ -131,10 +132,10 @@ def test_who_is_late_is_sent_home():
         rules, arrivals.init(rules, 3, 10), cohort, 3, 0, 4.0
     )
     np.testing.assert_allclose(outcome.spent, [[1, 3, 0], [1, 2, 1], [1, 1, 1]])
-    sent = arrivals.sent_bytes(outcome.finished, outcome.spent, [100] * 3)
+    sent = books.sent_bytes(outcome.finished, outcome.spent, [100] * 3)
     assert sent == 0 + 50 + 100
     watts = np.full(3, 2.0)
-    energy = arrivals.joules(outcome.finished, outcome.spent, watts)
+    energy = books.joules(outcome.finished, outcome.spent, watts)
     assert energy == {0: 6, 1: 4, 2: 2}
 
 

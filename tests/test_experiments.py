@@ -21,7 +21,8 @@ from experiments import compare, train
 from fljax import experiment, models, types
 from fljax.data import text
 from fljax.devices import clock
-from fljax.experiment import building, comparison
+from fljax.engine import learning_rate
+from fljax.experiment import comparison
 from fljax.experiment import config as configs
 from fljax.nn import flax_block, network
 from tests import conftest
@@ -427,10 +428,9 @@ def test_both_kinds_of_tiers_are_refused(call):
 
 
 def test_the_rate_rises_to_what_is_asked_for_and_falls_as_scheduled():
-    made = configs.Config(lr=0.4, lr_warmup=4, lr_schedule=(2, 5))
-    rates = [building._learning_rate(made)(index) for index in range(6)]
+    rates = list(map(learning_rate.steps(0.4, (2, 5), warmup=4), range(6)))
     assert rates == pytest.approx([0.1, 0.2, 0.03, 0.04, 0.04, 0.004])
-    assert building._learning_rate(configs.Config(lr=0.4))(0) == 0.4
+    assert learning_rate.steps(0.4)(0) == 0.4
 
 
 def test_momentum_is_refused_beside_adamw(call):

@@ -15,7 +15,7 @@ import optax
 from fljax import policies
 from fljax.algorithms import base
 from fljax.devices import arrivals
-from fljax.engine import federation, initial, schedule
+from fljax.engine import books, federation, initial, schedule
 from fljax.engine import rounds as engine
 from fljax.updates import server
 
@@ -63,8 +63,8 @@ class _Averaging:
         sums = rounds.train(networks, assignment, bounds.limits)
         rate = np.float32(self.fed.rules.server_learning_rate) * state.caution.server
         new, losses, failed, finite, usual = rounds.step(before, sums, bounds, rate)
-        books = self.planned.books(state.timeline, assignment)
-        report = base.Report(assignment, losses, failed, books, finite)
+        spent = self.planned.books(state.timeline, assignment)
+        report = base.Report(assignment, losses, failed, spent, finite)
         heard = report.heard() if self.policy.needs_losses else None
         return state._replace(
             server=new,
@@ -77,13 +77,13 @@ class _Averaging:
 
     def rehearse(
         self, state: base.State, assignment: schedule.Assignment
-    ) -> tuple[base.State, schedule.Books]:
-        books = self.planned.books(state.timeline, assignment)
+    ) -> tuple[base.State, books.Books]:
+        spent = self.planned.books(state.timeline, assignment)
         state = state._replace(timeline=assignment.outcome.timeline)
         if self.policy.needs_losses:
-            return state, books
+            return state, spent
         new = self.planned.observe(state.policy, assignment, None)
-        return state._replace(policy=new), books
+        return state._replace(policy=new), spent
 
 
 def averaging(

@@ -9,6 +9,7 @@ import numpy as np
 
 from fljax import types
 from fljax.devices import arrivals
+from fljax.engine import books as round_books
 from fljax.engine import program, schedule, single
 from fljax.updates import server
 
@@ -65,7 +66,7 @@ class Report(NamedTuple):
     assignment: schedule.Assignment
     losses: types.ArrayLike
     failed: types.ArrayLike
-    books: schedule.Books
+    books: round_books.Books
     finite: types.ArrayLike = True
 
     def heard(self) -> np.ndarray:
@@ -80,7 +81,7 @@ def _own_programs(assignment: schedule.Assignment) -> list[program.Program]:
 
 
 def _no_rehearsal(state: State, assignment: schedule.Assignment):
-    return state, schedule.Books(0, 0, 0.0)
+    return state, round_books.Books(0, 0, 0.0)
 
 
 class Algorithm(NamedTuple):
@@ -102,6 +103,6 @@ class Algorithm(NamedTuple):
     assign: Callable[[State, int], schedule.Assignment]
     round: Callable[[State, schedule.Assignment], tuple[State, Report]]
     programs: Callable[[schedule.Assignment], Sequence[program.Program]] = _own_programs
-    rehearse: Callable[[State, schedule.Assignment], tuple[State, schedule.Books]] = (
-        _no_rehearsal
-    )
+    rehearse: Callable[
+        [State, schedule.Assignment], tuple[State, round_books.Books]
+    ] = _no_rehearsal

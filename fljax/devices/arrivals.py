@@ -15,7 +15,6 @@ Legend: K clients of a draw, M at work beyond the end of a round.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -281,39 +280,3 @@ def buffered(
         take(rows, np.array(arrived, int)), finished, finished.seconds, taken,
         Timeline(np.array(now), join(staying, free)), events,
     )  # fmt: skip
-
-
-def joules(work: Work, spent: np.ndarray, watts: np.ndarray) -> dict[int, float]:
-    """Computes the energy that each client spent on training.
-
-    Args:
-      work: whose round is over.
-      spent: seconds of the same, as `Outcome.spent`.
-      watts: of the same clients; NaN: unknown, left out.
-
-    Returns:
-      Client number -> joules.
-    """
-    known = np.isfinite(watts)
-    energy = spent[known, 1] * watts[known]
-    return dict(zip(work.ids[known].tolist(), energy.tolist(), strict=True))
-
-
-def sent_bytes(work: Work, spent: np.ndarray, by_plan: Sequence[int]) -> int:
-    """Counts what clients sent: nothing, half, once or twice, as their fault says.
-
-    Who was sent home has sent the share of it that the time sufficed for.
-
-    Args:
-      work: whose round is over.
-      spent: seconds of the same, as `Outcome.spent`.
-      by_plan: bytes of each one's plan.
-    """
-    times = np.ones(len(work.ids))
-    gone = (*failures.DROPPED, failures.Fault.OUT_OF_MEMORY)
-    times[np.isin(work.faults, gone)] = 0
-    times[work.faults == failures.Fault.TRUNCATED] = 0.5
-    times[work.faults == failures.Fault.DUPLICATED] = 2
-    wanted = work.seconds[:, 2]
-    times *= np.divide(spent[:, 2], wanted, np.ones(len(wanted)), where=wanted > 0)
-    return int(np.dot(times, by_plan)) if len(by_plan) else 0

@@ -15,6 +15,7 @@ import numpy as np
 
 from fljax import plans, policies, types
 from fljax.devices import arrivals, clock, failures, fleet
+from fljax.engine import books as round_books
 from fljax.engine import client, cohort, federation
 from fljax.plans import catalogue, costs
 from fljax.runtime import host_random
@@ -71,27 +72,6 @@ class Before(NamedTuple):
     policy: Any
     timeline: arrivals.Timeline
     tiers: np.ndarray
-
-
-class Books(NamedTuple):
-    """What a round costs.
-
-    Attributes:
-      upload_bytes: sent by all clients.
-      download_bytes: sent to all clients.
-      compute_share: mean time of the cohort, as a share of full training.
-      seconds: of the round on the virtual clock.
-      clock_seconds: since the start.
-      joules: client number -> energy of its training; None: no device's power is
-        known.
-    """
-
-    upload_bytes: int
-    download_bytes: int
-    compute_share: float
-    seconds: float = 0.0
-    clock_seconds: float = 0.0
-    joules: dict[int, float] | None = None
 
 
 class _Drawn(NamedTuple):
@@ -298,7 +278,9 @@ class Schedule:
         """Gives the times [K] of plans by the table, as shares of full training."""
         return self.catalogue.time[self.catalogue.rows(assigned)]
 
-    def books(self, before: arrivals.Timeline, assignment: Assignment) -> Books:
+    def books(
+        self, before: arrivals.Timeline, assignment: Assignment
+    ) -> round_books.Books:
         """Counts what a round costs.
 
         Args:
@@ -308,21 +290,10 @@ class Schedule:
         Returns:
           Bytes, seconds and joules.
         """
-        outcome, done = assignment.outcome, assignment.outcome.finished
-        rows = self.catalogue.rows(assignment.finished)
-        sent, shares = self.catalogue.sent[rows], self.catalogue.time[rows]
-        devices, joules = self.fed.population.fleet, None
-        if np.isfinite(devices.profile.watts).any():
-            watts = devices.profile.watts[devices.row[done.ids]]
-            joules = arrivals.joules(done, outcome.spent, watts)
-        return Books(
-            arrivals.sent_bytes(done, outcome.spent, sent),
-            self.full_bytes * outcome.started,
-            float(shares.mean()) if len(shares) else 0.0,
-            float(outcome.timeline.now - before.now),
-            float(outcome.timeline.now),
-            joules,
-        )
+        outcome, rows = assignment.outcome, self.catalogue.rows(assignment.finished)
+        fleet = self.fed.population.fleet
+        counted = round_books.of_round(outcome, before, self.catalogue, rows, fleet)
+        return counted._replace(download_bytes=self.full_bytes * outcome.started)
 
 
 def make(

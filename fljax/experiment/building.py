@@ -19,7 +19,7 @@ from fljax import algorithms, bounds, devices, models, policies, types
 from fljax.algorithms import base, centralized, cocofl
 from fljax.data import checks, load, partition
 from fljax.devices import arrivals, fleet, fleet_sources
-from fljax.engine import augment, client, evaluate, federation, width
+from fljax.engine import augment, client, evaluate, federation, learning_rate, width
 from fljax.experiment import config as configs
 from fljax.experiment import environment, progress
 from fljax.nn import network
@@ -249,16 +249,6 @@ def _table(config: configs.Config, net, counts) -> costs.CostTable:
     return table
 
 
-def _learning_rate(config: configs.Config):
-    steps, rising = config.lr_schedule, max(config.lr_warmup, 1)
-
-    def rate(index: int) -> float:
-        risen = min((index + 1) / rising, 1.0)
-        return config.lr * risen * 0.1 ** sum(index >= step for step in steps)
-
-    return rate
-
-
 def _mesh(devices: str) -> Mesh:
     """Makes the mesh of --devices."""
     there = jax.devices()
@@ -401,7 +391,7 @@ def _federation(config, net, data, clients, over: Mesh) -> federation.Federation
         training,
         federation.Rules(
             config.clients_per_round,
-            _learning_rate(config),
+            learning_rate.steps(config.lr, config.lr_schedule, config.lr_warmup),
             config.server_lr,
             config.weighting,
             config.clock,
