@@ -158,9 +158,9 @@ KINDS = {
     ("kind", "spec", "count"),
     [
         ("sequences", specs.FLOAT, 20),
-        ("norms first", specs.FLOAT, 20),
+        pytest.param("norms first", specs.FLOAT, 20, marks=pytest.mark.long),
         # One step: a flipped code would change more than the program does.
-        ("sequences", specs.DEFAULT, 8),
+        pytest.param("sequences", specs.DEFAULT, 8, marks=pytest.mark.long),
         ("norms first", specs.REFERENCE, 8),
     ],
 )
