@@ -289,4 +289,4 @@ def _told(names: Names, stored: set[str]) -> bool:
     """Tells whether a block's parameters, or its buffers, are stored under names."""
     buffers = set(names.buffers.values())
     parameters = set(names.parameters.values())
-    return parameters <= stored or (bool(buffers) and buffers <= stored)
+    return parameters <= stored or bool(buffers & stored)

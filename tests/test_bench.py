@@ -216,7 +216,7 @@ def test_a_million_clients_are_built_and_take_no_more_from_round_to_round():
     load = workloads.BY_NAME["logistic"]
     load = dataclasses.replace(load, shape=(8, 8, 1), examples=1)
     fields = {"num_clients": 10**6, "algorithm": "cocofl", "network": "cnn"}
-    fields["tiers"] = "strong:.5:1:1:1,weak:.5:.6:.6:.6"
+    fields["tiers"] = devices.parse_tiers("strong:.5:1:1:1,weak:.5:.6:.6:.6")
     settings = workloads.config(load, **fields)
     ready = workloads.build(load, settings)
     assert len(ready.federation.population.shards.counts) == 10**6

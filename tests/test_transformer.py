@@ -148,12 +148,11 @@ def test_a_client_learns_and_moves_its_window_alone(prepared):
         frozen = network.freeze(net, state, roles, training.spec)
         start = client.Start(state, frozen, data, jnp.float32(0.1))
         static = client.Static(net, single.Single(plan), training)
-        own = client.Client(jnp.arange(64), jnp.int32(64), jax.random.key(3))
         result = jax.jit(
-            lambda epochs, static=static, start=start, own=own: client.train(
+            lambda epochs, static=static, start=start: client.train(
                 static._replace(training=training._replace(local_epochs=epochs)),
                 start,
-                own,
+                client.Client(jnp.arange(64), jnp.int32(64), jax.random.key(3)),
             ),
             static_argnums=0,
         )
