@@ -11,7 +11,7 @@ import pytest
 from fljax import plans
 from fljax.algorithms import base, cocofl, fedavg
 from fljax.devices import arrivals, clock, failures, fleet
-from fljax.engine import client, evaluate, schedule
+from fljax.engine import books, client, evaluate, schedule
 from fljax.engine import sums as totals
 from fljax.runs import alerts, checkpoints, guard, simulation, writers
 from tests import conftest, test_algorithms, test_simulation
@@ -32,7 +32,7 @@ def report_of(index, losses=(1, 1, 1), failed=(0, 0, 0), finite=True):
         assignment,
         np.array(losses, np.float32),
         np.array(failed),
-        schedule.Books(0, 0, 1.0),
+        books.Books(0, 0, 1.0),
         finite,
     )
 

@@ -13,7 +13,7 @@ import pytest
 from fljax import plans
 from fljax.algorithms import base
 from fljax.devices import arrivals
-from fljax.engine import schedule
+from fljax.engine import books, schedule
 from fljax.runs import checkpoints, simulation, writers
 
 FULL, BACK, FRONT = plans.Plan(0, 3), plans.Plan(2, 3), plans.Plan(0, 0)
@@ -55,7 +55,7 @@ def counting(log=None, plans_of=lambda index: [FULL, FULL, BACK], broken=_never)
         failed = np.array([broken(index, i) for i in assignment.ids.tolist()])
         counted = {"rounds": state.server["rounds"] + 1}
         return state._replace(server=counted), base.Report(
-            assignment, losses, failed, schedule.Books(10 + index, 30, 0.5)
+            assignment, losses, failed, books.Books(10 + index, 30, 0.5)
         )
 
     return base.Algorithm(init, assign, round)
