@@ -11,7 +11,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 # The wings, from the ground up. Within one there are no circles: see below.
 WINGS = (
-    ("types", "trees", "bounds", "version"),
+    ("types", "trees", "bounds", "notation", "version"),
     ("runtime",),
     ("data", "kernels", "plans", "updates"),
     ("nn", "devices"),
