@@ -6,6 +6,7 @@ or with their names: `fedadam:0.1:tau=0.001`.
 
 from __future__ import annotations
 
+import functools
 import inspect
 import typing
 from collections.abc import Callable, Mapping
@@ -21,7 +22,7 @@ def make(text: str, table: Mapping[str, Callable[..., T]], *first: Any) -> T:
 
     Args:
       text: a name of the table, and the factory's arguments.
-      table: name -> factory; its parameters are annotated with int, float or str.
+      table: name -> factory; its parameters are annotated with int, float, bool or str.
       *first: arguments before those of the text, such as a federation.
 
     Returns:
@@ -30,38 +31,61 @@ def make(text: str, table: Mapping[str, Callable[..., T]], *first: Any) -> T:
     Raises:
       ValueError: one line without the flag: what was expected and what came.
     """
+    call = bind(text, table, len(first))
+    try:
+        return call(*first)
+    except ValueError as error:
+        if text.partition(":")[1] and not str(error).startswith("--"):
+            raise ValueError(f"{text.partition(':')[0]}: {error}") from error
+        raise
+
+
+def bind(
+    text: str, table: Mapping[str, Callable[..., T]], before: int = 0
+) -> Callable[..., T]:
+    """Reads a text as `make` does, and calls nothing yet.
+
+    Args:
+      text: as of `make`.
+      table: as of `make`.
+      before: how many arguments come before those of the text.
+
+    Returns:
+      (those arguments) -> what the factory returns.
+
+    Raises:
+      ValueError: as of `make`.
+    """
     name, *given = text.split(":")
     if name not in table:
         raise ValueError(
             f"expected {', '.join(table)}, got {name!r}{bounds.nearest(name, table)}"
         )
     factory = table[name]
-    kinds = typing.get_type_hints(factory)
-    expected = list(inspect.signature(factory).parameters)[len(first) :]
+    signature, kinds = inspect.signature(factory), typing.get_type_hints(factory)
+    expected = list(signature.parameters)[before:]
+    usage = f"expected {':'.join([name, *map(str.upper, expected)])}, got {text!r}"
     arguments: dict[str, Any] = {}
     for place, item in enumerate(given):
         key, equals, value = item.partition("=")
         if not equals:
-            if place >= len(expected):
-                raise ValueError(_asked(name, expected, text))
-            key, value = expected[place], item
+            key, value = "".join(expected[place : place + 1]), item
         if key not in expected or key in arguments:
-            raise ValueError(_asked(name, expected, text))
+            raise ValueError(usage)
         try:
-            arguments[key] = bounds.read(kinds.get(key, str), value)
+            arguments[key] = _value(kinds.get(key, str), value)
         except ValueError as error:
             raise ValueError(f"{name}: {key}: {error}") from error
     try:
-        bound = inspect.signature(factory).bind(*first, **arguments)
+        signature.bind(*[None] * before, **arguments)
     except TypeError as error:
-        raise ValueError(_asked(name, expected, text)) from error
-    try:
-        return factory(*bound.args, **bound.kwargs)
-    except ValueError as error:
-        raise ValueError(f"{name}: {error}") from error
+        raise ValueError(usage) from error
+    return functools.partial(factory, **arguments)
 
 
-def _asked(name: str, parameters: list[str], text: str) -> str:
-    """Says how an object is written."""
-    usage = ":".join([name, *map(str.upper, parameters)])
-    return f"expected {usage}, got {text!r}"
+def _value(kind: Any, text: str) -> Any:
+    if kind is not bool:
+        return bounds.read(kind, text)
+    if text.lower() not in ("true", "false"):
+        raise ValueError(f"expected true or false, got {text!r}")
+    return text.lower() == "true"

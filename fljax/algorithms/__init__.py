@@ -1,10 +1,33 @@
-"""The algorithms, one file a paper; `BY_NAME` maps each name to its factory."""
+"""The algorithms, one file a paper; `BY_NAME` maps each name to its factory.
 
-from fljax.algorithms import centralized, cocofl, fedavg, fedavg_drop
+A factory takes the federation, and what may follow its name in a setting
+(`fedprox:0.1`).
+"""
+
+from fljax.algorithms import (
+    centralized,
+    cocofl,
+    fedavg,
+    fedavg_drop,
+    fedavgm,
+    feddyn,
+    fednova,
+    fedopt,
+    fedprox,
+    scaffold,
+)
 
 BY_NAME = {
     "cocofl": cocofl.cocofl,
     "fedavg": fedavg.fedavg,
     "fedavg_drop": fedavg_drop.fedavg_drop,
     "centralized": centralized.centralized,
+    "fedprox": fedprox.fedprox,
+    "fedavgm": fedavgm.fedavgm,
+    "fedadam": fedopt.fedadam,
+    "fedyogi": fedopt.fedyogi,
+    "fedadagrad": fedopt.fedadagrad,
+    "scaffold": scaffold.scaffold,
+    "feddyn": feddyn.feddyn,
+    "fednova": fednova.fednova,
 }

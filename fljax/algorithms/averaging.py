@@ -7,17 +7,18 @@ CoCoFL the one in which a policy picks windows.
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from fljax import policies
 from fljax.algorithms import base
 from fljax.devices import arrivals
-from fljax.engine import books, federation, initial, schedule
+from fljax.engine import books, client_rows, federation, initial, schedule
 from fljax.engine import rounds as engine
-from fljax.updates import server
+from fljax.engine import seams as kinds
+from fljax.updates import local_rule, server, server_rule
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -29,6 +30,7 @@ class _Averaging:
     candidates: int
     planned: schedule.Schedule
     rounds: engine.Rounds
+    seams: kinds.Seams
 
     @property
     def _kept(self) -> int:
@@ -38,15 +40,19 @@ class _Averaging:
 
     def init(self) -> base.State:
         rules, blocks = self.fed.rules, initial.blocks(self.fed)
-        tiers = len(self.fed.population.fleet.names)
+        tiers, rows = len(self.fed.population.fleet.names), None
+        if self.seams.keeps:
+            first = np.asarray(kinds.first_state(self.seams, blocks))
+            rows = client_rows.Rows.empty(first)
         return base.State(
-            server.init(blocks, optax.sgd(rules.server_learning_rate)),
+            server.init(blocks, self.seams.server),
             self.policy.init(),
             arrivals.init(rules.clock, rules.clients_per_round, self.candidates),
             (blocks,) * self._kept,
             jnp.zeros((2, self.fed.model.net.num_blocks)),
             np.array(0, np.int32),
             base.Caution(np.float32(1), np.ones(tiers, np.float32)),
+            rows,
         )
 
     def assign(self, state: base.State, index: int) -> schedule.Assignment:
@@ -57,10 +63,14 @@ class _Averaging:
         self, state: base.State, assignment: schedule.Assignment
     ) -> tuple[base.State, base.Report]:
         rounds, measured = self.rounds, int(state.measured)
-        before = rounds.everywhere(state.server)
+        before, rows = rounds.everywhere(state.server), None
+        if state.clients is not None:
+            rows = state.clients.gather(assignment.ids)
         networks = (before.blocks, *rounds.everywhere(state.history))
-        bounds = rounds.bounds(networks, assignment, state.l2, measured)
-        sums = rounds.train(networks, assignment, bounds.limits)
+        shared = self.seams.server.shared(before.rule)
+        start = engine.Begun(networks, shared, rows)
+        bounds = rounds.bounds(start, assignment, state.l2, measured)
+        sums = rounds.train(start, assignment, bounds.limits)
         rate = np.float32(self.fed.rules.server_learning_rate) * state.caution.server
         new, losses, failed, finite, usual = rounds.step(before, sums, bounds, rate)
         spent = self.planned.books(state.timeline, assignment)
@@ -73,7 +83,16 @@ class _Averaging:
             history=networks[: self._kept],
             l2=bounds.l2 if bounds.waiting else usual,
             measured=np.array(bounds.measured, np.int32),
+            clients=self._remembered(state.clients, assignment, sums, failed),
         ), report
+
+    def _remembered(self, rows, assignment, sums, failed) -> client_rows.Rows | None:
+        """Puts what clients keep back; who was refused keeps what it had."""
+        if rows is None:
+            return None
+        taken = np.asarray(failed)[: len(assignment.ids)] == 0
+        states = np.asarray(engine.states_after(sums))[: len(taken)]
+        return rows.put(assignment.ids[taken], states[taken])
 
     def rehearse(
         self, state: base.State, assignment: schedule.Assignment
@@ -92,8 +111,13 @@ def averaging(
     candidates: np.ndarray | None = None,
     *,
     constrained: bool = True,
+    local: local_rule.LocalRule | None = None,
+    server: server_rule.ServerRule = server_rule.Averaging(),
 ) -> base.Algorithm:
     """Makes an algorithm that averages what each client's plan trained.
+
+    What clients send and how it becomes one (`fed.rules.codec`, `fed.rules.aggregate`)
+    are the federation's.
 
     Args:
       fed: the clients and how they train.
@@ -101,20 +125,41 @@ def averaging(
       candidates: client numbers that may take part; None: all.
       constrained: whether a device fails that has less memory than its plan needs;
         false for algorithms that take no notice of memory.
+      local: what clients do beside their optimizer; None: nothing.
+      server: how the server moves the network along what they send.
 
     Returns:
       The algorithm.
 
     Raises:
-      ValueError: a round wants more clients than may take part.
+      ValueError: a round wants more clients than may take part, or what is asked for
+        makes no sense together.
     """
+    seams = kinds.Seams(local, fed.rules.codec, fed.rules.aggregate, server)
+    _check(fed, seams)
     everyone = (
         np.arange(len(fed.population.shards.counts))
         if candidates is None
         else candidates
     )
-    planned = schedule.make(fed, policy, everyone, constrained)
-    rounds = engine.make(fed, planned, len(everyone))
-    made = _Averaging(fed, policy, len(everyone), planned, rounds)
+    planned = schedule.make(fed, policy, everyone, constrained, seams)
+    rounds = engine.make(fed, planned, len(everyone), seams)
+    made = _Averaging(fed, policy, len(everyone), planned, rounds, seams)
     functions = made.init, made.assign, made.round, rounds.programs, made.rehearse
-    return base.Algorithm(*functions)
+    return base.Algorithm(*functions, _named(fed, seams))
+
+
+def _check(fed: federation.Federation, seams: kinds.Seams) -> None:
+    """Refuses what makes no sense together, in one line."""
+    if seams.aggregate.sees_updates and fed.rules.weighting != "uniform":
+        raise ValueError(
+            f"--aggregate: expected mean beside --weighting={fed.rules.weighting}, "
+            f"since a {seams.aggregate} gives every client the same weight"
+        )
+
+
+def _named(fed: federation.Federation, seams: kinds.Seams) -> dict[str, Any]:
+    """Names what an algorithm is made of, where it is another than usual."""
+    parts = {**seams._asdict(), "optimizer": fed.training.optimizer}
+    usual = {**kinds.NONE._asdict(), "optimizer": None}
+    return {name: part for name, part in parts.items() if part != usual[name]}

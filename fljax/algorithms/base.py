@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,7 +11,7 @@ import numpy as np
 from fljax import types
 from fljax.devices import arrivals
 from fljax.engine import books as round_books
-from fljax.engine import program, schedule, single
+from fljax.engine import client_rows, program, schedule, single
 from fljax.updates import server
 
 
@@ -40,6 +41,7 @@ class State(NamedTuple):
       measured: [] int32, updates that have been measured for them; counted up to
         where they are enough.
       caution: what a rollback has lowered.
+      clients: what clients keep from round to round; None: nothing.
     """
 
     server: server.ServerState
@@ -49,6 +51,7 @@ class State(NamedTuple):
     l2: types.ArrayLike
     measured: np.ndarray
     caution: Caution
+    clients: client_rows.Rows | None = None
 
 
 class Report(NamedTuple):
@@ -97,6 +100,8 @@ class Algorithm(NamedTuple):
       rehearse: (state, assignment) -> what a round costs in which nobody trains, and
         the state after it: the clock goes on, and so does a policy that asks for no
         losses.
+      parts: name -> what it is made of, where that is another than usual: a codec, a
+        server rule. Their reprs tell run folders apart.
     """
 
     init: Callable[[], State]
@@ -106,3 +111,4 @@ class Algorithm(NamedTuple):
     rehearse: Callable[
         [State, schedule.Assignment], tuple[State, round_books.Books]
     ] = _no_rehearsal
+    parts: Mapping[str, Any] = MappingProxyType({})

@@ -12,6 +12,7 @@ from fljax.algorithms import averaging, base
 from fljax.data import partition
 from fljax.devices import clock, failures, fleet
 from fljax.engine import federation
+from fljax.updates import aggregate
 
 
 def pooled(fed: federation.Federation) -> federation.Federation:
@@ -28,6 +29,8 @@ def pooled(fed: federation.Federation) -> federation.Federation:
         ),
         clients_per_round=1,
         width=1,
+        codec=None,
+        aggregate=aggregate.Mean(),
     )
 
 

@@ -141,7 +141,7 @@ def _first(*values: float | None) -> float:
 
 def durations(
     clock: Clock,
-    full_bytes: int,
+    download_bytes: int,
     steps: np.ndarray,
     shares: np.ndarray,
     sent: np.ndarray,
@@ -152,7 +152,7 @@ def durations(
 
     Args:
       clock: resolved.
-      full_bytes: of the network, which everybody downloads.
+      download_bytes: of what everybody is sent.
       steps: [K] local steps.
       shares: [K] time of a step, as a share of the full one at speed 1.
       sent: [K] bytes that they upload.
@@ -164,7 +164,7 @@ def durations(
     """
     return np.stack(
         [
-            full_bytes / (clock.download_rate * download),
+            download_bytes / (clock.download_rate * download),
             steps * clock.step_seconds * shares,
             sent / (clock.upload_rate * upload),
         ],

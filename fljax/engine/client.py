@@ -14,8 +14,10 @@ from jax import lax
 
 from fljax import plans, trees, types
 from fljax.engine import program, single
+from fljax.engine import seams as kinds
 from fljax.kernels import specs
 from fljax.nn import network
+from fljax.updates import local_rule
 
 
 class Data(NamedTuple):
@@ -72,12 +74,14 @@ class Static(NamedTuple):
       program: what it is made for.
       training: how clients train.
       width: W, clients that run side by side.
+      seams: what they do beside training and sending.
     """
 
     net: network.Network
     program: program.Program
     training: Training
     width: int = 1
+    seams: kinds.Seams = kinds.NONE
 
     @property
     def spec(self) -> specs.Spec:
@@ -98,12 +102,15 @@ class Start(NamedTuple):
       frozen: `freeze` of it.
       data: all training data.
       learning_rate: [].
+      shared: what the server sends beside the network, a tuple over all blocks shaped
+        like their parameters; None: nothing.
     """
 
     state: tuple[dict, ...]
     frozen: tuple
     data: Data
     learning_rate: types.Array
+    shared: tuple | None = None
 
 
 class Client(NamedTuple):
@@ -114,12 +121,14 @@ class Client(NamedTuple):
       size: how many of them are real, []; the rest is never read.
       key: of this round and client.
       window: first and last block that it trains, [] each, if the program is of any.
+      own: what its local rule keeps, a tuple over all blocks; None: nothing.
     """
 
     indices: types.Array
     size: types.Array
     key: types.Key
     window: program.Window | None = None
+    own: tuple | None = None
 
 
 class Result(NamedTuple):
@@ -130,12 +139,18 @@ class Result(NamedTuple):
       loss: mean training loss over the examples of the round, [].
       examples: examples that were trained on, all epochs together, [].
       places: that `train` was given, for the next client.
+      own: as of `Client`, after the round; None outside of the program's blocks.
+      message: of its local rule, shaped like the parameters of delta; None: nothing.
+      numbers: [m] likewise.
     """
 
     delta: tuple
     loss: types.Array
     examples: types.Array
     places: tuple | None = None
+    own: tuple | None = None
+    message: tuple | None = None
+    numbers: types.Array | None = None
 
 
 def inputs(data: Data, indices: types.Array) -> types.Array:
@@ -315,7 +330,12 @@ def train(
     mask = tuple(span.start <= i < span.stop for i in range(net.num_blocks))
     begun = trees.keep(start.state, mask)
     params = tuple(None if block is None else block["params"] for block in begun)
-    optimizer = partitioned(make_optimizer(training, start.learning_rate), mask, params)
+    optimizer = make_optimizer(training, start.learning_rate)
+    local, shared, own = static.seams.local, start.shared, one.own
+    if local is not None:
+        shared, own = (x and trees.keep(x, mask) for x in (shared, own))
+        optimizer = optax.chain(local.transform(shared, own), optimizer)
+    optimizer = partitioned(optimizer, mask, params)
     shuffle_key, noise_key = jax.random.split(one.key)
     batch_of = _batches(shuffle_key, one.indices, one.size, training)
     probed = spec.gradient_place != "nowhere"
@@ -343,7 +363,44 @@ def train(
     trained, _, total, places = lax.fori_loop(0, steps, step, carry)
     examples = (one.size * training.local_epochs).astype(jnp.float32)
     delta, loss = trees.subtract(trained, begun), total / jnp.maximum(examples, 1.0)
-    return Result(delta, loss, examples, places)
+    result = Result(delta, loss, examples, places)
+    if local is None:
+        return result
+
+    def gradient():
+        return _mean_gradient(static, start, one, begun)
+
+    moved = tuple(None if block is None else block["params"] for block in delta)
+    done = local_rule.Local(moved, steps, start.learning_rate, gradient)
+    sent = local.finish(shared, own, done)
+    delta = tuple(
+        block and {**block, "params": p}
+        for block, p in zip(delta, sent.delta, strict=True)
+    )
+    return result._replace(
+        delta=delta, own=sent.own, message=sent.message, numbers=sent.numbers
+    )
+
+
+def _mean_gradient(static: Static, start: Start, one: Client, begun: tuple) -> tuple:
+    """Averages the gradient over a client's examples, at the network it began with."""
+    once = static.training._replace(local_epochs=1)
+    shuffle_key, noise_key = jax.random.split(one.key)
+    batch_of = _batches(shuffle_key, one.indices, one.size, once)
+    mine, blocks = program.Own(one.window), program.Blocks(start.frozen, begun)
+
+    def step(i, total):
+        rows, valid = batch_of(i)
+        batch = _batch(static, start, rows, valid, jax.random.fold_in(noise_key, i))
+        done = static.program.step(static.net, static.spec, blocks, batch, mine)
+        share = jnp.sum(valid) / one.size
+        return jax.tree.map(lambda t, g: t + share * g, total, done.gradients)
+
+    zeros = tuple(
+        None if block is None else jax.tree.map(jnp.zeros_like, block["params"])
+        for block in begun
+    )
+    return lax.fori_loop(0, steps_of(one.size, once), step, zeros)
 
 
 def freeze(static: Static, state: tuple[dict, ...], key: types.Key | None) -> tuple:

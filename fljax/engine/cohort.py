@@ -14,7 +14,31 @@ import numpy as np
 
 from fljax import types
 from fljax.data import partition
+from fljax.engine import client
 from fljax.runtime import streams
+
+
+class Round(NamedTuple):
+    """The round that a group of clients began with; shared by all devices.
+
+    Attributes:
+      blocks: global state, a tuple over blocks.
+      data: training data.
+      key: of the round; a client's is fold_in(key, number).
+      learning_rate: of the clients, [].
+      limits: [2, n] squared L2 norms that a client may change a block's parameters, and
+        its statistics and ranges, by. An update is refused if one of its two squared
+        norms is above the sum of the limits over the blocks of its window.
+      shared: what the server sends beside the network, shaped like its parameters;
+        None: nothing.
+    """
+
+    blocks: tuple[dict, ...]
+    data: client.Data
+    key: types.Key
+    learning_rate: types.ArrayLike
+    limits: types.ArrayLike
+    shared: tuple | None = None
 
 
 class Clients(NamedTuple):
@@ -29,6 +53,7 @@ class Clients(NamedTuple):
       tampering: [K] float32, what goes wrong with an update: its factor.
       scales: [K] float32, how much of an update is taken: less of a stale one.
       windows: [K, 2] int32, first and last block that they train.
+      states: [K, S] of each before the round; None: they keep none.
     """
 
     indices: types.ArrayLike
@@ -39,6 +64,7 @@ class Clients(NamedTuple):
     tampering: types.ArrayLike
     scales: types.ArrayLike
     windows: types.ArrayLike
+    states: types.ArrayLike | None = None
 
 
 class Group(NamedTuple):

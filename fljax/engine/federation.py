@@ -20,6 +20,8 @@ from fljax.devices import fleet as fleets
 from fljax.engine import client, mixed, program, single
 from fljax.nn import network
 from fljax.plans import costs
+from fljax.updates import aggregate as aggregates
+from fljax.updates import codecs
 
 
 class Population(NamedTuple):
@@ -66,6 +68,8 @@ class Rules(NamedTuple):
       clock: what time costs and how long the server waits.
       norm_bound: an update is refused whose length is above this many times the usual
         one of its window; 0: none is.
+      codec: what clients send instead of their updates; None: these.
+      aggregate: how updates become one.
     """
 
     clients_per_round: int
@@ -74,6 +78,8 @@ class Rules(NamedTuple):
     weighting: str = "uniform"
     clock: clocks.Clock = clocks.Clock()
     norm_bound: float = 0.0
+    codec: codecs.Codec | None = None
+    aggregate: aggregates.Aggregate = aggregates.Mean()
 
 
 class Layout(NamedTuple):

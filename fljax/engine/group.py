@@ -21,7 +21,7 @@ from jax import lax
 from jax.sharding import Mesh
 
 from fljax import trees, types
-from fljax.engine import client
+from fljax.engine import client, seams, sending
 from fljax.engine import cohort as cohorts
 from fljax.engine import program as kinds
 from fljax.engine import sums as totals
@@ -29,85 +29,27 @@ from fljax.runtime import mesh, programs, streams
 from fljax.updates import server
 
 
-class Round(NamedTuple):
-    """The round that a group of clients began with; shared by all devices.
-
-    Attributes:
-      blocks: global state, a tuple over blocks.
-      data: training data.
-      key: of the round; a client's is fold_in(key, number).
-      learning_rate: of the clients, [].
-      limits: [2, n] squared L2 norms that a client may change a block's parameters, and
-        its statistics and ranges, by. An update is refused if one of its two squared
-        norms is above the sum of the limits over the blocks of its window.
-    """
-
-    blocks: tuple[dict, ...]
-    data: client.Data
-    key: types.Key
-    learning_rate: types.ArrayLike
-    limits: types.ArrayLike
-
-
 class _Carry(NamedTuple):
     """What a device's loop over chunks carries.
 
     Attributes:
-      deltas: [P] of the program's blocks, as `server.Totals`.
-      by_block: [b] weights of those who trained each block.
-      weight: [] of all whose update was taken.
-      losses: [K], as of `sums.Sums`; so are `failed` and `l2`.
+      totals: of the program's blocks, [P], [b] and so on.
+      each: what is known of each client; its totals are None.
       places: for the next client, where they run one after the other.
     """
 
-    deltas: types.Array
-    by_block: types.Array
-    weight: types.Array
-    losses: types.Array
-    failed: types.Array
-    l2: types.Array
+    totals: server.Totals
+    each: totals.Sums
     places: tuple | None
-
-
-class _Sent(NamedTuple):
-    """What the W clients of a chunk send.
-
-    Attributes:
-      vectors: [W, P] of the program's blocks.
-      weights: [W], 0 of those who are refused.
-      trained: [W, b] bool.
-      verdict: [W] 0: taken.
-      l2: L2 norms [W, 2, b], 0 of those who teach nothing of what is usual.
-    """
-
-    vectors: types.Array
-    weights: types.Array
-    trained: types.Array
-    verdict: types.Array
-    l2: types.Array
-
-
-def _l2(delta: tuple) -> types.Array:
-    """Measures how far parameters, and all else of each block, went: [W, 2, blocks]."""
-    width = jax.tree.leaves(delta)[0].shape[0]
-
-    def length(part):
-        rows = [leaf.reshape(width, -1) for leaf in jax.tree.leaves(part)]
-        squares = [jnp.sum(jnp.square(row), axis=1) for row in rows]
-        return jnp.sqrt(sum(squares, jnp.zeros(width)))
-
-    params = [length(block["params"]) for block in delta]
-    others = [length({**block, "params": None}) for block in delta]
-    return jnp.stack([jnp.stack(kind, axis=1) for kind in (params, others)], axis=1)
 
 
 def _train_chunk(train, chunk: cohorts.Clients, places):
     """Trains the W clients of a chunk; their results [W, ...], and the places."""
-    arguments = (chunk.ids, chunk.starts, chunk.counts, chunk.windows)
+    arguments = chunk.ids, chunk.starts, chunk.counts, chunk.windows, chunk.states
     if chunk.ids.shape[0] > 1:
         return jax.vmap(functools.partial(train, places=None))(*arguments), None
     # A client axis of 1 would still batch every product.
-    single = train(*(x[0] for x in arguments), places=places)
+    single = train(*jax.tree.map(lambda x: x[0], arguments), places=places)
     row = jax.tree.map(lambda x: x[None], single._replace(places=None))
     return row, single.places
 
@@ -125,37 +67,18 @@ def _chunk(clients: cohorts.Clients, positions: types.Array) -> cohorts.Clients:
     )
 
 
-def _received(
-    span: slice, chunk: cohorts.Clients, result: client.Result, trained, limits
-) -> _Sent:
-    """Takes what a chunk's clients send, and refuses what is no use."""
-    factor = chunk.tampering[:, None]
-    sent = jax.vmap(trees.ravel)(result.delta[span]) * factor
-    l2 = _l2(result.delta[span]) * factor[:, None]
-    finite = jnp.all(jnp.isfinite(sent), axis=1) & jnp.isfinite(result.loss)
-    limit = jnp.sum(jnp.where(trained[:, None], limits[:, span], 0.0), axis=2)
-    small = jnp.all(jnp.sum(jnp.square(l2), axis=2) <= limit, axis=1)
-    verdict = jnp.where(
-        finite, jnp.where(small, 0.0, totals.TOO_LARGE), totals.NOT_FINITE
-    )
-    verdict = jnp.where(chunk.weights != 0, verdict, 0.0)  # or padding
-    weights = jnp.where(verdict == 0, chunk.weights, 0.0)
-    teaches = finite & (chunk.weights != 0)  # refused or not
-    l2 = jnp.where(teaches[:, None, None], l2, 0.0)
-    return _Sent(sent, weights, trained, verdict, l2)
-
-
-def _started(static: client.Static, begun: Round) -> client.Start:
+def _started(static: client.Static, begun: cohorts.Round) -> client.Start:
     """Freezes the network that a round began with."""
     rounding = None
     if static.spec.rounding == "stochastic":
         rounding = jax.random.fold_in(begun.key, streams.ROUNDING)
     frozen = client.freeze(static, begun.blocks, rounding)
-    return client.Start(begun.blocks, frozen, begun.data, begun.learning_rate)
+    rate, shared = begun.learning_rate, begun.shared
+    return client.Start(begun.blocks, frozen, begun.data, rate, shared)
 
 
 def _run_on_device(
-    begun: Round,
+    begun: cohorts.Round,
     sums: totals.Sums,
     clients: cohorts.Clients,
     group: cohorts.Group,
@@ -169,57 +92,124 @@ def _run_on_device(
     static, width = static._replace(training=fitting), static.width
     start, span = _started(static, begun), static.span
 
-    def train(number, begin, count, window, places):
+    def train(number, begin, count, window, state, places):
         slots = begin + jnp.arange(capacity)
         indices = clients.indices.at[slots].get(mode="clip")
         key = jax.random.fold_in(begun.key, number)
-        one = client.Client(indices, count, key, (window[0], window[1]))
+        own = seams.parted(static.seams, begun.blocks, state).own
+        one = client.Client(indices, count, key, (window[0], window[1]), own)
         return client.train(static, start, one, places)
 
     def chunk_step(i, carry: _Carry) -> _Carry:
         positions = lax.dynamic_slice_in_dim(group.positions, i * width, width)
         chunk = _chunk(clients, positions)
         result, places = _train_chunk(train, chunk, carry.places)
-        trained = static.program.trains(chunk.windows, static.net.num_blocks)
-        sent = _received(span, chunk, result, trained, begun.limits)
-        taken = sent.weights * chunk.scales
-        by_block = jnp.sum(sent.weights[:, None] * trained, axis=0)
+        sent = sending.received(static, begun, chunk, result)
         return _Carry(
-            carry.deltas + trees.weighted_sum(sent.vectors, taken),
-            carry.by_block + by_block,
-            carry.weight + jnp.sum(sent.weights),
-            carry.losses.at[positions].set(result.loss, mode="drop"),
-            carry.failed.at[positions].set(sent.verdict, mode="drop"),
-            carry.l2.at[positions, :, span].set(sent.l2, mode="drop"),
+            _added(carry.totals, sent),
+            _noted(static.span, begun.blocks, carry.each, positions, sent),
             places,
         )
 
-    before = sums.totals
-    first, size = trees.size(begun.blocks[: span.start]), trees.size(begun.blocks[span])
-    done = lax.fori_loop(
-        0,
-        -(-group.sizes // width),
-        chunk_step,
-        _Carry(
-            lax.slice_in_dim(before.deltas, first, first + size),
-            jnp.zeros(span.stop - span.start),
-            jnp.zeros(()),
-            *(sums.losses, sums.failed, sums.l2),
-            client.places(static, begun.blocks, start.frozen) if width == 1 else None,
-        ),
+    places = client.places(static, begun.blocks, start.frozen) if width == 1 else None
+    part = _part(sums.totals, begun.blocks, span)
+    carry = _Carry(part, sums._replace(totals=None), places)  # type: ignore[arg-type]
+    done = lax.fori_loop(0, -(-group.sizes // width), chunk_step, carry)
+    new = _joined(sums.totals, done.totals, begun.blocks, span)
+    return jax.tree.map(lambda x: x[None], done.each._replace(totals=new))
+
+
+def _columns(blocks: tuple[dict, ...], span: slice) -> tuple[int, int]:
+    """Says where the blocks of a program begin in all, and how many values they are."""
+    return trees.size(blocks[: span.start]), trees.size(blocks[span])
+
+
+def _part(sums: server.Totals, blocks: tuple[dict, ...], span: slice) -> server.Totals:
+    """Takes the sums of a program's blocks out of those of all; weights are counted."""
+    first, size = _columns(blocks, span)
+    message = sums.message
+    if message is not None:
+        begin, width = _columns(server.params_of(blocks), span)
+        message = lax.slice_in_dim(message, begin, begin + width)
+    return server.Totals(
+        lax.slice_in_dim(sums.deltas, first, first + size),
+        jnp.zeros(span.stop - span.start),
+        jnp.zeros(()),
+        message,
+        sums.numbers,
     )
-    new = server.Totals(
-        lax.dynamic_update_slice_in_dim(before.deltas, done.deltas, first, 0),
-        before.weights.at[span].add(done.by_block),
-        before.cohort + done.weight,
+
+
+def _joined(
+    sums: server.Totals, part: server.Totals, blocks: tuple[dict, ...], span: slice
+) -> server.Totals:
+    """Puts the sums of a program's blocks back into those of all."""
+    first, _ = _columns(blocks, span)
+    message = sums.message
+    if message is not None:
+        begin, _ = _columns(server.params_of(blocks), span)
+        message = lax.dynamic_update_slice_in_dim(message, part.message, begin, 0)
+    return server.Totals(
+        lax.dynamic_update_slice_in_dim(sums.deltas, part.deltas, first, 0),
+        sums.weights.at[span].add(part.weights),
+        sums.cohort + part.cohort,
+        message,
+        part.numbers,
     )
-    result = totals.Sums(new, done.losses, done.failed, done.l2)
-    return jax.tree.map(lambda x: x[None], result)
+
+
+def _added(sums: server.Totals, sent: sending.Received) -> server.Totals:
+    """Adds what a chunk sent."""
+    taken, message, numbers = sent.weights * sent.scales, sums.message, sums.numbers
+    if message is not None:
+        message = message + trees.weighted_sum(sent.message, taken)
+    if numbers is not None:
+        numbers = numbers + trees.weighted_sum(sent.numbers, sent.weights)
+    return server.Totals(
+        sums.deltas + trees.weighted_sum(sent.vectors, taken),
+        sums.weights + jnp.sum(sent.weights[:, None] * sent.trained, axis=0),
+        sums.cohort + jnp.sum(sent.weights),
+        message,
+        numbers,
+    )
+
+
+def _noted(
+    span: slice,
+    blocks: tuple[dict, ...],
+    each: totals.Sums,
+    positions: types.Array,
+    sent: sending.Received,
+) -> totals.Sums:
+    """Notes what each of a chunk sent, at positions [W] of the cohort."""
+
+    def put(into, values, *columns):
+        return into.at[(positions, *columns)].set(values, mode="drop")
+
+    updates, states = each.updates, each.states
+    if updates is not None:
+        begin, size = _columns(server.params_of(blocks), span)
+        taken = (sent.weights > 0)[:, None]
+        rows = jnp.where(taken, sent.params * sent.scales[:, None], 0.0)
+        updates = totals.Updates(
+            put(updates.params, rows, slice(begin, begin + size)),
+            put(updates.trained, taken * sent.trained.astype(jnp.float32), span),
+        )
+    if states is not None:
+        states = put(states, sent.states)
+    return totals.Sums(
+        each.totals,
+        put(each.losses, sent.losses),
+        put(each.failed, sent.verdict),
+        put(each.l2, sent.l2, slice(None), span),
+        updates,
+        states,
+    )
 
 
 @functools.partial(jax.jit, static_argnames=("static", "devices"), donate_argnums=(1,))
 def run_group(
-    begun: Round,
+    begun: cohorts.Round,
     sums: totals.Sums,
     clients: cohorts.Clients,
     group: cohorts.Group,
@@ -258,7 +248,9 @@ _made: list[int] = []  # how many, each time that some were
 # Programs that are held at the same time at least, see `programs.crowded`.
 AT_ONCE = 8
 
-Call = tuple[Round, totals.Sums, cohorts.Clients, cohorts.Group]  # of `run_group`
+Call = tuple[
+    cohorts.Round, totals.Sums, cohorts.Clients, cohorts.Group
+]  # of `run_group`
 
 
 def compile_groups(

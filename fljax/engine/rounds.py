@@ -12,14 +12,15 @@ import functools
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-import optax
 from jax import lax
 from jax.sharding import NamedSharding
 
 from fljax import trees, types
 from fljax.devices import arrivals, clock, failures
 from fljax.engine import client, cohort, federation, group, program, schedule
+from fljax.engine import seams as kinds
 from fljax.engine import sums as totals
 from fljax.runtime import mesh
 from fljax.updates import norm_bound, server
@@ -45,7 +46,7 @@ class Bounds(NamedTuple):
     """What L2 norms updates of a round may have, see `norm_bound`.
 
     Attributes:
-      limits: [2, n], as of `group.Round`.
+      limits: [2, n], as of `cohort.Round`.
       l2: [2, n] usual L2 norms; 0: not known yet.
       measured: updates that these were learned from, as far as that is counted.
       waiting: whether nothing is taken because too few have been measured.
@@ -55,6 +56,20 @@ class Bounds(NamedTuple):
     l2: types.Array
     measured: int
     waiting: bool
+
+
+class Begun(NamedTuple):
+    """What a round begins with.
+
+    Attributes:
+      networks: of today and of the rounds before, on the devices.
+      shared: what the server sends beside them; None: nothing.
+      states: [A, S] of those who arrive; None: clients keep none.
+    """
+
+    networks: Networks
+    shared: tuple | None = None
+    states: np.ndarray | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -67,6 +82,7 @@ class Rounds:
       weights: [N] of the clients.
       rooms: [N] examples that their programs have room for.
       size: K.
+      seams: what clients and server do beside averaging.
       unlimited: [2, n] on the devices: updates may be as long as they are.
     """
 
@@ -75,6 +91,7 @@ class Rounds:
     weights: np.ndarray
     rooms: np.ndarray
     size: int
+    seams: kinds.Seams
     unlimited: types.Array
 
     @property
@@ -100,26 +117,31 @@ class Rounds:
         ]
 
     def train(
-        self, networks: Networks, assignment: schedule.Assignment, limits: types.Array
+        self, start: Begun, assignment: schedule.Assignment, limits: types.Array
     ) -> totals.Sums:
         """Trains those who arrive.
 
         Args:
-          networks: of today and of the rounds before, on the devices.
+          start: what the round begins with.
           assignment: of the round.
-          limits: as of `group.Round`.
+          limits: as of `cohort.Round`.
 
         Returns:
           What they send, added up on each device.
         """
-        devices, index = self.fed.layout.devices, assignment.round
-        sums = totals.zero_sums(networks[0], size=self.size, devices=devices)
+        devices, index, networks = self.fed.layout.devices, assignment.round, start[0]
+        sums = totals.zero_sums(
+            networks[0], size=self.size, seams=self.seams.of_clients, devices=devices
+        )
         groups = self._groups(assignment)
         if not groups:
             return sums
-        clients = self.everywhere(self._clients(assignment))
+        clients = self.everywhere(self._clients(assignment, start.states))
         ages = sorted({members.age for members in groups})
-        begun = {age: self._begun(networks[age], index - age, limits) for age in ages}
+        begun = {
+            age: self._begun(networks[age], index - age, limits, start.shared)
+            for age in ages
+        }
         for at in range(0, len(groups), group.AT_ONCE):
             few = groups[at : at + group.AT_ONCE]
             kinds = list(dict.fromkeys(members.kind for members in few))
@@ -138,15 +160,22 @@ class Rounds:
 
     def _static(self, kind: program.Program) -> client.Static:
         fed = self.fed
-        return client.Static(fed.model.net, kind, fed.training, fed.layout.width)
+        return client.Static(
+            fed.model.net, kind, fed.training, fed.layout.width, self.seams.of_clients
+        )
 
-    def _begun(self, blocks: tuple[dict, ...], index: int, limits) -> group.Round:
+    def _begun(
+        self, blocks: tuple[dict, ...], index: int, limits, shared: tuple | None
+    ) -> cohort.Round:
         key = federation.round_key(self.fed.seed, index)
         rate = np.float32(self.fed.rules.learning_rate(index))
         key, rate = self.everywhere(key), self.everywhere(rate)
-        return group.Round(blocks, self.fed.population.data, key, rate, limits)
+        data = self.fed.population.data
+        return cohort.Round(blocks, data, key, rate, limits, shared)
 
-    def _clients(self, assignment: schedule.Assignment) -> cohort.Clients:
+    def _clients(
+        self, assignment: schedule.Assignment, states: np.ndarray | None
+    ) -> cohort.Clients:
         """Gathers who arrives, in host memory."""
         work, rules = assignment.outcome.arrived, self.fed.rules.clock
         windows = [(plan.first, plan.last) for plan in assignment.plans]
@@ -160,7 +189,11 @@ class Rounds:
                 clock.weight(rules, assignment.round, work.versions),
             ),
             windows=np.array(windows).reshape(-1, 2),
-        )
+        )._replace(states=None if states is None else self._padded(states))
+
+    def _padded(self, rows: np.ndarray) -> np.ndarray:
+        """Fills the rows of those who arrive up to those of the cohort, [K, ..]."""
+        return np.pad(rows, ((0, self.size - len(rows)), (0, 0)))
 
     def _groups(self, assignment: schedule.Assignment) -> list[_Members]:
         """Sorts who arrives by age and program, and deals them out to the devices."""
@@ -204,6 +237,7 @@ class Rounds:
             sums,
             bounds.l2,
             self.everywhere(rate),
+            seams=self.seams,
             sizes=self.sizes if self.fed.rules.norm_bound else (),
             devices=self.fed.layout.devices,
         )
@@ -214,7 +248,7 @@ class Rounds:
 
     def bounds(
         self,
-        networks: Networks,
+        start: Begun,
         assignment: schedule.Assignment,
         l2: types.ArrayLike,
         measured: int,
@@ -222,7 +256,7 @@ class Rounds:
         """Says how long updates may be.
 
         Args:
-          networks: as of `train`.
+          start: as of `train`.
           assignment: of the round.
           l2: [2, n] usual L2 norms so far.
           measured: updates that these were learned from.
@@ -235,7 +269,7 @@ class Rounds:
         if not bound:
             return Bounds(self.unlimited, l2, measured, False)
         if measured < norm_bound.FEWEST and len(assignment.ids):
-            tried = self.train(networks, assignment, self.unlimited)
+            tried = self.train(start, assignment, self.unlimited)
             l2, number = norm_bound.first(
                 l2, tried.l2, sizes=self.sizes, devices=self.fed.layout.devices
             )
@@ -247,14 +281,21 @@ class Rounds:
         return Bounds(self.everywhere(known), l2, measured, False)
 
 
-@functools.partial(jax.jit, static_argnames=("sizes", "devices"))
-def server_step(state, sums, l2, rate, *, sizes, devices):
+@jax.jit
+def states_after(sums: totals.Sums) -> types.Array | None:
+    """Gives the clients' states [K, S] after a round; None: they keep none."""
+    return None if sums.states is None else jnp.sum(sums.states, axis=0)
+
+
+@functools.partial(jax.jit, static_argnames=("seams", "sizes", "devices"))
+def server_step(state, sums, l2, rate, *, seams, sizes, devices):
     """Adds up the devices' sums and ends the round; every device gets the result.
 
     The usual L2 norms of updates are kept where `sizes` of the blocks are given.
     """
-    added = totals.total(sums)
-    new = server.step(state, added.totals, optax.sgd(rate))
+    added = totals.total(sums._replace(states=None))
+    located = totals.located(added, seams.aggregate, state.blocks)
+    new = server.step(state, added.totals, seams.server, rate, located)
     if sizes:
         l2 = norm_bound.usual(l2, added.l2, sizes)
     result = new, added.losses, added.failed, trees.all_finite(new.blocks), l2
@@ -262,7 +303,10 @@ def server_step(state, sums, l2, rate, *, sizes, devices):
 
 
 def make(
-    fed: federation.Federation, planned: schedule.Schedule, candidates: int
+    fed: federation.Federation,
+    planned: schedule.Schedule,
+    candidates: int,
+    seams: kinds.Seams = kinds.NONE,
 ) -> Rounds:
     """Makes what trains the rounds of a federation.
 
@@ -270,6 +314,7 @@ def make(
       fed: the federation.
       planned: its schedule.
       candidates: number of clients that may take part.
+      seams: what clients and server do beside averaging.
 
     Returns:
       The rounds.
@@ -289,5 +334,6 @@ def make(
         weights,
         client.capacities(counts, fed.training.batch_size),
         arrivals.most_arrivals(rules.clock, rules.clients_per_round, candidates),
+        seams,
         mesh.replicate(devices, unlimited),
     )

@@ -17,6 +17,7 @@ from fljax import plans, policies, types
 from fljax.devices import arrivals, clock, failures, fleet
 from fljax.engine import books as round_books
 from fljax.engine import client, cohort, federation
+from fljax.engine import seams as kinds
 from fljax.plans import catalogue, costs
 from fljax.runtime import host_random
 
@@ -104,6 +105,7 @@ class Schedule:
       clock: of the federation, nothing left open.
       catalogue: the plans that may be assigned, and what they cost.
       full_bytes: of the network.
+      download_bytes: that a client is sent: the network, and what the server shares.
       whole_round: seconds of the reference device with the mean number of examples.
     """
 
@@ -114,6 +116,7 @@ class Schedule:
     clock: clock.Clock
     catalogue: catalogue.Catalogue
     full_bytes: int
+    download_bytes: int
     whole_round: float
 
     @property
@@ -199,7 +202,7 @@ class Schedule:
         counts = np.asarray(fed.population.shards.counts)
         seconds = clock.durations(
             self.clock,
-            self.full_bytes,
+            self.download_bytes,
             client.steps_of(counts[ids], fed.training),
             time,
             self.catalogue.sent[rows],
@@ -293,7 +296,7 @@ class Schedule:
         outcome, rows = assignment.outcome, self.catalogue.rows(assignment.finished)
         fleet = self.fed.population.fleet
         counted = round_books.of_round(outcome, before, self.catalogue, rows, fleet)
-        return counted._replace(download_bytes=self.full_bytes * outcome.started)
+        return counted._replace(download_bytes=self.download_bytes * outcome.started)
 
 
 def make(
@@ -301,6 +304,7 @@ def make(
     policy: policies.Policy,
     candidates: np.ndarray,
     constrained: bool,
+    seams: kinds.Seams = kinds.NONE,
 ) -> Schedule:
     """Makes the schedule of an algorithm.
 
@@ -309,6 +313,7 @@ def make(
       policy: which plan for which client.
       candidates: client numbers that may take part.
       constrained: whether a device fails that has less memory than its plan needs.
+      seams: what is sent beside the update, or instead of it.
 
     Returns:
       The schedule.
@@ -328,7 +333,10 @@ def make(
         )
     model, people, rules = fed.model, fed.population, federation.clock(fed)
     listed = catalogue.make(model.table, model.counts, people.table_error, fed.seed)
+    sent = [kinds.sent_bytes(seams, plan, model.counts) for plan in listed.listed]
+    listed = listed._replace(sent=np.array(sent, np.int64))
     full_bytes = plans.upload_bytes(plans.full(model.net.num_blocks), model.counts)
+    shared = 4 * sum(count.params for count in model.counts) * seams.server.shares
     steps = client.steps_of(np.asarray(people.shards.counts).mean(), fed.training)
     whole_round = (
         full_bytes / rules.download_rate
@@ -336,5 +344,13 @@ def make(
         + full_bytes / rules.upload_rate
     )
     return Schedule(
-        fed, policy, candidates, constrained, rules, listed, full_bytes, whole_round
+        fed,
+        policy,
+        candidates,
+        constrained,
+        rules,
+        listed,
+        full_bytes,
+        full_bytes + shared,
+        whole_round,
     )

@@ -13,14 +13,29 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
-from fljax import types
+from fljax import trees, types
+from fljax.engine import seams as kinds
 from fljax.runtime import mesh
+from fljax.updates import aggregate as aggregates
 from fljax.updates import server
 
 # Why an update was refused.
 NOT_FINITE, TOO_LARGE, UNMEASURED = 1.0, 2.0, 3.0
+
+
+class Updates(NamedTuple):
+    """The updates of a cohort one by one, for aggregates that see them.
+
+    Attributes:
+      params: [K, Q] what each client changed in the parameters of all blocks.
+      trained: [K, n] 1 for the blocks that it trained, if its update was taken.
+    """
+
+    params: types.Array
+    trained: types.Array
 
 
 class Sums(NamedTuple):
@@ -29,24 +44,35 @@ class Sums(NamedTuple):
     Attributes:
       totals: sums for the server.
       losses: [K] mean training loss of each client.
-      failed: [K] 0: the update was taken; NOT_FINITE or TOO_LARGE: refused.
+      failed: [K] 0: the update was taken; why it was refused (NOT_FINITE and so on).
       l2: [K, 2, n] L2 norm of what each client changed in the parameters of each block,
         and in its statistics and ranges; 0 of a refused update.
+      updates: one by one; None: nobody looks at them.
+      states: [K, S] the clients' states after the round; None: they keep none.
     """
 
     totals: server.Totals
     losses: types.Array
     failed: types.Array
     l2: types.Array
+    updates: Updates | None = None
+    states: types.Array | None = None
 
 
-@functools.partial(jax.jit, static_argnames=("size", "devices"))
-def zero_sums(blocks: tuple[dict, ...], *, size: int, devices: Mesh) -> Sums:
+@functools.partial(jax.jit, static_argnames=("size", "seams", "devices"))
+def zero_sums(
+    blocks: tuple[dict, ...],
+    *,
+    size: int,
+    seams: kinds.Seams = kinds.NONE,
+    devices: Mesh,
+) -> Sums:
     """Makes the sums of no client.
 
     Args:
       blocks: global state; its values are not used.
       size: K, static.
+      seams: what clients send and keep beside their updates, static.
       devices: the mesh, static.
 
     Returns:
@@ -54,9 +80,20 @@ def zero_sums(blocks: tuple[dict, ...], *, size: int, devices: Mesh) -> Sums:
     """
 
     def on_device(blocks):
-        zeros = jnp.zeros(size)
-        l2 = jnp.zeros((size, 2, len(blocks)))
-        sums = Sums(server.zero_totals(blocks), zeros, zeros, l2)
+        zeros, local, n = jnp.zeros(size), seams.local, len(blocks)
+        params = trees.size(server.params_of(blocks))
+        totals = server.Totals(
+            jnp.zeros(trees.size(blocks)),
+            jnp.zeros(n),
+            jnp.zeros(()),
+            jnp.zeros(params) if local and local.messages else None,
+            jnp.zeros(local.numbers) if local and local.numbers else None,
+        )
+        updates, kept = None, kinds.state_size(seams, blocks)
+        if seams.aggregate.sees_updates:
+            updates = Updates(jnp.zeros((size, params)), jnp.zeros((size, n)))
+        states = jnp.zeros((size, kept)) if kept else None
+        sums = Sums(totals, zeros, zeros, jnp.zeros((size, 2, n)), updates, states)
         return jax.tree.map(lambda x: x[None], sums)
 
     return jax.shard_map(
@@ -117,3 +154,29 @@ def catch_up(
 def total(sums: Sums) -> Sums:
     """Adds up the rows of the devices."""
     return jax.tree.map(lambda x: jnp.sum(x, axis=0), sums)
+
+
+def located(
+    sums: Sums, aggregate: aggregates.Aggregate, blocks: tuple[dict, ...]
+) -> types.Array | None:
+    """Finds where the updates of a round lie.
+
+    Args:
+      sums: of all devices.
+      aggregate: how updates become one.
+      blocks: global state.
+
+    Returns:
+      [Q], as of `server.received`; None: at their mean, which the sums have.
+    """
+    updates = sums.updates
+    if updates is None:
+        return None
+    ends = np.cumsum([trees.size(p) for p in server.params_of(blocks)])[:-1]
+    parts = [
+        jnp.where(jnp.any(here), aggregate.locate(rows, here), jnp.zeros(rows.shape[1]))
+        for rows, here in zip(
+            jnp.split(updates.params, ends, axis=1), updates.trained.T > 0, strict=True
+        )
+    ]
+    return jnp.concatenate(parts)

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from fljax import algorithms, bounds, devices, models, policies, types
+from fljax import algorithms, bounds, devices, models, notation, policies, types
 from fljax.algorithms import base, centralized, cocofl
 from fljax.data import checks, load, partition
 from fljax.devices import arrivals, fleet, fleet_sources
@@ -26,6 +26,8 @@ from fljax.nn import network
 from fljax.plans import cost_model, costs, typical
 from fljax.runs import guard, simulation
 from fljax.runtime import memory, mesh, programs
+from fljax.updates import aggregate as aggregates
+from fljax.updates import codecs
 
 # Settings that nothing is built from: one experiment serves all their values.
 FREE = ("algorithm", "policy", "rounds", "rollback")
@@ -396,6 +398,8 @@ def _federation(config, net, data, clients, over: Mesh) -> federation.Federation
             config.weighting,
             config.clock,
             config.norm_bound,
+            codecs.read(config.codec),
+            notation.make(config.aggregate, aggregates.BY_NAME),
         ),
         federation.Layout(over, beside, config.programs == "one"),
         config.seed,
@@ -543,7 +547,7 @@ def algorithm(ready: Experiment) -> base.Algorithm:
         if config.algorithm == "cocofl":
             policy = policies.BY_NAME[config.policy]
             return cocofl.cocofl(fed, config.frozen.bits, policy)
-        return algorithms.BY_NAME[config.algorithm](fed)
+        return notation.make(config.algorithm, algorithms.BY_NAME, fed)
 
 
 def _made(make: Make, fed: federation.Federation) -> base.Algorithm:
@@ -579,6 +583,12 @@ def _check_memory(fed: federation.Federation) -> None:
     orders = fed.layout.width * training.local_epochs * capacity * _BYTES_OF_SLOT
     kept = fed.rules.clock.max_staleness if fed.rules.clock.carries else 0
     networks = kept * sum(count.upload_bytes for count in fed.model.counts)
+    arrive = arrivals.most_arrivals(
+        fed.rules.clock, fed.rules.clients_per_round, len(fed.population.shards.counts)
+    )
+    params = sum(count.params for count in fed.model.counts)
+    # The rows, and their largest block sorted beside them.
+    updates = 4 * arrive * 2 * params * fed.rules.aggregate.sees_updates
     most = memory.of_device()
     for flag, what, size in (
         ("batch_size", f"steps of {training.batch_size:,} examples, {beside}", step),
@@ -588,6 +598,7 @@ def _check_memory(fed: federation.Federation) -> None:
             orders,
         ),
         ("clock.max_staleness", f"{kept:,} old networks", networks),
+        ("aggregate", f"{arrive:,} updates one by one", updates),
     ):
         memory.require(f"--{flag}", what, size, most)
     if client.steps_of(capacity, training) > bounds.MOST:
@@ -608,16 +619,41 @@ def rollback(ready: Experiment) -> guard.Guard | None:
     )
 
 
-def resolved(ready: Experiment) -> dict[str, Any]:
+def resolved(ready: Experiment, made: base.Algorithm | None = None) -> dict[str, Any]:
     """Gives the settings as plain data, with what they left open.
 
+    Args:
+      ready: the experiment.
+      made: its algorithm, if that is made already.
+
+    Returns:
+      What a run folder holds of the run.
+
     Raises:
-      ValueError: an algorithm of the user's own has no name.
+      ValueError: an algorithm of the user's own, or what it is made of, has no name.
     """
     named = {**dataclasses.asdict(ready.settings), **ready.facts}
     if ready.own.algorithm is not None:
         named["algorithm"] = f"{_full_name(ready.own.algorithm)} ({OWN})"
-    return named
+    parts = (made or algorithm(ready)).parts
+    return named | {f"parts.{part}": _part(part, parts[part]) for part in parts}
+
+
+def _part(name: str, part: Any) -> str:
+    """Names a part of an algorithm.
+
+    Raises:
+      ValueError: its repr is of this process alone.
+    """
+    if callable(part) and not dataclasses.is_dataclass(part):
+        return _full_name(part)
+    if re.search(r" at 0x[0-9a-f]+", repr(part)):
+        raise ValueError(
+            f"{name}: expected one that a run folder can tell from others, got "
+            f"{bounds.shown(part)}; make it a frozen dataclass whose fields are "
+            f"numbers, texts or functions with a name"
+        )
+    return repr(part)
 
 
 def name(ready: Experiment) -> str:

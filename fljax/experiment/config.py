@@ -17,7 +17,7 @@ import operator
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from fljax import algorithms, bounds, models, policies
+from fljax import algorithms, bounds, models, notation, policies
 from fljax import devices as kinds
 from fljax.data import load
 from fljax.devices import clock as clocks
@@ -27,6 +27,8 @@ from fljax.devices import fleet_sources
 from fljax.engine import augment
 from fljax.kernels import specs
 from fljax.runs import guard
+from fljax.updates import aggregate as aggregates
+from fljax.updates import codecs
 
 PARTITIONS = ("iid", "dirichlet", "resource_correlated", "natural")
 
@@ -39,8 +41,9 @@ class Config:
 
     algorithm: str = bounds.field(
         "cocofl",
-        "cocofl, fedavg, fedavg_drop or centralized.",
-        choices=algorithms.BY_NAME,
+        "cocofl, fedavg, fedavg_drop, centralized, fedprox:MU, fedavgm:BETA:NESTEROV, "
+        "fedadam, fedyogi or fedadagrad:LR:B1:B2:TAU, scaffold:OPTION, feddyn:ALPHA or "
+        "fednova:MU; numbers may be left out.",
     )
     network: str = bounds.field(
         "small_convnet",
@@ -135,6 +138,15 @@ class Config:
         "uniform",
         "Clients count uniform or by examples.",
         choices=("uniform", "examples"),
+    )
+    codec: str = bounds.field(
+        "none",
+        "What clients send instead of their updates, such as top_k:0.01, qsgd:4 or "
+        "clip:1+drive; none: these.",
+    )
+    aggregate: str = bounds.field(
+        "mean",
+        "How updates become one: mean, median or trimmed_mean:SHARE.",
     )
     tiers: tuple[kinds.Tier, ...] = bounds.field(
         (),
@@ -238,7 +250,33 @@ class Config:
     text: load.Text = bounds.field(load.Text(), "How texts become tokens.")
 
 
-_WITHOUT_BUDGETS = ("fedavg", "fedavg_drop", "centralized")  # plans ignore them
+WITH_BUDGETS = ("cocofl",)  # of which a policy makes plans
+OWN_ALGORITHM = "docs/tutorials/algorithm.md"
+
+
+def follows_budgets(algorithm: str) -> bool:
+    """Tells whether an algorithm's plans follow devices' budgets."""
+    return algorithm.partition(":")[0] in WITH_BUDGETS
+
+
+def check_algorithm(text: str) -> None:
+    """Refuses what names no algorithm.
+
+    Raises:
+      ValueError: one line without the flag.
+    """
+    name, colon, argument = text.partition(":")
+    if name not in algorithms.BY_NAME:
+        raise ValueError(
+            f"expected {', '.join(algorithms.BY_NAME)}, got {name!r}"
+            f"{bounds.nearest(name, algorithms.BY_NAME)}; one of your own is a "
+            f"function in Python, see {OWN_ALGORITHM}"
+        )
+    if colon and name in WITH_BUDGETS:
+        raise ValueError(
+            f"expected {name}, with what follows it in --policy, got {text!r}"
+        )
+    notation.bind(text, algorithms.BY_NAME, before=1)
 
 
 def fields() -> dict[str, dataclasses.Field]:
@@ -288,18 +326,14 @@ def replace(config: Config, changes: Mapping[str, Any]) -> Config:
 
 
 def algorithm_fields(entry: str) -> dict[str, Any]:
-    """Reads ALGORITHM or ALGORITHM:POLICY into fields of the configuration."""
+    """Reads ALGORITHM or cocofl:POLICY into fields of the configuration."""
     name, colon, policy = entry.partition(":")
-    if name not in algorithms.BY_NAME:
-        raise unknown("algorithms", name, algorithms.BY_NAME)
-    if not colon:
-        return {"algorithm": name}
+    if not colon or name not in WITH_BUDGETS:
+        with naming("algorithms"):
+            check_algorithm(entry)
+        return {"algorithm": entry}
     if policy not in policies.BY_NAME:
         raise unknown("algorithms", policy, policies.BY_NAME)
-    if name in _WITHOUT_BUDGETS:
-        raise ValueError(
-            f"--algorithms: expected a policy beside cocofl only, got {entry!r}"
-        )
     return {"algorithm": name, "policy": policy}
 
 
@@ -330,6 +364,18 @@ def check(config: Config) -> None:
     if not isinstance(config, Config):
         raise ValueError(f"expected a config.Config, got a {type(config).__name__}")
     bounds.check(config, "--{}".format)
+    with naming("algorithm"):
+        check_algorithm(config.algorithm)
+    with naming("codec"):
+        codec = codecs.read(config.codec)
+    with naming("aggregate"):
+        aggregate = notation.make(config.aggregate, aggregates.BY_NAME)
+    if config.algorithm == "centralized" and (codec or aggregate.sees_updates):
+        flag = "codec" if codec else "aggregate"
+        raise ValueError(
+            f"--{flag}: expected none beside --algorithm=centralized, which sends "
+            f"nothing, got {getattr(config, flag)!r}"
+        )
     if config.client_optimizer == "adamw" and config.momentum:
         raise ValueError(
             f"--momentum: expected 0 with --client_optimizer=adamw, got "
@@ -360,7 +406,7 @@ def check(config: Config) -> None:
 
 def _check_rollback(config: Config) -> None:
     wanted = config.rollback
-    if wanted.lowers == "tier" and config.algorithm in _WITHOUT_BUDGETS:
+    if wanted.lowers == "tier" and not follows_budgets(config.algorithm):
         raise ValueError(
             f"--rollback.lowers=tier: expected an algorithm whose plans follow "
             f"budgets, got --algorithm={config.algorithm}"

@@ -167,7 +167,7 @@ def _call(
     chunk, work = min(layout.width, len(ids)), np.ones(len(ids))
     (few,) = cohort.spread([np.arange(chunk)], work, layout.devices.size, layout.width)
     blocks = everywhere(blocks)
-    begun = group.Round(
+    begun = cohort.Round(
         blocks,
         everywhere(fed.population.data),
         everywhere(jax.random.key(0)),

@@ -119,7 +119,7 @@ def run(
     if workdir is not None:
         keep = simulation.Folder(
             os.fspath(workdir),
-            experiment.resolved(ready),
+            experiment.resolved(ready, made),
             dataclasses.asdict(ready.settings),
             _MAY_CHANGE,
             _ROUNDING,

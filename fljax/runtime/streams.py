@@ -32,6 +32,7 @@ EXPLORE = 0xFFFF0011  # policy `online`: who tries what
 DRIFT = 0xFFFF0020  # speed of a device; of the round of a knot
 BANDWIDTH = 0xFFFF0021  # of a device in a round
 FAULT = 0xFFFF0023  # what goes wrong with a client
+CODEC = 0xFFFF0030  # what a codec draws for a client
 
 # Numbers of `generator`, with what follows them.
 COHORT = 1  # , round: who takes part

@@ -1,4 +1,4 @@
-"""The server: masked aggregation and the server optimizer, as pure functions.
+"""The server: masked aggregation and the server's rule, as pure functions.
 
 CoCoFL (Algorithm 2): with K clients, r the share of them that trained a leaf,
 new = r * mean(theirs) + (1 - r) * old = old + (1/K) * sum(theirs - old).
@@ -7,13 +7,13 @@ Observed ranges are averaged plainly over those who trained the block.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from fljax import trees, types
+from fljax.updates import server_rule
 
 # Averaged over those who trained the block, not weighted by their share.
 PLAIN = ("ranges", "backward")
@@ -24,12 +24,12 @@ class ServerState(NamedTuple):
 
     Attributes:
       blocks: state of the global network, a tuple over blocks of collections.
-      optimizer: state of the server optimizer.
+      rule: state of the server rule.
       round: rounds that are done, [] int32.
     """
 
     blocks: tuple[dict, ...]
-    optimizer: optax.OptState
+    rule: Any
     round: types.Array
 
 
@@ -42,59 +42,100 @@ class Totals(NamedTuple):
         of short ones.
       weights: [blocks] weight of those who trained the block.
       cohort: [] weight of all whose update was taken.
+      message: [Q] weight * message of a local rule, summed; the parameters' leaves
+        strung together. None: clients send none.
+      numbers: [m] likewise of its numbers.
     """
 
     deltas: types.Array
     weights: types.Array
     cohort: types.Array
+    message: types.Array | None = None
+    numbers: types.Array | None = None
 
 
-def zero_totals(blocks: tuple[dict, ...]) -> Totals:
-    """Makes the totals of no client."""
-    weights = jnp.zeros(len(blocks))
-    return Totals(jnp.zeros(trees.size(blocks)), weights, jnp.zeros(()))
+def params_of(blocks: tuple[dict, ...]) -> tuple:
+    """Takes the parameters of blocks."""
+    return tuple(block["params"] for block in blocks)
 
 
-def init(
-    blocks: tuple[dict, ...], optimizer: optax.GradientTransformation
-) -> ServerState:
+def init(blocks: tuple[dict, ...], rule: server_rule.ServerRule) -> ServerState:
     """Makes the state before the first round."""
-    params = tuple(block["params"] for block in blocks)
-    return ServerState(blocks, optimizer.init(params), jnp.zeros((), jnp.int32))
+    state = rule.init(params_of(blocks))
+    return ServerState(blocks, state, jnp.zeros((), jnp.int32))
 
 
 def _moved(trained: types.Array, new: types.Tree, old: types.Tree) -> types.Tree:
     # A leaf that nobody trained keeps its bits: adding zero would turn -0 into 0, and
-    # a server optimizer with momentum would move it.
+    # a server rule with momentum would move it.
     return jax.tree.map(lambda a, b: jnp.where(trained, a, b), new, old)
+
+
+def received(
+    blocks: tuple[dict, ...], totals: Totals, located: types.Array | None = None
+) -> server_rule.Received:
+    """Turns sums into what a server rule sees: means over the cohort.
+
+    Args:
+      blocks: global state.
+      totals: sums over the cohort.
+      located: [Q] where the updates of those who trained each block lie, if that is not
+        their mean: it counts by the share of them, as their mean does.
+
+    Returns:
+      What the round brought; zeros if nobody's update was taken.
+    """
+    cohort = _cohort(totals)
+    params = params_of(blocks)
+
+    def by_cohort(tree):
+        return jax.tree.map(lambda d: d / cohort, tree)
+
+    if located is None:
+        delta = by_cohort(params_of(trees.unravel(totals.deltas, blocks)))
+    else:
+        shares = tuple(totals.weights / cohort)
+        delta = tuple(
+            jax.tree.map(lambda d, share=share: share * d, block)
+            for share, block in zip(shares, trees.unravel(located, params), strict=True)
+        )
+    message, numbers = totals.message, totals.numbers
+    return server_rule.Received(
+        delta,
+        None if message is None else by_cohort(trees.unravel(message, params)),
+        None if numbers is None else numbers / cohort,
+        totals.cohort,
+        totals.weights > 0,
+    )
+
+
+def _cohort(totals: Totals) -> types.Array:
+    return jnp.where(totals.cohort > 0, totals.cohort, 1.0)  # nobody left: no change
 
 
 def step(
     state: ServerState,
     totals: Totals,
-    optimizer: optax.GradientTransformation,
+    rule: server_rule.ServerRule,
+    rate: types.ArrayLike = 1.0,
+    located: types.Array | None = None,
 ) -> ServerState:
     """Ends a round.
 
     Args:
       state: of the server.
       totals: sums over the cohort.
-      optimizer: moves the parameters along the mean delta; `optax.sgd(1.0)` is the
-        paper's rule.
+      rule: moves the parameters; `server_rule.Averaging` is the paper's.
+      rate: the server's learning rate, a factor of what the rule adds.
+      located: as of `received`.
 
     Returns:
       The state of the next round.
     """
-    deltas = trees.unravel(totals.deltas, state.blocks)
-    cohort = jnp.where(totals.cohort > 0, totals.cohort, 1.0)  # nobody left: no change
-    pseudo_gradients = tuple(
-        jax.tree.map(lambda d: -d / cohort, delta["params"]) for delta in deltas
-    )
-    params = tuple(block["params"] for block in state.blocks)
-    updates, optimizer_state = optimizer.update(
-        pseudo_gradients, state.optimizer, params
-    )
-    params = optax.apply_updates(params, updates)
+    old, got = params_of(state.blocks), received(state.blocks, totals, located)
+    updates, rule_state = rule.step(state.rule, old, got)
+    params = jax.tree.map(lambda p, u: p + rate * u, old, updates)
+    deltas, cohort = trees.unravel(totals.deltas, state.blocks), _cohort(totals)
     blocks = []
     for block, new, delta, weight in zip(
         state.blocks, params, deltas, totals.weights, strict=True
@@ -106,7 +147,8 @@ def step(
                 lambda old, d, by=divisors[name]: old + d / by, block[name], delta[name]
             )
             for name in block
+            if name != "params"
         }
         moved["params"] = new
         blocks.append(_moved(weight > 0, moved, block))
-    return ServerState(tuple(blocks), optimizer_state, state.round + 1)
+    return ServerState(tuple(blocks), rule_state, state.round + 1)

@@ -31,7 +31,7 @@ def started(problem, size, devices=conftest.MESH):
 
 def begun(problem, key=None, rate=RATE, limits=((np.inf,) * 5,) * 2):
     """Gives what a round of the problem begins with."""
-    return group.Round(
+    return cohort.Round(
         problem.blocks,
         problem.data,
         round_key() if key is None else key,
@@ -90,7 +90,7 @@ def test_totals_are_the_sum_over_clients_of_different_plans(problem):
     sums, ids = None, np.array(sorted(ASSIGNED))
     for plan, places in cohort.group_by([ASSIGNED[i] for i in ids], ids):
         sums = run(problem, plan, ids[places], cohort_ids=ids, sums=sums)
-    added, losses, failed, l2 = totals.total(sums)
+    added, losses, failed, l2, *_ = totals.total(sums)
     deltas = [jax.tree.map(np.zeros_like, block) for block in problem.blocks]
     weights = np.zeros(5)
     for place, number in enumerate(ids):

@@ -1,0 +1,185 @@
+"""What the clients of a chunk send and keep, after they have trained.
+
+A codec may send less than the update, and keep what it left out; the server refuses
+what is of no use. What is not asked for leaves no trace in the program.
+
+Legend: W clients of a chunk, n blocks of the network, b of a program, P and Q values
+and parameters of these b blocks, S of a client's state.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fljax import trees, types
+from fljax.engine import client, seams
+from fljax.engine import cohort as cohorts
+from fljax.engine import sums as totals
+from fljax.runtime import streams
+from fljax.updates import codecs, server, server_rule
+
+
+class Received(NamedTuple):
+    """What the server gets of the W clients of a chunk, and what they keep.
+
+    Attributes:
+      vectors: [W, P] of the program's blocks.
+      losses: [W] of training.
+      weights: [W], 0 of those who are refused.
+      scales: [W], how much of their updates is taken.
+      trained: [W, b] bool.
+      verdict: [W] 0: taken.
+      l2: L2 norms [W, 2, b], 0 of those who teach nothing of what is usual.
+      params: [W, Q] what they changed; None: nobody looks at each.
+      message: [W, Q] of their local rule; None: there is none.
+      numbers: [W, m] likewise.
+      states: [W, S] of all blocks, after the round; None: they keep none.
+    """
+
+    vectors: types.Array
+    losses: types.Array
+    weights: types.Array
+    scales: types.Array
+    trained: types.Array
+    verdict: types.Array
+    l2: types.Array
+    params: types.Array | None
+    message: types.Array | None
+    numbers: types.Array | None
+    states: types.Array | None
+
+
+class _Coded(NamedTuple):
+    """What one client sends and keeps.
+
+    Attributes:
+      delta: as the server decodes it, a tuple over the program's blocks.
+      message: of its local rule, [Q]; None: there is none.
+      state: [S] after the round; None: it keeps none.
+    """
+
+    delta: tuple
+    message: types.Array | None
+    state: types.Array | None
+
+
+def received(
+    static: client.Static,
+    begun: cohorts.Round,
+    chunk: cohorts.Clients,
+    result: client.Result,
+) -> Received:
+    """Takes what a chunk's clients send, and refuses what is no use.
+
+    Args:
+      static: the network, the program, and how clients train and send.
+      begun: the round that they began with.
+      chunk: the clients.
+      result: of their training.
+
+    Returns:
+      What is received of each.
+    """
+    span, factor = static.span, chunk.tampering[:, None]
+    trained = static.program.trains(chunk.windows, static.net.num_blocks)
+    coded = _coded(static, begun, chunk, result, trained)
+    sent = jax.vmap(trees.ravel)(coded.delta) * factor
+    l2 = _l2(coded.delta) * factor[:, None]
+    finite = jnp.all(jnp.isfinite(sent), axis=1) & jnp.isfinite(result.loss)
+    limit = jnp.sum(jnp.where(trained[:, None], begun.limits[:, span], 0.0), axis=2)
+    small = jnp.all(jnp.sum(jnp.square(l2), axis=2) <= limit, axis=1)
+    verdict = jnp.where(
+        finite, jnp.where(small, 0.0, totals.TOO_LARGE), totals.NOT_FINITE
+    )
+    verdict = jnp.where(chunk.weights != 0, verdict, 0.0)  # or padding
+    weights = jnp.where(verdict == 0, chunk.weights, 0.0)
+    teaches = finite & (chunk.weights != 0)  # refused or not
+    l2 = jnp.where(teaches[:, None, None], l2, 0.0)
+    params, states = None, coded.state
+    if static.seams.aggregate.sees_updates:
+        params = jax.vmap(trees.ravel)(server.params_of(coded.delta)) * factor
+    if states is not None:  # who is refused goes on from where it was
+        states = jnp.where((verdict == 0)[:, None], states, chunk.states)
+    return Received(
+        sent, result.loss, weights, chunk.scales, trained, verdict, l2, params,
+        coded.message, result.numbers, states,
+    )  # fmt: skip
+
+
+def _l2(delta: tuple) -> types.Array:
+    """Measures how far parameters, and all else of each block, went: [W, 2, blocks]."""
+    width = jax.tree.leaves(delta)[0].shape[0]
+
+    def length(part):
+        rows = [leaf.reshape(width, -1) for leaf in jax.tree.leaves(part)]
+        squares = [jnp.sum(jnp.square(row), axis=1) for row in rows]
+        return jnp.sqrt(sum(squares, jnp.zeros(width)))
+
+    params = [length(block["params"]) for block in delta]
+    others = [length({**block, "params": None}) for block in delta]
+    return jnp.stack([jnp.stack(kind, axis=1) for kind in (params, others)], axis=1)
+
+
+def _coded(
+    static: client.Static,
+    begun: cohorts.Round,
+    chunk: cohorts.Clients,
+    result: client.Result,
+    trained: types.Array,
+) -> _Coded:
+    """Encodes and decodes what each client of a chunk sends."""
+    asked = static.seams
+    if asked.codec is None and result.message is None and chunk.states is None:
+        return _Coded(result.delta[static.span], None, None)
+    key = jax.random.fold_in(begun.key, streams.CODEC)
+    keys = jax.vmap(functools.partial(jax.random.fold_in, key))(chunk.ids)
+    one = functools.partial(_one, static, begun.blocks)
+    return jax.vmap(one)(keys, result, trained, chunk.states)
+
+
+def _one(
+    static: client.Static,
+    blocks: tuple[dict, ...],
+    key: types.Key,
+    result: client.Result,
+    trained: types.Array,
+    state: types.Array | None,
+) -> _Coded:
+    """Encodes and decodes what one client sends, which trained blocks [b]."""
+    span, asked = static.span, static.seams
+    delta, message = result.delta[span], result.message
+    kept = seams.parted(asked, blocks, state)
+    if kept.own is not None:
+        own = server_rule.kept(trained, result.own[span], kept.own[span])
+        before, after = kept.own[: span.start], kept.own[span.stop :]
+        kept = kept._replace(own=(*before, *own, *after))
+    if message is not None:
+        mine = message[span]
+        mine = server_rule.kept(trained, mine, server_rule.zeros(mine))
+        message = trees.ravel(mine)
+    if asked.codec is not None:
+        begin = trees.size(server.params_of(blocks[: span.start]))
+        whole = server.params_of(delta)
+        part = _part(trained, whole) if static.program.any_window else None
+        vector, places = trees.ravel(whole), slice(begin, begin + trees.size(whole))
+        memories = tuple(memory[places] for memory in kept.memories)
+        decoded, memories = asked.codec.apply(key, vector, part, memories)
+        delta = tuple(
+            {**block, "params": params}
+            for block, params in zip(delta, trees.unravel(decoded, whole), strict=True)
+        )
+        both = zip(kept.memories, memories, strict=True)
+        kept = kept._replace(memories=tuple(m.at[places].set(new) for m, new in both))
+    return _Coded(delta, message, None if state is None else seams.joined(kept))
+
+
+def _part(trained: types.Array, params: tuple) -> codecs.Part:
+    """Says which parameters a client sends that trained blocks [b]."""
+    sizes = np.array([trees.size(block) for block in params])
+    here = jnp.repeat(trained, sizes, total_repeat_length=int(sizes.sum()))
+    return codecs.Part(here, jnp.argmax(here), jnp.sum(here))
