@@ -368,7 +368,19 @@ def train(
         return result
 
     def gradient():
-        return _mean_gradient(static, start, one, begun)
+        """Averages it over the first epoch's batches, at the start."""
+        blocks, mine = program.Blocks(start.frozen, begun), program.Own(one.window)
+
+        def add(i, mean):
+            rows, valid = batch_of(i)
+            key = jax.random.fold_in(noise_key, steps + i)
+            batch = _batch(static, start, rows, valid, key)
+            done = static.program.step(net, spec, blocks, batch, mine)
+            share = jnp.sum(valid) / one.size
+            return jax.tree.map(lambda m, g: m + share * g, mean, done.gradients)
+
+        zeros = jax.tree.map(jnp.zeros_like, params)
+        return lax.fori_loop(0, steps // training.local_epochs, add, zeros)
 
     moved = tuple(None if block is None else block["params"] for block in delta)
     done = local_rule.Local(moved, steps, start.learning_rate, gradient)
@@ -380,27 +392,6 @@ def train(
     return result._replace(
         delta=delta, own=sent.own, message=sent.message, numbers=sent.numbers
     )
-
-
-def _mean_gradient(static: Static, start: Start, one: Client, begun: tuple) -> tuple:
-    """Averages the gradient over a client's examples, at the network it began with."""
-    once = static.training._replace(local_epochs=1)
-    shuffle_key, noise_key = jax.random.split(one.key)
-    batch_of = _batches(shuffle_key, one.indices, one.size, once)
-    mine, blocks = program.Own(one.window), program.Blocks(start.frozen, begun)
-
-    def step(i, total):
-        rows, valid = batch_of(i)
-        batch = _batch(static, start, rows, valid, jax.random.fold_in(noise_key, i))
-        done = static.program.step(static.net, static.spec, blocks, batch, mine)
-        share = jnp.sum(valid) / one.size
-        return jax.tree.map(lambda t, g: t + share * g, total, done.gradients)
-
-    zeros = tuple(
-        None if block is None else jax.tree.map(jnp.zeros_like, block["params"])
-        for block in begun
-    )
-    return lax.fori_loop(0, steps_of(one.size, once), step, zeros)
 
 
 def freeze(static: Static, state: tuple[dict, ...], key: types.Key | None) -> tuple:

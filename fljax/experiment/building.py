@@ -16,7 +16,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from fljax import algorithms, bounds, devices, models, notation, policies, types
-from fljax.algorithms import base, centralized, cocofl
+from fljax.algorithms import base, centralized, cocofl, fedavg_drop
 from fljax.data import checks, load, partition
 from fljax.devices import arrivals, fleet, fleet_sources
 from fljax.engine import augment, client, evaluate, federation, learning_rate, width
@@ -543,10 +543,14 @@ def algorithm(ready: Experiment) -> base.Algorithm:
             f"which freezes some of them, got {fed.model.net.name!r}, whose only block "
             f"is always trained; take --algorithm=fedavg"
         )
-    with _naming_tiers(config):
-        if config.algorithm == "cocofl":
+    if config.algorithm == "cocofl":
+        with _naming_tiers(config):
             policy = policies.BY_NAME[config.policy]
             return cocofl.cocofl(fed, config.frozen.bits, policy)
+    if config.algorithm == "fedavg_drop":
+        with _naming_tiers(config):
+            return fedavg_drop.fedavg_drop(fed)
+    with configs.naming("algorithm"):
         return notation.make(config.algorithm, algorithms.BY_NAME, fed)
 
 

@@ -352,6 +352,8 @@ def naming(flag: str) -> Iterator[None]:
     try:
         yield
     except (ValueError, OSError) as error:  # OSError: of a path
+        if str(error).startswith("--"):  # it knows a better one
+            raise
         raise ValueError(f"--{flag}: {error}") from error
 
 
