@@ -17,7 +17,15 @@ import numpy as np
 
 from fljax import experiment, plans
 from fljax.algorithms import base
-from fljax.engine import client, cohort, federation, group, program, single
+from fljax.engine import (
+    client,
+    client_rows,
+    cohort,
+    federation,
+    group,
+    program,
+    single,
+)
 from fljax.engine import sums as totals
 from fljax.experiment import compilations, rehearsal
 from fljax.runtime import memory, mesh, programs
@@ -44,6 +52,7 @@ class Estimate(NamedTuple):
       upload_bytes: of all clients in all rounds.
       clock_seconds: of all rounds on the virtual clock of the devices.
       rehearsal: of the rounds looked at: who arrives, which blocks are trained.
+      client_bytes: of host memory at the end, for what clients keep from round to round.
     """
 
     rounds: int
@@ -57,6 +66,7 @@ class Estimate(NamedTuple):
     upload_bytes: int
     clock_seconds: float
     rehearsal: rehearsal.Rehearsal
+    client_bytes: int = 0
 
 
 def _silent(_: str) -> None:
@@ -110,7 +120,16 @@ def estimate(
         upload_bytes=seen.upload_bytes * config.rounds // looked_at,
         clock_seconds=seen.clock_seconds * config.rounds / looked_at,
         rehearsal=seen,
+        client_bytes=_client_bytes(fed, seen.state, config.rounds),
     )
+
+
+def _client_bytes(fed: federation.Federation, state: base.State, rounds: int) -> int:
+    """Gives the bytes of the rows that clients keep, at the end of a run."""
+    clients, a_round = len(fed.population.shards.counts), fed.rules.clients_per_round
+    visited = client_rows.most_visited(clients, rounds, a_round)
+    kept = client_rows.found(state)
+    return sum(client_rows.estimate(visited, rows.width) for rows in kept)
 
 
 def _mean_client(fed: federation.Federation) -> int:
@@ -209,11 +228,13 @@ def show(cost: Estimate) -> str:
     """Lays an estimate out as text."""
     known = cost.device_bytes is not None
     size = memory.written(cost.device_bytes or 0) if known else "an unknown amount"
+    kept = memory.written(cost.client_bytes)
     return "\n".join(
         (
             f"{cost.programs} program{'s' * (cost.programs != 1)} to compile "
             f"where none is kept, {cost.compile_seconds:.1f} s each",
             f"{size} on each device",
+            *([f"{kept} in host memory for what clients keep"] * (kept != "0 B")),
             f"{_duration(cost.round_seconds)} a round ("
             f"{cost.step_seconds * 1e3:.3g} ms a step of {cost.measured})",
             f"{_duration(cost.total_seconds)} for {cost.rounds} rounds",

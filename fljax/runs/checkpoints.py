@@ -3,7 +3,8 @@
 A checkpoint of round r is the state before round r runs; it lies in `checkpoints/` of a
 run folder and lives through kill -9 at any moment, as all of `writers` does. So that no
 record is lost, write the records of all rounds below r before saving checkpoint r. With
-several JAX processes only process 0 writes.
+several JAX processes only process 0 writes. Rows of clients lie in files of their own
+beside it (`segments`), which are durable before the checkpoint that names them.
 
 Example, which continues where an earlier call stopped:
 
@@ -12,7 +13,7 @@ Example, which continues where an earlier call stopped:
     >>> with writers.open_run(tempfile.mkdtemp(), {"lr": 0.1}) as run:
     ...     state = {"w": np.zeros(3, np.float32)}
     ...     restored = restore(run.path, state)
-    ...     first, state, _ = restored or Restored(0, state, ())
+    ...     first, state, *_ = restored or Restored(0, state, ())
     ...     with (
     ...         writers.MetricsWriter(run.path, first) as metrics,
     ...         AsyncCheckpointer(run.path) as checkpointer,
@@ -31,6 +32,7 @@ import hashlib
 import pathlib
 import re
 import struct
+from collections.abc import Mapping
 from concurrent import futures
 from typing import Any, NamedTuple, Self
 
@@ -39,7 +41,8 @@ import numpy as np
 from flax import serialization
 
 from fljax import types
-from fljax.runs import writers
+from fljax.engine import client_rows
+from fljax.runs import segments, writers
 from fljax.runtime import durable
 
 _CHECKPOINTS = "checkpoints"
@@ -65,6 +68,7 @@ class Restored(NamedTuple):
     round: int  # the next round to run
     state: types.Tree  # structure, shapes and dtypes of the template
     notes: tuple[str, ...]  # a line for each damaged checkpoint passed over
+    logs: Mapping[str, segments.Log] = {}  # where rows of clients lie, by path
 
 
 def save(
@@ -73,16 +77,19 @@ def save(
     state: types.Tree,
     keep: int = 2,
     records: bytes = _UNKNOWN,
+    shelf: segments.Shelf | None = None,
 ) -> pathlib.Path:
     """Write a checkpoint and remove old ones; records before it are durable then.
 
     Args:
       folder: path of a run folder that this process holds.
       round: the next round to run from this state.
-      state: pytree of arrays and python numbers; no typed PRNG keys.
+      state: pytree of arrays, python numbers and rows of clients; no typed PRNG keys.
       keep: how many checkpoints stay, this one included. Those of later rounds go:
         they were passed over when this run resumed.
       records: digest of the records of all rounds before, `MetricsWriter.digest`.
+      shelf: where rows of clients lie already, brought up to date; None: all are
+        written.
 
     Returns:
       The path of the checkpoint.
@@ -96,15 +103,45 @@ def save(
     path.parent.mkdir(exist_ok=True)
     writers.sync_records(folder)
     origin = Origin(_run(writers.run_name(folder)), records)
-    durable.replace(path, _encode(round, origin, state))
-    checkpoints = _checkpoints(folder)
+    shelf = segments.Shelf() if shelf is None else shelf
+    leaves = _by_path(state)
+    rows = {n: leaf for n, leaf in leaves.items() if isinstance(leaf, client_rows.Rows)}
+    logs = segments.write(path.parent, round, rows, shelf.logs)
+    leaves |= {name: segments.index(log) for name, log in logs.items()}
+    durable.replace(path, _encode(round, origin, leaves))
+    shelf.logs = logs
+    shelf.named[path] = _named(leaves)
+    _tidy(folder, round, keep, shelf)
+    return path
+
+
+def _tidy(folder: writers.Folder, round: int, keep: int, shelf: segments.Shelf) -> None:
+    """Removes old checkpoints, then what none of the others needs."""
+    checkpoints, place = _checkpoints(folder), pathlib.Path(folder) / _CHECKPOINTS
     lowest = min(round, 1)  # the start is no end to fall back to
     kept = [other for number, other in checkpoints if lowest <= number <= round][-keep:]
-    leftovers = path.parent.glob("*.tmp")  # of a kill in the middle of a write
+    leftovers = place.glob("*.tmp")  # of a kill in the middle of a write
     for stale in {*(other for _, other in checkpoints), *leftovers} - {*kept}:
         if stale.is_file():
             stale.unlink()
-    return path
+    if segments.stored(place):
+        known = shelf.named
+        shelf.named = {p: known[p] if p in known else _named_in(p) for p in kept}
+        segments.remove_others(place, frozenset().union(*shelf.named.values()))
+
+
+def _named(leaves: Mapping[str, Any]) -> frozenset[str]:
+    """Gives the names of all segments that the leaves of a checkpoint need."""
+    indices = filter(segments.is_index, leaves.values())
+    return frozenset().union(*map(segments.names, indices))
+
+
+def _named_in(path: pathlib.Path) -> frozenset[str]:
+    """Reads them; none of a damaged checkpoint, which cannot be restored anyway."""
+    try:
+        return _named(_unpacked(_decode(durable.read(path))[2]))
+    except (OSError, ValueError):
+        return frozenset()
 
 
 def restore(
@@ -135,12 +172,12 @@ def restore(
             if round != number:
                 raise ValueError(f"says that it is of round {round}")
             _check_origin(round, origin, run, history)
-            state = _fit(_unpacked(payload), template)
+            state, logs = _fit(_unpacked(payload), template, path.parent)
         except (OSError, ValueError) as error:
             failures.append(f"{path.name}: {error}")
             continue
         notes = [f"passed over {failure}; using {path.name}" for failure in failures]
-        return Restored(round, state, tuple(notes))
+        return Restored(round, state, tuple(notes), logs)
     if failures:
         raise ValueError(
             f"no checkpoint in {pathlib.Path(folder) / _CHECKPOINTS} can be used "
@@ -177,9 +214,9 @@ def _check_origin(
         raise ValueError("metrics.jsonl has other records than those it was saved with")
 
 
-def _encode(round: int, origin: Origin, state: types.Tree) -> bytes:
+def _encode(round: int, origin: Origin, leaves: dict[str, Any]) -> bytes:
     """Lay out a checkpoint: front, sha256 of all else, origin, path -> leaf."""
-    leaves = jax.device_get(_by_path(state))
+    leaves = jax.device_get(leaves)
     payload = b"".join(origin) + serialization.msgpack_serialize(leaves, in_place=True)
     front = _FRONT.pack(_MAGIC, _FORMAT, round, len(payload))
     return b"".join((front, _digest(front, payload), payload))
@@ -229,8 +266,14 @@ def _by_path(tree: types.Tree) -> dict[str, Any]:
     return {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
 
 
-def _fit(leaves: dict[str, Any], template: types.Tree) -> types.Tree:
-    """Put the leaves into the template's tree if they are its leaves."""
+def _fit(
+    leaves: dict[str, Any], template: types.Tree, folder: pathlib.Path
+) -> tuple[types.Tree, dict[str, segments.Log]]:
+    """Put the leaves into the template's tree if they are its leaves.
+
+    Returns:
+      The tree, and where its rows of clients lie in the folder of the checkpoint.
+    """
     wanted = _by_path(template)
     if odd := sorted(leaves.keys() ^ wanted.keys()):
         raise ValueError(
@@ -242,12 +285,19 @@ def _fit(leaves: dict[str, Any], template: types.Tree) -> types.Tree:
             raise ValueError(
                 f"leaf {name} is {_kind(leaves[name])}, the template has {_kind(like)}"
             )
+    indices = {n: leaf for n, leaf in leaves.items() if segments.is_index(leaf)}
+    logs = segments.read(folder, indices)
+    leaves = leaves | {name: log.rows for name, log in logs.items()}
     placed = [_place(leaves[name], like) for name, like in wanted.items()]
-    return jax.tree.unflatten(jax.tree.structure(template), placed)
+    return jax.tree.unflatten(jax.tree.structure(template), placed), logs
 
 
 def _kind(leaf: Any) -> str:
-    """Write dtype and shape of an array, or the type of a python number."""
+    """Write dtype and shape of an array, or the type of a python number or of rows."""
+    if isinstance(leaf, client_rows.Rows):
+        return f"rows of {leaf.width} values"
+    if segments.is_index(leaf):
+        return f"rows of {len(leaf['first'])} values"
     if hasattr(leaf, "dtype"):
         return f"{leaf.dtype.name}{list(leaf.shape)}"
     return type(leaf).__name__
@@ -269,15 +319,23 @@ def _place(value: Any, like: Any) -> Any:
 class AsyncCheckpointer:
     """Saves checkpoints from one worker thread, at most one write in flight."""
 
-    def __init__(self, folder: writers.Folder, keep: int = 2) -> None:
+    def __init__(
+        self,
+        folder: writers.Folder,
+        keep: int = 2,
+        logs: Mapping[str, segments.Log] = {},
+    ) -> None:
         """Start no thread yet.
 
         Args:
           folder: path of a run folder that this process holds.
           keep: how many checkpoints stay.
+          logs: `Restored.logs` of what the run goes on from; without them, all rows
+            of clients are written anew.
         """
         self._folder = folder
         self._keep = keep
+        self._shelf = segments.Shelf(dict(logs))
         self._worker = futures.ThreadPoolExecutor(max_workers=1)
         self._flying: futures.Future[pathlib.Path] | None = None
 
@@ -293,8 +351,9 @@ class AsyncCheckpointer:
           OSError: if the write before failed; whatever it raised is raised here.
         """
         self.wait()
+        snapshot, shelf = _snapshot(state), self._shelf
         self._flying = self._worker.submit(
-            save, self._folder, round, _snapshot(state), self._keep, records
+            save, self._folder, round, snapshot, self._keep, records, shelf
         )
 
     def wait(self) -> None:
@@ -326,7 +385,8 @@ def _snapshot(state: types.Tree) -> types.Tree:
 
     A copy on the device is queued behind the computation that makes the state, so the
     host goes on to the next round; fetching here would stop it until the round ends.
-    `device_put` compiles nothing, `jnp.copy` one program for each shape.
+    `device_put` compiles nothing, `jnp.copy` one program for each shape. Rows of
+    clients never change.
     """
 
     def copy(leaf: Any) -> Any:

@@ -11,7 +11,7 @@ import itertools
 import os
 import pathlib
 import time
-from collections.abc import Callable, Iterator, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from typing import Any, NamedTuple
 
 import jax
@@ -19,9 +19,9 @@ import numpy as np
 
 from fljax import types
 from fljax.algorithms import base
-from fljax.engine import evaluate
+from fljax.engine import client_rows, evaluate
 from fljax.engine import sums as totals
-from fljax.runs import alerts, checkpoints, guard, writers
+from fljax.runs import alerts, checkpoints, guard, segments, writers
 from fljax.runtime import mesh
 
 Record = dict[str, Any]
@@ -138,12 +138,14 @@ class _Start(NamedTuple):
       round: the next one.
       state: that it carries.
       notes: lines for the user.
+      logs: where its rows of clients lie.
       removed: whether there are records alone, of a run that is finished.
     """
 
     round: int
     state: types.Tree
     notes: tuple[str, ...]
+    logs: Mapping[str, segments.Log] = {}
     removed: bool = False
 
 
@@ -522,7 +524,8 @@ def run_in_folder(
                 algorithm, rollback, carry, first, rounds, evaluator, hooks.message
             )
             told = _telling(outcomes, hooks._replace(alert=tell))
-            kept = _keep(told, metrics, folder.path, keep.checkpoint_every, hooks)
+            saves = checkpoints.AsyncCheckpointer(folder.path, logs=start.logs)
+            kept = _keep(told, metrics, saves, keep.checkpoint_every, hooks)
         _pass_on(metrics.notes, hooks)
         carry = carry if kept is None else kept.carry
         records = writers.read_metrics(folder.path)
@@ -587,8 +590,16 @@ def _stopped(carry, first: int, evaluator: Evaluator | None) -> Record | None:
 
 def _agreed(first: int, carry: types.Tree) -> tuple[int, types.Tree]:
     """Gives every host the round and what to start it from."""
-    round, carry = mesh.from_first_host((np.int32(first), carry))
-    return int(round), carry
+    leaves, tree = jax.tree.flatten(carry)
+    rows = [isinstance(leaf, client_rows.Rows) for leaf in leaves]
+    arrays = [leaf for leaf, one in zip(leaves, rows, strict=True) if not one]
+    round, arrays = mesh.from_first_host((np.int32(first), arrays))
+    rest = iter(arrays)
+    whole = [
+        client_rows.from_first_host(leaf) if one else next(rest)
+        for leaf, one in zip(leaves, rows, strict=True)
+    ]
+    return int(round), jax.tree.unflatten(tree, whole)
 
 
 def _follow(algorithm, rounds: int, evaluator, rollback):
@@ -650,11 +661,11 @@ class _Kept(NamedTuple):
     digest: bytes
 
 
-def _keep(outcomes, metrics, path, every: int, hooks: Hooks) -> _Kept | None:
+def _keep(outcomes, metrics, saves, every: int, hooks: Hooks) -> _Kept | None:
     """Writes records and checkpoints as rounds finish; returns the last."""
     last: _Kept | None = None
     unsaved = False
-    with checkpoints.AsyncCheckpointer(path) as checkpointer:
+    with saves as checkpointer:
 
         def save(kept: _Kept) -> None:
             checkpointer.save(kept.rounds, mesh.local(kept.carry), kept.digest)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 
 def temporary(path: pathlib.Path) -> pathlib.Path:
@@ -23,12 +23,26 @@ def replace(path: pathlib.Path, data: bytes) -> None:
     Raises:
       OSError: if it cannot be written; the old file is still there.
     """
-    with open(temporary(path), "wb") as file:
-        file.write(data)
+    write(temporary(path), [data])
+    rename(temporary(path), path)
+
+
+def write(path: pathlib.Path, parts: Iterable[bytes]) -> None:
+    """Write a file from its parts, for `rename` to put it in place.
+
+    Raises:
+      OSError: if it cannot be written.
+    """
+    with open(path, "wb") as file:
+        file.writelines(parts)
         file.flush()
         os.fsync(file.fileno())  # or a power cut can leave the new name without data
-    os.replace(temporary(path), path)
-    _sync_folder(path.parent)
+
+
+def rename(path: pathlib.Path, target: pathlib.Path) -> None:
+    """Give a written file its name at once, and make the name durable."""
+    os.replace(path, target)
+    _sync_folder(target.parent)
 
 
 def sync(path: pathlib.Path) -> None:
