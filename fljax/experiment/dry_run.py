@@ -52,7 +52,7 @@ class Estimate(NamedTuple):
       upload_bytes: of all clients in all rounds.
       clock_seconds: of all rounds on the virtual clock of the devices.
       rehearsal: of the rounds looked at: who arrives, which blocks are trained.
-      client_bytes: of host memory at the end, for what clients keep from round to round.
+      client_bytes: of host memory at the end, for what clients keep between rounds.
     """
 
     rounds: int

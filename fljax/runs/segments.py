@@ -209,16 +209,21 @@ def read(
       indices: path in the state -> what `index` gave.
 
     Returns:
-      Path in the state -> rows and their segments. Rows that two paths have alike are
-      the same object.
+      Path in the state -> rows and their segments. What two paths have alike is one
+      object.
 
     Raises:
       ValueError: a segment is missing or damaged.
       OSError: one cannot be read.
     """
     logs: dict[str, Log] = {}
+    same: dict[tuple, Log] = {}
     before: dict[int, bytes] = {}
     for path, one in indices.items():
+        key = one["first"].tobytes(), *one["segments"].items()
+        if key in same:
+            logs[path] = same[key]
+            continue
         loaded: dict[int, bytes] = {}
         first, segments = np.array(one["first"]), []
         for name, digest in one["segments"].items():
@@ -229,7 +234,7 @@ def read(
             for number in segment.ids[segment.rows :].tolist():
                 loaded.pop(number, None)
         rows = client_rows.Rows.empty(first).holding(loaded)
-        logs[path] = Log(rows, tuple(segments))
+        logs[path] = same[key] = Log(rows, tuple(segments))
         before = before or loaded
     return logs
 

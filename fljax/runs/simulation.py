@@ -525,11 +525,12 @@ def run_in_folder(
             )
             told = _telling(outcomes, hooks._replace(alert=tell))
             saves = checkpoints.AsyncCheckpointer(folder.path, logs=start.logs)
-            kept = _keep(told, metrics, saves, keep.checkpoint_every, hooks)
+            begun = [_Kept(carry, first, metrics.digest())]
+            del start, carry  # or the rows that a round replaces would stay to the end
+            every = keep.checkpoint_every
+            kept = _keep(told, metrics, saves, every, hooks, begun.pop())
         _pass_on(metrics.notes, hooks)
-        carry = carry if kept is None else kept.carry
-        records = writers.read_metrics(folder.path)
-        return _state(carry), records[: first if kept is None else kept.rounds]
+        return _state(kept.carry), writers.read_metrics(folder.path)[: kept.rounds]
 
 
 def _pass_on(notes: list[str], hooks: Hooks) -> None:
@@ -661,9 +662,8 @@ class _Kept(NamedTuple):
     digest: bytes
 
 
-def _keep(outcomes, metrics, saves, every: int, hooks: Hooks) -> _Kept | None:
+def _keep(outcomes, metrics, saves, every: int, hooks: Hooks, last: _Kept) -> _Kept:
     """Writes records and checkpoints as rounds finish; returns the last."""
-    last: _Kept | None = None
     unsaved = False
     with saves as checkpointer:
 
@@ -687,9 +687,9 @@ def _keep(outcomes, metrics, saves, every: int, hooks: Hooks) -> _Kept | None:
             metrics.write(error.record)  # a resumed run drops it and tries again
             raise
         except KeyboardInterrupt:
-            if not hooks.interrupted(last.rounds if last else 0):
+            if not hooks.interrupted(last.rounds):
                 raise
         finally:  # at the end, diverged, or stopped by Ctrl-C: keep what is good
-            if unsaved and last is not None:
+            if unsaved:
                 save(last)
     return last

@@ -7,7 +7,7 @@ import pytest
 from fljax import experiment, plans, policies
 from fljax.algorithms import cocofl
 from fljax.devices import clock, failures
-from fljax.engine import group
+from fljax.engine import client_rows, group
 from fljax.experiment import config, dry_run, rehearsal
 from fljax.runs import simulation
 from fljax.runtime import programs
@@ -178,7 +178,19 @@ def test_text_by_hand():
     ]
     calm = cost._replace(rehearsal=cost.rehearsal._replace(events={}))
     assert "of a round's clients" not in dry_run.show(calm)
+    keeping = dry_run.show(cost._replace(client_bytes=2_000_000)).splitlines()
+    assert keeping[2] == "2 MB in host memory for what clients keep"
+
     one = dry_run.show(cost._replace(programs=1, measured="all windows"))
     assert one.startswith("1 program to compile")
     assert "ms a step of all windows)" in one
     assert "an unknown amount" in dry_run.show(cost._replace(device_bytes=None))
+
+
+def test_what_clients_keep_is_counted_for_those_that_may_take_part(fed):
+    clients, a_round = len(fed.population.shards.counts), fed.rules.clients_per_round
+    rows = client_rows.Rows.empty(np.zeros(10, np.float32))
+    for rounds, visited in ((1, a_round), (1000, clients)):
+        counted = dry_run._client_bytes(fed, {"a": rows, "b": (rows, 1)}, rounds)
+        assert counted == 2 * visited * (4 * 10 + 64)
+    assert dry_run._client_bytes(fed, {"a": None}, 1000) == 0

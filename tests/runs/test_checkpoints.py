@@ -75,7 +75,7 @@ def test_checkpoint_round_trip_keeps_every_bit(tmp_path):
 def test_checkpoint_of_an_empty_tree_and_none_at_all(tmp_path):
     assert checkpoints.restore(tmp_path, ()) is None
     checkpoints.save(tmp_path, 0, {"a": ()})
-    assert checkpoints.restore(tmp_path, {"a": ()}) == (0, {"a": ()}, ())
+    assert checkpoints.restore(tmp_path, {"a": ()}) == (0, {"a": ()}, (), {})
 
 
 def test_restore_takes_shapes_as_template(tmp_path):
@@ -113,7 +113,7 @@ def test_a_write_that_stops_leaves_the_older_checkpoint(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "replace", stop)
     with pytest.raises(OSError, match="stopped"):
         checkpoints.save(tmp_path, 2, {"a": 2})
-    assert checkpoints.restore(tmp_path, {"a": 0}) == (1, {"a": 1}, ())
+    assert checkpoints.restore(tmp_path, {"a": 0}) == (1, {"a": 1}, (), {})
 
 
 def _flip(data: bytes, at: int) -> bytes:
