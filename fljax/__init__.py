@@ -54,6 +54,7 @@ _FACE = {
     "centralized": "algorithms.centralized",
     "Policy": "policies.base",
     "policy": "policies.windows:from_function",
+    "Selection": "policies.selection",
 }
 
 _PACKAGES = (
@@ -109,6 +110,7 @@ if TYPE_CHECKING:  # the same for editors and type checkers; a test compares
     from fljax.plans.costs import CostTable as CostTable
     from fljax.plans.plan import Plan as Plan
     from fljax.policies.base import Policy as Policy
+    from fljax.policies.selection import Selection as Selection
     from fljax.policies.windows import from_function as policy  # noqa: F401
     from fljax.runs.guard import Rollback as Rollback
     from fljax.runs.simulation import Hooks as Hooks

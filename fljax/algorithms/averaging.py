@@ -18,6 +18,7 @@ from fljax.devices import arrivals
 from fljax.engine import books, client_rows, federation, initial, schedule
 from fljax.engine import rounds as engine
 from fljax.engine import seams as kinds
+from fljax.policies import selection
 from fljax.updates import local_rule, server, server_rule
 
 
@@ -53,10 +54,12 @@ class _Averaging:
             np.array(0, np.int32),
             base.Caution(np.float32(1), np.ones(tiers, np.float32)),
             rows,
+            rules.selection.init(self.planned.clients),
         )
 
     def assign(self, state: base.State, index: int) -> schedule.Assignment:
-        before = schedule.Before(state.policy, state.timeline, state.caution.tiers)
+        tiers = state.caution.tiers
+        before = schedule.Before(state.policy, state.timeline, tiers, state.selection)
         return self.planned.assign(before, index)
 
     def round(
@@ -75,7 +78,7 @@ class _Averaging:
         new, losses, failed, finite, usual = rounds.step(before, sums, bounds, rate)
         spent = self.planned.books(state.timeline, assignment)
         report = base.Report(assignment, losses, failed, spent, finite)
-        heard = report.heard() if self.policy.needs_losses else None
+        heard = report.heard() if self.planned.hears else None
         return state._replace(
             server=new,
             policy=self.planned.observe(state.policy, assignment, heard),
@@ -84,6 +87,7 @@ class _Averaging:
             l2=bounds.l2 if bounds.waiting else usual,
             measured=np.array(bounds.measured, np.int32),
             clients=self._remembered(state.clients, assignment, sums, failed),
+            selection=self.planned.tell(state.selection, assignment, heard),
         ), report
 
     def _remembered(self, rows, assignment, sums, failed) -> client_rows.Rows | None:
@@ -99,10 +103,13 @@ class _Averaging:
     ) -> tuple[base.State, books.Books]:
         spent = self.planned.books(state.timeline, assignment)
         state = state._replace(timeline=assignment.outcome.timeline)
-        if self.policy.needs_losses:
-            return state, spent
-        new = self.planned.observe(state.policy, assignment, None)
-        return state._replace(policy=new), spent
+        if not self.policy.needs_losses:
+            new = self.planned.observe(state.policy, assignment, None)
+            state = state._replace(policy=new)
+        if not self.fed.rules.selection.hears:
+            new = self.planned.tell(state.selection, assignment, None)
+            state = state._replace(selection=new)
+        return state, spent
 
 
 def averaging(
@@ -158,8 +165,12 @@ def _check(fed: federation.Federation, seams: kinds.Seams) -> None:
         )
 
 
+_ANYBODY = selection.Uniform()
+
+
 def _named(fed: federation.Federation, seams: kinds.Seams) -> dict[str, Any]:
     """Names what an algorithm is made of, where it is another than usual."""
-    parts = {**seams._asdict(), "optimizer": fed.training.optimizer}
-    usual = {**kinds.NONE._asdict(), "optimizer": None}
+    others = {"optimizer": fed.training.optimizer, "selection": fed.rules.selection}
+    usual = {**kinds.NONE._asdict(), "optimizer": None, "selection": _ANYBODY}
+    parts = {**seams._asdict(), **others}
     return {name: part for name, part in parts.items() if part != usual[name]}

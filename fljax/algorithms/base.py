@@ -42,6 +42,7 @@ class State(NamedTuple):
         where they are enough.
       caution: what a rollback has lowered.
       clients: what clients keep from round to round; None: nothing.
+      selection: what the selection of clients carries.
     """
 
     server: server.ServerState
@@ -52,6 +53,7 @@ class State(NamedTuple):
     measured: np.ndarray
     caution: Caution
     clients: client_rows.Rows | None = None
+    selection: Any = ()
 
 
 class Report(NamedTuple):
@@ -98,8 +100,8 @@ class Algorithm(NamedTuple):
       round: (state, assignment) -> (new state, report).
       programs: (assignment) -> what the program of each of its clients is made for.
       rehearse: (state, assignment) -> what a round costs in which nobody trains, and
-        the state after it: the clock goes on, and so does a policy that asks for no
-        losses.
+        the state after it: the clock goes on, and so do a policy and a selection
+        that ask for no losses.
       parts: name -> what it is made of, where that is another than usual: a codec, a
         server rule. Their reprs tell run folders apart.
     """

@@ -12,6 +12,7 @@ from fljax.algorithms import averaging, base
 from fljax.data import partition
 from fljax.devices import clock, failures, fleet
 from fljax.engine import federation
+from fljax.policies import selection
 from fljax.updates import aggregate
 
 
@@ -28,6 +29,7 @@ def pooled(fed: federation.Federation) -> federation.Federation:
             download_rate=np.inf,
         ),
         clients_per_round=1,
+        selection=selection.Uniform(),
         width=1,
         codec=None,
         aggregate=aggregate.Mean(),

@@ -1,4 +1,4 @@
-"""The clients of a round: sampled, gathered, grouped by program, spread over devices.
+"""The clients of a round: gathered, grouped by program, spread over devices.
 
 Legend: D devices, S slots of a device, A clients whose updates arrive, K those with
 the padding of the cohort, W of a chunk.
@@ -15,7 +15,6 @@ import numpy as np
 from fljax import types
 from fljax.data import partition
 from fljax.engine import client
-from fljax.runtime import streams
 
 
 class Round(NamedTuple):
@@ -89,24 +88,6 @@ class Factors(NamedTuple):
 
     tampering: np.ndarray | float = 1.0
     scales: np.ndarray | float = 1.0
-
-
-def sample(
-    seed: int, round_index: int, candidates: np.ndarray, size: int
-) -> np.ndarray:
-    """Draws the cohort of a round without replacement.
-
-    Args:
-      seed: of the experiment.
-      round_index: 0 for the first.
-      candidates: [N] client numbers that may take part.
-      size: K.
-
-    Returns:
-      [K] client numbers in drawing order.
-    """
-    generator = streams.generator(seed, streams.COHORT, round_index)
-    return generator.choice(candidates, size, replace=False)
 
 
 Key = TypeVar("Key")

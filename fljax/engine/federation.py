@@ -20,6 +20,7 @@ from fljax.devices import fleet as fleets
 from fljax.engine import client, mixed, program, single
 from fljax.nn import network
 from fljax.plans import costs
+from fljax.policies import selection as selections
 from fljax.updates import aggregate as aggregates
 from fljax.updates import codecs
 
@@ -70,6 +71,7 @@ class Rules(NamedTuple):
         one of its window; 0: none is.
       codec: what clients send instead of their updates; None: these.
       aggregate: how updates become one.
+      selection: who takes part.
     """
 
     clients_per_round: int
@@ -80,6 +82,7 @@ class Rules(NamedTuple):
     norm_bound: float = 0.0
     codec: codecs.Codec | None = None
     aggregate: aggregates.Aggregate = aggregates.Mean()
+    selection: selections.Selection = selections.Uniform()
 
 
 class Layout(NamedTuple):

@@ -8,6 +8,7 @@ round costs (bytes, seconds, joules) follows from that, and is counted here.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -16,9 +17,10 @@ import numpy as np
 from fljax import plans, policies, types
 from fljax.devices import arrivals, clock, failures, fleet
 from fljax.engine import books as round_books
-from fljax.engine import client, cohort, federation
+from fljax.engine import client, federation
 from fljax.engine import seams as kinds
 from fljax.plans import catalogue, costs
+from fljax.policies import selection
 from fljax.runtime import host_random
 
 
@@ -68,11 +70,13 @@ class Before(NamedTuple):
       policy: state of the policy.
       timeline: of the clock.
       tiers: [T] factors of the tiers' budgets.
+      selection: state of the selection.
     """
 
     policy: Any
     timeline: arrivals.Timeline
     tiers: np.ndarray
+    selection: Any = ()
 
 
 class _Drawn(NamedTuple):
@@ -100,7 +104,7 @@ class Schedule:
     Attributes:
       fed: the clients, their devices and the clock.
       policy: which plan for which client.
-      candidates: client numbers that may take part.
+      candidates: client numbers that may take part, rising.
       constrained: whether a device fails that has less memory than its plan needs.
       clock: of the federation, nothing left open.
       catalogue: the plans that may be assigned, and what they cost.
@@ -125,6 +129,29 @@ class Schedule:
         if not self.clock.deadline:
             return np.inf
         return self.clock.deadline * self.whole_round
+
+    @property
+    def hears(self) -> bool:
+        """Tells whether somebody asks for the losses of rounds."""
+        return self.policy.needs_losses or self.fed.rules.selection.hears
+
+    @functools.cached_property
+    def clients(self) -> selection.Clients:
+        """Gives what the server knows of all clients."""
+        counts = np.asarray(self.fed.population.shards.counts)
+        devices = self.fed.population.fleet
+        profile, row = devices.profile, devices.row
+        speed, upload, _ = profile.limits.mean(axis=-1)[row].T
+        seconds = clock.durations(
+            self.clock,
+            self.full_bytes,
+            client.steps_of(counts, self.fed.training),
+            1 / speed,
+            np.full(len(row), self.full_bytes),
+            upload,
+            profile.download[row],
+        )
+        return selection.Clients(counts, seconds.sum(axis=1))
 
     def assign(self, before: Before, index: int) -> Assignment:
         """Says who trains what in a round, and who arrives.
@@ -163,7 +190,13 @@ class Schedule:
     ) -> Assignment:
         """Draws up to so many of those who are here, plans, and lets the clock run."""
         fed, devices = self.fed, self.fed.population.fleet
-        ids = cohort.sample(fed.seed, index, here, min(most, len(here)))
+        ids = selection.choose(
+            fed.rules.selection,
+            before.selection,
+            selection.Round(fed.seed, index, self.clients),
+            here,
+            min(most, len(here)),
+        )
         known = truth = fleet.truth(devices, fed.seed, index, ids)
         if fleet.looked_at(devices, index) != index:
             known = fleet.believed(devices, fed.seed, index, ids)
@@ -260,22 +293,41 @@ class Schedule:
         """
         done, arrived = assignment.outcome.finished, assignment.outcome.arrived
         there = np.isin(done.ids, arrived.ids)
-        if losses is not None:
-            by_id = dict(zip(arrived.ids.tolist(), losses.tolist(), strict=True))
-            losses = np.array([by_id.get(i, np.nan) for i in done.ids.tolist()])
-        silent = np.isin(done.faults, (*failures.DROPPED, failures.Fault.LOST))
-        # Of a device that ran out of memory that is all there is to hear.
-        broken = done.faults == failures.Fault.OUT_OF_MEMORY
+        asked = losses if self.policy.needs_losses else None
+        silent, broken = _unheard(done)
         seen = policies.Observation(
             np.where(silent | broken, np.nan, done.loads[:, 0]),
             np.where(silent, np.nan, done.loads[:, 1]),
             there,
-            losses,
+            _of_finished(assignment, asked),
         )
         budgets = types.Budgets(*done.budgets.T)
         return self.policy.observe(
             policy_state, done.ids, assignment.finished, budgets, seen
         )
+
+    def tell(
+        self, state: Any, assignment: Assignment, losses: np.ndarray | None
+    ) -> Any:
+        """Tells the selection how a round went.
+
+        Args:
+          state: of the selection, before it.
+          assignment: of the round.
+          losses: as of `observe`.
+
+        Returns:
+          The selection's state after it.
+        """
+        rule, done = self.fed.rules.selection, assignment.outcome.finished
+        silent, broken = _unheard(done)
+        heard = selection.Heard(
+            done.ids,
+            _of_finished(assignment, losses if rule.hears else None),
+            np.where(silent | broken, np.nan, done.seconds.sum(axis=1)),
+        )
+        now = selection.Round(self.fed.seed, assignment.round, self.clients)
+        return rule.observe(state, now, heard)
 
     def time_shares(self, assigned: Sequence[plans.Plan]) -> np.ndarray:
         """Gives the times [K] of plans by the table, as shares of full training."""
@@ -299,6 +351,23 @@ class Schedule:
         return counted._replace(download_bytes=self.download_bytes * outcome.started)
 
 
+def _unheard(done: arrivals.Work) -> tuple[np.ndarray, np.ndarray]:
+    """Tells of whom nothing is heard, and who ran out of memory, which is all heard."""
+    silent = np.isin(done.faults, (*failures.DROPPED, failures.Fault.LOST))
+    return silent, done.faults == failures.Fault.OUT_OF_MEMORY
+
+
+def _of_finished(
+    assignment: Assignment, losses: np.ndarray | None
+) -> np.ndarray | None:
+    """Gives the losses of all whose round is over; NaN of who did not arrive."""
+    if losses is None:
+        return None
+    done, arrived = assignment.outcome.finished, assignment.outcome.arrived
+    by_id = dict(zip(arrived.ids.tolist(), losses.tolist(), strict=True))
+    return np.array([by_id.get(i, np.nan) for i in done.ids.tolist()])
+
+
 def make(
     fed: federation.Federation,
     policy: policies.Policy,
@@ -319,7 +388,8 @@ def make(
       The schedule.
 
     Raises:
-      ValueError: a round wants more clients than may take part.
+      ValueError: a round wants more clients than may take part, or than the selection
+        gives.
     """
     if fed.rules.clients_per_round > len(candidates):
         raise ValueError(
@@ -331,6 +401,14 @@ def make(
             f"clock: expected a buffer of at most {len(candidates)}, the clients that "
             f"may take part, got {fed.rules.clock.buffer}"
         )
+    if not isinstance(fed.rules.selection, selection.Selection):
+        kind = type(fed.rules.selection).__name__
+        raise ValueError(f"selection: expected a fljax.Selection, got a {kind}")
+    fed.rules.selection.check(
+        arrivals.chosen(fed.rules.clock, fed.rules.clients_per_round)
+    )
+    candidates = np.sort(candidates)
+    candidates.setflags(write=False)  # a selection of the user's is given them
     model, people, rules = fed.model, fed.population, federation.clock(fed)
     listed = catalogue.make(model.table, model.counts, people.table_error, fed.seed)
     sent = [kinds.sent_bytes(seams, plan, model.counts) for plan in listed.listed]

@@ -400,6 +400,7 @@ def _federation(config, net, data, clients, over: Mesh) -> federation.Federation
             config.norm_bound,
             codecs.read(config.codec),
             notation.make(config.aggregate, aggregates.BY_NAME),
+            notation.make(config.selection, policies.SELECTIONS),
         ),
         federation.Layout(over, beside, config.programs == "one"),
         config.seed,

@@ -20,10 +20,10 @@ from typing import Any
 from fljax import algorithms, bounds, models, notation, policies
 from fljax import devices as kinds
 from fljax.data import load
+from fljax.devices import arrivals, fleet_sources
 from fljax.devices import clock as clocks
 from fljax.devices import failures as faults
 from fljax.devices import fleet as fleets
-from fljax.devices import fleet_sources
 from fljax.engine import augment
 from fljax.kernels import specs
 from fljax.runs import guard
@@ -103,6 +103,11 @@ class Config:
         100, "Clients in all (natural: one a user).", least=1
     )
     clients_per_round: int = bounds.field(10, "Clients of a round.", least=1)
+    selection: str = bounds.field(
+        "uniform",
+        "Who takes part: uniform, power_of_choice:CANDIDATES (the highest losses of so "
+        "many drawn) or oort.",
+    )
     rounds: int = bounds.field(
         100, "Rounds; a finished run goes on when they grow.", least=1
     )
@@ -265,7 +270,7 @@ def check_algorithm(text: str) -> None:
     Raises:
       ValueError: one line without the flag.
     """
-    name, colon, argument = text.partition(":")
+    name, colon, _ = text.partition(":")
     if name not in algorithms.BY_NAME:
         raise ValueError(
             f"expected {', '.join(algorithms.BY_NAME)}, got {name!r}"
@@ -403,7 +408,19 @@ def check(config: Config) -> None:
             "--policy=adaptive_bits: expected frozen blocks in codes, got "
             "--frozen.fixed_point=none"
         )
+    _check_selection(config)
     _check_rollback(config)
+
+
+def _check_selection(config: Config) -> None:
+    with naming("selection"):
+        made = notation.make(config.selection, policies.SELECTIONS)
+        made.check(arrivals.chosen(config.clock, config.clients_per_round))
+    if config.algorithm == "centralized" and made != policies.Uniform():
+        raise ValueError(
+            f"--selection: expected uniform with --algorithm=centralized, which has "
+            f"one client, got {config.selection!r}"
+        )
 
 
 def _check_rollback(config: Config) -> None:

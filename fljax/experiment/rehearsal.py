@@ -50,7 +50,8 @@ def rehearse(
     """Plays rounds without training.
 
     Args:
-      algorithm: of `fed`. A policy that asks for losses stays as it is at the start.
+      algorithm: of `fed`. A policy or a selection that asks for losses stays as it
+        is at the start.
       fed: the clients and their devices.
       rounds: how many, at least 1.
 

@@ -1,5 +1,9 @@
-"""Which plan for which client."""
+"""Which plan for which client, and who takes part."""
 
+from collections.abc import Callable
+
+from fljax.policies.oort import Oort
+from fljax.policies.selection import PowerOfChoice, Selection, Uniform
 from fljax.policies.windows import (
     BY_NAME,
     Observation,
@@ -14,11 +18,23 @@ from fljax.policies.windows import (
     uniform,
 )
 
+# Who takes part, by name: what `fljax.notation.make` reads.
+SELECTIONS: dict[str, Callable[..., Selection]] = {
+    "uniform": Uniform,
+    "power_of_choice": PowerOfChoice,
+    "oort": Oort,
+}
+
 __all__ = [
     "BY_NAME",
+    "SELECTIONS",
     "Observation",
+    "Oort",
     "Policy",
+    "PowerOfChoice",
+    "Selection",
     "Setting",
+    "Uniform",
     "check_feasible",
     "from_function",
     "full",

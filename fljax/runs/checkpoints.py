@@ -47,7 +47,8 @@ from fljax.runtime import durable
 
 _CHECKPOINTS = "checkpoints"
 _MAGIC = b"fljaxckp"
-_FORMAT = 4  # 2 had plans in three numbers; 3 named L2 norms `norms`
+# 2 had plans in three numbers; 3 named L2 norms `norms`; 4 had no selection.
+_FORMAT = 5
 _FRONT = struct.Struct("<8sIQQ")  # magic, format version, round, payload bytes
 _DIGEST_BYTES = hashlib.sha256().digest_size
 _UNKNOWN = bytes(_DIGEST_BYTES)

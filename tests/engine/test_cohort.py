@@ -273,22 +273,6 @@ def test_codes_do_not_hide_what_is_not_finite(problem):
     np.testing.assert_array_equal(sums.failed, [0, 1, 0, 0])
 
 
-def test_sample_is_drawn_without_replacement_from_the_candidates():
-    candidates = np.array([3, 5, 8, 13, 21])
-    ids = cohort.sample(1, 0, candidates, 4)
-    assert len(set(ids.tolist())) == 4
-    assert set(ids.tolist()) <= set(candidates.tolist())
-    np.testing.assert_array_equal(ids, cohort.sample(1, 0, candidates, 4))
-    others = [cohort.sample(s, r, candidates, 4).tolist() for s, r in ((1, 1), (2, 0))]
-    assert ids.tolist() not in others
-
-
-def test_sample_is_uniform():
-    draws = [cohort.sample(7, r, np.arange(10), 3) for r in range(2000)]
-    counts = np.bincount(np.concatenate(draws), minlength=10)
-    assert np.abs(counts - 600).max() < 5 * np.sqrt(600 * 0.7)
-
-
 def test_groups_are_in_order_of_plan_and_number():
     narrow = plans.Plan(2, 2, 4)
     assigned = [LATE, MIDDLE, LATE, FULL, narrow]

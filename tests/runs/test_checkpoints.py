@@ -129,7 +129,7 @@ def _flip(data: bytes, at: int) -> bytes:
         (lambda data: _flip(data, len(data) - 3), "wrong sha256"),
         (lambda data: _flip(data, 12), "wrong sha256"),  # the round
         (lambda data: _flip(data, 0), "wrong magic"),
-        (lambda data: _flip(data, 8), "format version 5"),
+        (lambda data: _flip(data, 8), "format version 4"),
     ],
 )
 def test_a_damaged_checkpoint_is_passed_over(tmp_path, harm, reason):
@@ -203,7 +203,7 @@ def test_a_checkpoint_of_the_format_before_is_refused_in_a_line(tmp_path):
     (tmp_path / "checkpoints").mkdir()
     path = tmp_path / "checkpoints" / "round_00000002.ckpt"
     path.write_bytes(_file(bytes(64) + payload, version=2))
-    with pytest.raises(ValueError, match="format version 2, this fljax reads 4") as e:
+    with pytest.raises(ValueError, match="format version 2, this fljax reads 5") as e:
         checkpoints.restore(tmp_path, state)
     assert "\n" not in str(e.value)
 
