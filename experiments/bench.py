@@ -172,7 +172,7 @@ def _play(
         score = functools.partial(evaluator.scores, state)
         first, second = (machine.seconds(score) for _ in range(2))
         compiling += max(first - second, 0.0)
-    rounds = simulation.iterate(algorithm, state, 0, repeats + 1, evaluator)
+    rounds = simulation.iterate(algorithm, state, range(repeats + 1), evaluator)
     records, memory = [], []
     for state, record in rounds:  # noqa: B007
         records.append(record)

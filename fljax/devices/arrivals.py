@@ -86,6 +86,20 @@ class Outcome(NamedTuple):
     events: dict[str, list[int]]
 
 
+class Ends(NamedTuple):
+    """What ends a synchronous round.
+
+    Attributes:
+      wanted: arrivals that end an over-selected one.
+      limit: seconds of the deadline; infinite without one.
+      idle: seconds after which the server tries again if nobody is there.
+    """
+
+    wanted: int
+    limit: float
+    idle: float = 0.0
+
+
 def empty(slots: int) -> Work:
     """Makes rows that nobody works in."""
     return Work(
@@ -143,10 +157,8 @@ def synchronous(
     rules: clock.Clock,
     timeline: Timeline,
     work: Work,
-    wanted: int,
     round_index: int,
-    limit: float,
-    idle: float = 0.0,
+    ends: Ends,
 ) -> Outcome:
     """Runs a synchronous round on the clock.
 
@@ -154,10 +166,8 @@ def synchronous(
       rules: how long the server waits.
       timeline: before the round.
       work: the cohort, `seconds` filled in; it starts now.
-      wanted: arrivals that end an over-selected round.
       round_index: of the round.
-      limit: seconds of the deadline; infinite without one.
-      idle: seconds after which the server tries again if nobody is there.
+      ends: what ends it, beside that all are done.
 
     Returns:
       The outcome. A failure is noticed when it happens, so nobody waits for it; who is
@@ -167,21 +177,21 @@ def synchronous(
     work = work._replace(finish=now + work.seconds.sum(axis=1))
     good = ~np.isin(work.faults, failures.FATAL)
     end, enough = float(work.finish.max(initial=now)), good
-    if rules.over_selection > 1 and good.sum() >= wanted:
+    if rules.over_selection > 1 and good.sum() >= ends.wanted:
         # Of those who are ready at the same moment, as devices of a tier are, who was
         # drawn first.
         order = np.argsort(work.finish, kind="stable")
-        first = order[good[order]][:wanted]
+        first = order[good[order]][: ends.wanted]
         enough = np.isin(np.arange(len(good)), first)
         end = float(work.finish[first[-1]])
-    end = min(end, now + limit)
+    end = min(end, now + ends.limit)
     in_time = enough & (work.finish <= end)
     late = good & ~in_time
     flight = take(timeline.flight, timeline.flight.ids != FREE)
     if not len(work.ids) and len(flight.ids):  # only carried ones are left: wait
         end = max(end, float(flight.finish.min()))
     if not len(work.ids) and not len(flight.ids):
-        end = now + idle
+        end = now + ends.idle
     landed = flight.finish <= end
     stale = ~landed & (round_index + 1 - flight.versions > rules.max_staleness)
     staying = take(flight, ~landed & ~stale)

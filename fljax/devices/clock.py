@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -139,34 +140,41 @@ def _first(*values: float | None) -> float:
     return next(value for value in values if value is not None)
 
 
+class Job(NamedTuple):
+    """What K clients are to do in a round.
+
+    Attributes:
+      received: bytes that everybody downloads.
+      steps: [K] local steps.
+      shares: [K] time of a step, as a share of the full one at speed 1.
+      sent: [K] bytes that they upload.
+    """
+
+    received: int
+    steps: np.ndarray
+    shares: np.ndarray
+    sent: np.ndarray
+
+
 def durations(
-    clock: Clock,
-    download_bytes: int,
-    steps: np.ndarray,
-    shares: np.ndarray,
-    sent: np.ndarray,
-    upload: np.ndarray,
-    download: np.ndarray,
+    clock: Clock, job: Job, download: np.ndarray, upload: np.ndarray
 ) -> np.ndarray:
     """Computes how long clients take if nothing goes wrong.
 
     Args:
       clock: resolved.
-      download_bytes: of what everybody is sent.
-      steps: [K] local steps.
-      shares: [K] time of a step, as a share of the full one at speed 1.
-      sent: [K] bytes that they upload.
-      upload: [K] relative upload bandwidths.
+      job: what they are to do.
       download: [K] relative download bandwidths.
+      upload: [K] relative upload bandwidths.
 
     Returns:
       [K, 3] seconds of download, training and upload.
     """
     return np.stack(
         [
-            download_bytes / (clock.download_rate * download),
-            steps * clock.step_seconds * shares,
-            sent / (clock.upload_rate * upload),
+            job.received / (clock.download_rate * download),
+            job.steps * clock.step_seconds * job.shares,
+            job.sent / (clock.upload_rate * upload),
         ],
         axis=1,
     )

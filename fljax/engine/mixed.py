@@ -180,10 +180,10 @@ def _blocks(
     valid = _valid(net, trained, batch.x)
 
     def run(i, state, x, role, mutable=()):
-        call = layers.Call(role, spec, mask, observe=observe, first=first == i)
+        call = layers.Call(role, spec, mask, observe=observe, first=first == i, key=key)
         if valid[i] is not None:
             x = signals.Padded(x, valid[i])
-        y, updates = network.run(net, [state], x, [call], i, mutable, key)
+        y, updates = network.run(net, [state], x, [call], i, mutable)
         return signals.bare(y), updates
 
     def block(i: int, passed: _Passed) -> _Block:

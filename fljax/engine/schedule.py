@@ -233,15 +233,10 @@ class Schedule:
                 memory > 1 + 1e-9, np.int8(failures.Fault.OUT_OF_MEMORY), faults
             )
         counts = np.asarray(fed.population.shards.counts)
-        seconds = clock.durations(
-            self.clock,
-            self.download_bytes,
-            client.steps_of(counts[ids], fed.training),
-            time,
-            self.catalogue.sent[rows],
-            truth.upload,
-            profile.download[row] * fleet.bandwidth(devices, seed, index, ids),
-        )
+        steps = client.steps_of(counts[ids], fed.training)
+        job = clock.Job(self.download_bytes, steps, time, self.catalogue.sent[rows])
+        download = profile.download[row] * fleet.bandwidth(devices, seed, index, ids)
+        seconds = clock.durations(self.clock, job, download, truth.upload)
         allowed = np.maximum(time, seconds.sum(axis=1) / self.limit)
         seconds = clock.spoil(seconds, faults, part, rates.delay * self.whole_round)
         seconds[:, 0] += self._pause(index)
@@ -268,15 +263,12 @@ class Schedule:
         if self.clock.buffer:
             idle = self.whole_round
             return arrivals.buffered(self.clock, timeline, work, index, idle)
-        return arrivals.synchronous(
-            self.clock,
-            timeline,
-            work,
+        ends = arrivals.Ends(
             self.fed.rules.clients_per_round,
-            index,
             self.limit + self._pause(index),
             min(self.limit, self.whole_round),
         )
+        return arrivals.synchronous(self.clock, timeline, work, index, ends)
 
     def observe(
         self, policy_state: Any, assignment: Assignment, losses: np.ndarray | None

@@ -99,10 +99,12 @@ def gradient_step(
     first, last = plan.first, plan.last
     dtype = x.dtype if jnp.issubdtype(x.dtype, jnp.floating) else jnp.float32
     calls = [
-        layers.Call(role, spec, mask, observe=observe, first=i == first, fresh=fresh)
+        layers.Call(
+            role, spec, mask, observe=observe, first=i == first, fresh=fresh, key=key
+        )
         for i, role in enumerate(roles)
     ]
-    prefix, _ = network.run(net, frozen[:first], x, calls[:first], key=key)
+    prefix, _ = network.run(net, frozen[:first], x, calls[:first])
     # The border of the frozen prefix.
     border = signals.cast(lax.stop_gradient(prefix), dtype)
 
@@ -113,13 +115,11 @@ def gradient_step(
         ]
         window = calls[first : last + 1]
         h, updates = network.run(
-            net, state, border, window, first, mutable=("norms", "ranges"), key=key
+            net, state, border, window, first, mutable=("norms", "ranges")
         )
         if last + 1 < net.num_blocks:
             h = signals.known(h, network.nonnegative(net)[last])
-        h, _ = network.run(
-            net, frozen[last + 1 :], h, calls[last + 1 :], last + 1, key=key
-        )
+        h, _ = network.run(net, frozen[last + 1 :], h, calls[last + 1 :], last + 1)
         logits = signals.to_float(h).astype(jnp.float32)
         return program.cross_entropy(logits, labels, mask), updates
 

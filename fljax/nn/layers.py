@@ -47,6 +47,8 @@ class Call(NamedTuple):
       first: the block is the first of the window, see `lone_norms.BatchNorm`; [] bool
         where the window is data.
       fresh: running statistics become the batch's whatever the momentum: calibration.
+      key: for dropout and stochastic rounding, which `network.run` splits by block;
+        None: neither.
     """
 
     role: types.Role = types.Role.TRAINED
@@ -56,6 +58,7 @@ class Call(NamedTuple):
     observe: types.Array | None = None
     first: bool | types.Array = False
     fresh: bool = False
+    key: types.Key | None = None
 
 
 @jax.custom_vjp

@@ -112,7 +112,6 @@ def run(
     calls: Sequence[layers.Call],
     first: int = 0,
     mutable: tuple[str, ...] = (),
-    key: types.Key | None = None,
 ) -> tuple[signals.Signal, tuple[dict, ...]]:
     """Runs consecutive blocks.
 
@@ -123,7 +122,6 @@ def run(
       calls: how to run each of them.
       first: index of the first block to run.
       mutable: collections that the blocks may change.
-      key: for dropout and stochastic rounding; None: neither.
 
     Returns:
       The output, and for each block the collections named in `mutable`.
@@ -134,7 +132,7 @@ def run(
         zip(blocks, state, calls, strict=True), start=first
     ):
         x, update = block.apply(
-            variables, x, call, mutable=list(mutable), rngs=_streams(key, index)
+            variables, x, call, mutable=list(mutable), rngs=_streams(call.key, index)
         )
         updates.append(dict(update))
     return x, tuple(updates)
@@ -163,8 +161,8 @@ def freeze(
       A tuple over all blocks: {"frozen": tree}, or None where it is trained.
     """
     x: Any = zeros(network)
-    calls = [layers.Call(role=role, spec=spec) for role in roles]
-    _, updates = run(network, state, x, calls, mutable=("frozen",), key=key)
+    calls = [layers.Call(role, spec, key=key) for role in roles]
+    _, updates = run(network, state, x, calls, mutable=("frozen",))
     return tuple(
         None if role is types.Role.TRAINED else update
         for role, update in zip(roles, updates, strict=True)

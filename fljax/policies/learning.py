@@ -86,10 +86,8 @@ def online(
         )
 
     def assign(state, round_key, ids, budgets):
-        windows = believed * np.exp(state.windows.astype(np.float64))
-        clients = np.exp(state.clients[:, ids].astype(np.float64))
-        needs = windows[:, None] * clients[..., None]  # [2, K, P]
         limits = np.stack([budgets.time, budgets.memory])[..., None]
+        needs = _predicted(state, believed, ids)
         learned = (needs / limits).max(axis=0) / (1 + ROUNDING)
         sent = np.minimum(table.upload, 1.0) / budgets.upload[:, None]
         draws = host_random.uniforms(round_key, streams.EXPLORE, ids, 2)
@@ -103,21 +101,52 @@ def online(
         return [all_plans[row] for row in rows]
 
     def observe(state, ids, assigned, budgets, observation):
-        rows = find_rows(assigned)
         seen = np.stack([observation.time, observation.memory])  # [2, K], of limits
         seen = seen * np.stack([budgets.time, budgets.memory])
-        corrections = state.windows[:, rows] + state.clients[:, ids]
-        expected = believed[:, rows] * np.exp(corrections.astype(np.float64))
-        known = np.isfinite(seen) & (seen > 0)
-        error = np.log(np.where(known, seen, expected) / expected)
-        add = [np.bincount(rows, of_kind, len(all_plans)) for of_kind in error]
-        many = [np.bincount(rows, of_kind, len(all_plans)) for of_kind in known]
-        step = WINDOW_RATE * np.stack(add) / (np.stack(many) + AGREEMENT)
-        clients = state.clients.copy()
-        clients[:, ids] += (rate * error).astype(np.float32)
-        return OnlineState(state.windows + step.astype(np.float32), clients)
+        return corrected(state, believed, ids, find_rows(assigned), seen, rate)
 
     return base.Policy(init, assign, observe)
+
+
+def _predicted(state: OnlineState, believed: np.ndarray, ids: np.ndarray) -> np.ndarray:
+    """Give what windows are predicted to take of time and memory, [2, K, P]."""
+    windows = believed * np.exp(state.windows.astype(np.float64))
+    clients = np.exp(state.clients[:, ids].astype(np.float64))
+    return windows[:, None] * clients[..., None]
+
+
+def corrected(
+    state: OnlineState,
+    believed: np.ndarray,
+    ids: np.ndarray,
+    rows: np.ndarray,
+    seen: np.ndarray,
+    rate: float,
+) -> OnlineState:
+    """Let what plans really took into the state of `online`.
+
+    Args:
+      state: before the round.
+      believed: [2, P] time and memory by the table.
+      ids: [K] clients.
+      rows: [K] of their windows in the table.
+      seen: [2, K] time and memory that they took; not finite or not above 0: not known.
+      rate: of the clients' corrections.
+
+    Returns:
+      The state after it.
+    """
+    corrections = state.windows[:, rows] + state.clients[:, ids]
+    expected = believed[:, rows] * np.exp(corrections.astype(np.float64))
+    known = np.isfinite(seen) & (seen > 0)
+    error = np.log(np.where(known, seen, expected) / expected)
+    size = believed.shape[1]
+    add = [np.bincount(rows, of_kind, size) for of_kind in error]
+    many = [np.bincount(rows, of_kind, size) for of_kind in known]
+    step = WINDOW_RATE * np.stack(add) / (np.stack(many) + AGREEMENT)
+    clients = state.clients.copy()
+    clients[:, ids] += (rate * error).astype(np.float32)
+    return OnlineState(state.windows + step.astype(np.float32), clients)
 
 
 def round_robin(

@@ -225,8 +225,7 @@ def _training_fields(report: base.Report) -> Record:
 def iterate(
     algorithm: base.Algorithm,
     state: base.State,
-    first: int,
-    rounds: int,
+    rounds: range,
     evaluator: Evaluator | None = None,
     message: Callable[[str], None] = _ignore,
 ) -> Iterator[tuple[base.State, Record]]:
@@ -234,9 +233,8 @@ def iterate(
 
     Args:
       algorithm: what to run.
-      state: before round `first`.
-      first: index of the first round to run.
-      rounds: index after the last.
+      state: before the first of them.
+      rounds: indices of the rounds to run.
       evaluator: None: no evaluation.
       message: is given a line when a plan compiles.
 
@@ -246,10 +244,10 @@ def iterate(
     Raises:
       NonFiniteError: after the last good round was yielded.
     """
-    dispatch = _dispatcher(algorithm, rounds, evaluator, message)
+    dispatch = _dispatcher(algorithm, rounds.stop, evaluator, message)
     read = _reader(evaluator)
     pending: _Pending | None = None
-    for index in range(first, rounds):
+    for index in rounds:
         new = dispatch(state, index)
         state = new.state
         if pending is not None:
@@ -263,8 +261,7 @@ def iterate_guarded(
     algorithm: base.Algorithm,
     rollback: guard.Guard,
     carry: guard.Guarded,
-    first: int,
-    rounds: int,
+    rounds: range,
     evaluator: Evaluator | None = None,
     message: Callable[[str], None] = _ignore,
 ) -> Iterator[tuple[guard.Guarded, Record]]:
@@ -273,9 +270,8 @@ def iterate_guarded(
     Args:
       algorithm: what to run.
       rollback: the guard.
-      carry: before round `first`.
-      first: index of the first round to run.
-      rounds: index after the last.
+      carry: before the first round.
+      rounds: indices of the rounds to run.
       evaluator: whose accuracy tells good states.
       message: is given a line when a plan compiles, and at a rollback.
 
@@ -290,9 +286,9 @@ def iterate_guarded(
     """
     if evaluator is None:
         raise ValueError("rollback: expected an evaluator, got none")
-    dispatch = _dispatcher(algorithm, rounds, evaluator, message)
+    dispatch = _dispatcher(algorithm, rounds.stop, evaluator, message)
     read = _reader(evaluator)
-    for index in range(first, rounds):
+    for index in rounds:
         done = dispatch(carry.state, index)
         record = read(done)
         judged = record
@@ -425,7 +421,8 @@ def run(
     last, done = _carry(algorithm.init(), rollback), 0
     records: list[Record] = []
     hooks.start(0)
-    outcomes = _outcomes(algorithm, rollback, last, 0, rounds, evaluator, hooks.message)
+    every = range(rounds)
+    outcomes = _outcomes(algorithm, rollback, last, every, evaluator, hooks.message)
     try:
         for carry, record in _telling(outcomes, hooks):
             records.append(record)
@@ -520,8 +517,9 @@ def run_in_folder(
                 hooks.message(f"resuming {keep.path} at round {first} of {rounds}")
             else:  # so that records without a checkpoint tell that it was removed
                 checkpoints.save(folder.path, 0, mesh.local(carry), 2, metrics.digest())
+            left = range(first, rounds)
             outcomes = _outcomes(
-                algorithm, rollback, carry, first, rounds, evaluator, hooks.message
+                algorithm, rollback, carry, left, evaluator, hooks.message
             )
             told = _telling(outcomes, hooks._replace(alert=tell))
             saves = checkpoints.AsyncCheckpointer(folder.path, logs=start.logs)
@@ -609,9 +607,8 @@ def _follow(algorithm, rounds: int, evaluator, rollback):
     if first >= rounds:
         _stopped(carry, first, evaluator)
     records = []
-    for new, record in _outcomes(
-        algorithm, rollback, carry, first, rounds, evaluator, _ignore
-    ):
+    left = range(first, rounds)
+    for new, record in _outcomes(algorithm, rollback, carry, left, evaluator, _ignore):
         carry = new
         records.append(record)
     return _state(carry), records

@@ -32,10 +32,9 @@ def play(rules, cohorts, wanted=2, limit=INF):
     """Plays synchronous rounds of (ids, seconds, faults); returns the outcomes."""
     timeline, outcomes = arrivals.init(rules, max(wanted, len(cohorts[0][0])), 100), []
     for index, (ids, seconds, *faults) in enumerate(cohorts):
-        outcome = arrivals.synchronous(
-            rules, timeline, work(ids, seconds, *faults, versions=index), wanted, index,
-            limit,
-        )  # fmt: skip
+        begun = work(ids, seconds, *faults, versions=index)
+        ends = arrivals.Ends(wanted, limit)
+        outcome = arrivals.synchronous(rules, timeline, begun, index, ends)
         timeline = outcome.timeline
         outcomes.append(outcome)
     return outcomes
@@ -43,10 +42,10 @@ def play(rules, cohorts, wanted=2, limit=INF):
 
 def test_durations_by_hand():
     rules = clock.Clock(step_seconds=2.0, upload_rate=100.0, download_rate=400.0)
+    job = clock.Job(800, np.array([5, 3]), np.array([0.5, 1.0]), np.array([50, 400]))
     seconds = clock.durations(
-        rules, 800, np.array([5, 3]), np.array([0.5, 1.0]), np.array([50, 400]),
-        upload=np.array([1.0, 0.5]), download=np.array([1.0, 0.25]),
-    )  # fmt: skip
+        rules, job, download=np.array([1.0, 0.25]), upload=np.array([1.0, 0.5])
+    )
     np.testing.assert_allclose(seconds, [[2, 5, 0.5], [8, 6, 8]])
 
 
@@ -129,7 +128,7 @@ def test_who_is_late_is_sent_home():
     cohort = work([0, 1, 2], 0)._replace(seconds=seconds)
     rules = clock.Clock(deadline=1.0)
     outcome = arrivals.synchronous(
-        rules, arrivals.init(rules, 3, 10), cohort, 3, 0, 4.0
+        rules, arrivals.init(rules, 3, 10), cohort, 0, arrivals.Ends(3, 4.0)
     )
     np.testing.assert_allclose(outcome.spent, [[1, 3, 0], [1, 2, 1], [1, 1, 1]])
     sent = books.sent_bytes(outcome.finished, outcome.spent, [100] * 3)

@@ -189,7 +189,8 @@ def test_what_is_wrong_with_a_carried_update_is_told_where_it_arrives():
     events, limit = [], 2.0
     for index, drawn in enumerate((work, arrivals.take(work, np.array([0])))):
         drawn = drawn._replace(versions=np.full(len(drawn.ids), index, np.int32))
-        outcome = arrivals.synchronous(rules, timeline, drawn, 3, index, limit)
+        ends = arrivals.Ends(3, limit)
+        outcome = arrivals.synchronous(rules, timeline, drawn, index, ends)
         timeline = outcome.timeline
         events.append(outcome.events)
         # Only who stands there can be refused in this round.

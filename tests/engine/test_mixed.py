@@ -246,7 +246,7 @@ def test_rounds_are_the_same_with_one_program():
         before = group.num_programs()
         ready = small(network="cnn", tiers=tiers, **fields)
         algorithm = experiment.algorithm(ready)
-        records = simulation.iterate(algorithm, algorithm.init(), 0, 2)
+        records = simulation.iterate(algorithm, algorithm.init(), range(2))
         losses.append([record["train_loss"] for _, record in records])
         made.append(group.num_programs() - before)
     np.testing.assert_allclose(losses[1:], losses[:1] * 2, rtol=1e-5)

@@ -260,7 +260,7 @@ def test_dropout_drops_in_training_and_not_before_the_window():
     variables = block.init(jax.random.key(0), x, layers.Call())
     state = ({name: variables.get(name, {}) for name in network.STATE},)
     (plain, _), (dropped, _) = (
-        network.run(net, state, x, [layers.Call()], 2, key=key)
+        network.run(net, state, x, [layers.Call(key=key)], 2)
         for key in (None, jax.random.key(1))
     )
     kept = np.asarray(dropped) != 0
@@ -268,10 +268,10 @@ def test_dropout_drops_in_training_and_not_before_the_window():
     alive = np.asarray(plain) > 0
     assert 0.3 < kept[alive].mean() < 0.7
     call = layers.Call(types.Role.FROZEN_BEFORE)
-    calls = [call, jax.random.key(1), jax.random.key(2)]
     _, frozen = network.run(net, state, x, [call], 2, ("frozen",))
     (one, _), (two, _) = (
-        network.run(net, frozen, x, [call], 2, key=key) for key in calls[1:]
+        network.run(net, frozen, x, [call._replace(key=jax.random.key(k))], 2)
+        for k in (1, 2)
     )
     np.testing.assert_array_equal(one.codes, two.codes)
 

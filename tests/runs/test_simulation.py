@@ -89,7 +89,7 @@ def test_a_round_is_read_while_the_next_one_runs():
     log = []
     algorithm = counting(log)
     state = algorithm.init()
-    for _, record in simulation.iterate(algorithm, state, 0, 3, counter(1, log)):
+    for _, record in simulation.iterate(algorithm, state, range(3), counter(1, log)):
         log.append(f"record {record['round']}")
     assert log == [
         *("round 0", "evaluation 0"),
@@ -101,7 +101,9 @@ def test_a_round_is_read_while_the_next_one_runs():
 
 def test_a_record_holds_its_own_round():
     algorithm = counting()
-    outcomes = list(simulation.iterate(algorithm, algorithm.init(), 0, 3, counter(2)))
+    outcomes = list(
+        simulation.iterate(algorithm, algorithm.init(), range(3), counter(2))
+    )
     assert [rounds_of(state) for state, _ in outcomes] == [1, 2, 3]
     records = [record for _, record in outcomes]
     assert without_time(records)[1] == {
@@ -123,7 +125,7 @@ def test_a_record_holds_its_own_round():
 def test_wall_seconds_add_up_to_the_time_it_took():
     algorithm = counting()
     begin = time.perf_counter()
-    waits = simulation.iterate(algorithm, algorithm.init(), 0, 3)
+    waits = simulation.iterate(algorithm, algorithm.init(), range(3))
     seconds = []
     for _, record in waits:
         time.sleep(0.05)  # what the caller does is part of the next record
@@ -152,7 +154,7 @@ def test_evaluation_keeps_its_cadence_and_the_last_round(
     records = [
         record
         for _, record in simulation.iterate(
-            algorithm, algorithm.init(), first, rounds, counter(every)
+            algorithm, algorithm.init(), range(first, rounds), counter(every)
         )
     ]
     assert [record["round"] for record in records] == list(range(first, rounds))
@@ -167,7 +169,9 @@ def test_a_plan_is_announced_once_before_it_runs():
         return [FULL, FRONT, BACK] if index in (2, 4) else [FULL, FULL, BACK]
 
     algorithm = counting(log, plans_of)
-    for _ in simulation.iterate(algorithm, algorithm.init(), 0, 6, None, log.append):
+    for _ in simulation.iterate(
+        algorithm, algorithm.init(), range(6), None, log.append
+    ):
         pass
     assert [line for line in log if "compiling" in line] == [
         "round 0: compiling for plans 0-3, 2-3",
@@ -179,7 +183,7 @@ def test_a_plan_is_announced_once_before_it_runs():
 @pytest.mark.parametrize("rounds", [4, 6], ids=["last round", "round in between"])
 def test_divergence_names_round_clients_and_plans_after_the_last_good_round(rounds):
     algorithm = counting(broken=lambda index, client: index >= 3)
-    outcomes = simulation.iterate(algorithm, algorithm.init(), 0, rounds)
+    outcomes = simulation.iterate(algorithm, algorithm.init(), range(rounds))
     good = [next(outcomes) for _ in range(3)]
     assert [(rounds_of(state), record["round"]) for state, record in good] == [
         (1, 0),
@@ -211,7 +215,7 @@ def test_a_server_step_that_overflows_is_no_good_round():
         return state, report._replace(finite=jnp.asarray(assignment.round < 2))
 
     rounds = simulation.iterate(
-        algorithm._replace(round=overflows), algorithm.init(), 0, 5
+        algorithm._replace(round=overflows), algorithm.init(), range(5)
     )
     assert [record["round"] for _, record in (next(rounds), next(rounds))] == [0, 1]
     with pytest.raises(simulation.NonFiniteError, match="round 2: every update is"):

@@ -222,7 +222,7 @@ def test_a_million_clients_are_built_and_take_no_more_from_round_to_round():
     assert len(ready.federation.population.shards.counts) == 10**6
     algorithm = experiment.algorithm(ready)
     held = []
-    for _, record in simulation.iterate(algorithm, algorithm.init(), 0, 100):
+    for _, record in simulation.iterate(algorithm, algorithm.init(), range(100)):
         assert record["participants"] == 50
         arrays = sum(x.nbytes for x in jax.live_arrays())
         held.append((arrays, machine.resident_mb()))

@@ -86,7 +86,7 @@ def test_a_flax_block_drops_nothing_before_the_window():
         frozen = network.freeze(net, state, roles, specs.DEFAULT)
         run = [s if f is None else f for s, f in zip(state, frozen, strict=True)][:1]
         one, two = (
-            network.run(net, run, x, [layers.Call(role)], key=jax.random.key(k))[0]
+            network.run(net, run, x, [layers.Call(role, key=jax.random.key(k))])[0]
             for k in (3, 4)
         )
         values = [y if role is types.Role.TRAINED else y.value for y in (one, two)]

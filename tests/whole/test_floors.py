@@ -1,4 +1,7 @@
-"""Floors: a folder of fljax/ imports from the folders below it, and modules only."""
+"""Floors: a folder of fljax/ imports from the folders below it, and modules only.
+
+And functions are small: few parameters, few lines.
+"""
 
 import ast
 import pathlib
@@ -23,6 +26,8 @@ WINGS = (
 )
 FLOOR = {wing: floor for floor, wings in enumerate(WINGS) for wing in wings}
 MOST_FILES = 20  # of a folder
+MOST_PARAMETERS = 6  # of a function, self and cls aside
+MOST_LINES = 80  # of a function, its docstring and those within it included
 NOWHERE = {"experiments", "absl", "tests"}
 NOT_AT_MODULE_LEVEL = {
     "PIL",
@@ -121,6 +126,23 @@ def within(module, source):
     return {name for name in below if wing(name) == wing(module) and name != module}
 
 
+def large(module, source):
+    """Lists the functions of a module that take or hold too much."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            continue
+        given = node.args
+        names = [x.arg for x in given.posonlyargs + given.args + given.kwonlyargs]
+        names = [name for name in names if name not in ("self", "cls")]
+        lines = node.end_lineno - node.lineno + 1
+        if len(names) > MOST_PARAMETERS:
+            found.append(f"{module}.{node.name} takes {len(names)} parameters")
+        if lines > MOST_LINES:
+            found.append(f"{module}.{node.name} is {lines} lines long")
+    return found
+
+
 def test_every_file_imports_from_below():
     found = [c for module, source in sources() for c in complaints(module, source)]
     assert not found, "\n".join(found)
@@ -137,6 +159,24 @@ def test_folders_are_small_enough_to_look_through():
     for folder in (ROOT / "fljax").rglob("*"):
         if folder.is_dir():
             assert len(list(folder.glob("*.py"))) <= MOST_FILES, folder
+
+
+def test_functions_take_few_parameters_and_are_short():
+    found = [line for module, source in sources() for line in large(module, source)]
+    assert not found, "\n".join(found)
+
+
+@pytest.mark.parametrize(
+    ("source", "complaint"),
+    [
+        ("def f(a, b, c, d, /, e, *, f, g): ...", "m.f takes 7 parameters"),
+        ("class C:\n  def f(self, a, b, c, d, e, f, *g, **h): ...", None),
+        ("def f():\n" + "  def g(): ...\n" * 80, "m.f is 81 lines long"),
+        ("def f():\n" + "  pass\n" * 79, None),
+    ],
+)
+def test_a_large_function_is_found(source, complaint):
+    assert large("m", source) == ([complaint] if complaint else [])
 
 
 def test_the_files_are_found():
