@@ -64,7 +64,7 @@ def spread(num_blocks: int, most: int) -> list[tuple[int, int]]:
       The full window, the first and the last block alone, and others that are each as
       far as can be from those before it (farthest points; distance in blocks).
     """
-    every = plans.all_windows(num_blocks)
+    every = plans.windows_of(plans.all_windows(num_blocks))
     last = num_blocks - 1
     chosen = list(dict.fromkeys([(0, last), (0, 0), (last, last)]))
     while len(chosen) < min(most, len(every)):
@@ -108,12 +108,12 @@ def measure(
     times = [statistics.median(t) for t in timing.interleaved(made, repeats)]
     full = list(chosen).index((0, fed.model.net.num_blocks - 1))
     memory = np.array(sizes, np.float64)
-    array = np.array(chosen)
+    listed = plans.of_windows(chosen)
     return costs.CostTable(
         num_blocks=fed.model.net.num_blocks,
-        windows=array,
+        listed=listed,
         time=np.array(times) / times[full],
-        upload=cost_model.upload_share(array, fed.model.counts),
+        upload=cost_model.upload_share(listed, fed.model.counts),
         memory=memory / memory[full],
         full_step_seconds=times[full],
         full_step_memory_gb=memory[full] / 1e9,
@@ -138,12 +138,12 @@ def complete(
     """
     every = plans.all_windows(len(counts))
     time, memory = cost_model.predict(device_class, every, counts, batch)
-    row = {tuple(window): i for i, window in enumerate(every.tolist())}
-    known = [row[tuple(window)] for window in measured.windows.tolist()]
+    row = {plan: i for i, plan in enumerate(every)}
+    known = [row[plan] for plan in measured.listed]
     time[known], memory[known] = measured.time, measured.memory
     return costs.CostTable(
         num_blocks=len(counts),
-        windows=every,
+        listed=every,
         time=np.maximum(time, 1e-6),
         upload=np.maximum(cost_model.upload_share(every, counts), 1e-9),
         memory=np.maximum(memory, 1e-6),
@@ -240,7 +240,7 @@ def _main() -> None:
     costs.save(every, _OUT.value)
     if _CLASS_OUT.value:
         cost_model.save_class(fitted, pathlib.Path(_CLASS_OUT.value))
-    print(f"wrote {len(every.windows)} windows to {_OUT.value}")
+    print(f"wrote {len(every.listed)} windows to {_OUT.value}")
 
 
 if __name__ == "__main__":

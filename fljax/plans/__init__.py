@@ -8,8 +8,10 @@ from fljax.plans.plan import (
     covering,
     full,
     is_full,
+    of_windows,
     roles,
     upload_bytes,
+    windows_of,
 )
 
 __all__ = [
@@ -20,6 +22,8 @@ __all__ = [
     "covering",
     "full",
     "is_full",
+    "of_windows",
     "roles",
     "upload_bytes",
+    "windows_of",
 ]

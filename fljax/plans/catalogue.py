@@ -1,7 +1,7 @@
 """Every plan that a run may assign, a row each, with what it costs.
 
 What is at work, and what a checkpoint holds of it, is a row: one number, whatever a
-plan may be made of. The cost table says which windows there are; here each is listed at
+plan may be made of. The cost table says which plans there are; here each is listed at
 every width of codes, so that policies may change the width during a run.
 
 Legend: K clients, R rows.
@@ -76,7 +76,7 @@ def make(
     Returns:
       The catalogue.
     """
-    listed, full = list(table.listed()), plans.full(table.num_blocks)
+    listed, full = list(table.listed), plans.full(table.num_blocks)
     shares = np.minimum([table.time, table.memory], 1.0)
     generator = streams.generator(seed, streams.TABLE_ERROR)
     true = shares * np.exp(error * generator.standard_normal((2, len(listed))))

@@ -196,18 +196,19 @@ def from_counts(
             f"got {len(counts)} blocks, {sum(c.upload_bytes for c in counts)} bytes "
             f"and batch {batch}"
         )
-    windows = plans.all_windows(len(counts))
-    upload = upload_share(windows, counts)
-    windows, upload = windows[upload > 0], upload[upload > 0]
+    listed = plans.all_windows(len(counts))
+    upload = upload_share(listed, counts)
+    listed = tuple(p for p, sent in zip(listed, upload, strict=True) if sent > 0)
+    upload = upload[upload > 0]
     if device_class == GENERIC:
-        time, memory = generic_costs.predict(windows, counts, batch)
+        time, memory = generic_costs.predict(listed, counts, batch)
     else:
         if not isinstance(device_class, DeviceClass):
             device_class = load_class(device_class)
-        time, memory = predict(device_class, windows, counts, batch)
+        time, memory = predict(device_class, listed, counts, batch)
     return costs.CostTable(
         num_blocks=len(counts),
-        windows=windows,
+        listed=listed,
         time=time,
         upload=upload,
         memory=memory,
@@ -216,25 +217,25 @@ def from_counts(
 
 
 def upload_share(
-    windows: np.ndarray, counts: Sequence[types.BlockCounts]
+    listed: Sequence[plans.Plan], counts: Sequence[types.BlockCounts]
 ) -> np.ndarray:
-    """Return the bytes a client sends under each window [P, 2], over all bytes: [P]."""
-    sent = [plans.upload_bytes(plans.Plan(*w), counts) for w in windows.tolist()]
+    """Return the bytes a client sends under each of P plans, over all bytes: [P]."""
+    sent = [plans.upload_bytes(plan, counts) for plan in listed]
     return np.array(sent) / plans.upload_bytes(plans.full(len(counts)), counts)
 
 
 def predict(
     device_class: DeviceClass,
-    windows: np.ndarray,
+    listed: Sequence[plans.Plan],
     counts: Sequence[types.BlockCounts],
     batch: int,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Price windows [P, 2]; returns time and memory relative to the full one: two [P].
+    """Price P plans; returns time and memory relative to the full one: two [P].
 
     Raises:
       ValueError: if the full network costs nothing by what is counted.
     """
-    result = []
+    windows, result = plans.windows_of(listed), []
     for field, terms in (("time", time_terms), ("memory", memory_terms)):
         prices = np.array(getattr(device_class, field))
         full = float(terms(_full(counts), counts, batch)[0] @ prices)
@@ -404,8 +405,8 @@ class Errors(NamedTuple):
 
 def errors(device_class: DeviceClass, sample: Sample) -> Errors:
     """Compare a class to a measured table; one error a window, in the table's order."""
-    windows = sample.table.windows
-    time, memory = predict(device_class, windows, sample.counts, sample.batch)
+    listed = sample.table.listed
+    time, memory = predict(device_class, listed, sample.counts, sample.batch)
     return Errors(
         np.abs(time - sample.table.time), np.abs(memory - sample.table.memory)
     )
@@ -427,7 +428,8 @@ def held_out_errors(sample: Sample, folds: int = 20) -> Errors:
       ValueError: if there are not two such windows.
     """
     table = sample.table
-    rows = np.flatnonzero((table.windows != _full(sample.counts)).any(axis=1))
+    full = plans.full(table.num_blocks)
+    rows = np.flatnonzero([plan != full for plan in table.listed])
     if len(rows) < 2:
         raise ValueError(
             f"{table.source}: expected two windows or more beside the full one, "
@@ -436,15 +438,8 @@ def held_out_errors(sample: Sample, folds: int = 20) -> Errors:
     parts = []
     for turn in range(min(folds, len(rows))):
         held = rows[turn::folds]
-        rest = np.setdiff1d(np.arange(len(table.windows)), held)
-        seen = sample._replace(table=_rows(table, rest))
-        left = sample._replace(table=_rows(table, held))
+        rest = np.setdiff1d(np.arange(len(table.listed)), held)
+        seen = sample._replace(table=table.take(rest))
+        left = sample._replace(table=table.take(held))
         parts.append(errors(fit([seen], table.source), left))
     return Errors(*(np.concatenate(part) for part in zip(*parts, strict=True)))
-
-
-def _rows(table: costs.CostTable, rows: np.ndarray) -> costs.CostTable:
-    """Return the table of some of the windows."""
-    columns = ("windows", "time", "upload", "memory")
-    picked = {name: getattr(table, name)[rows] for name in columns}
-    return dataclasses.replace(table, **picked)

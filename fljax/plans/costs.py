@@ -1,10 +1,10 @@
-"""Cost tables: what training a window costs, relative to training everything.
+"""Cost tables: what training under a plan costs, relative to training everything.
 
-A table holds time, upload and memory of windows [a, b], measured (`load`) or modeled
-(`cost_model`); `feasible` and `maximal` lead from a client's budgets to its windows as
+A table lists plans with their time, upload and memory, measured (`load`) or modeled
+(`cost_model`); `feasible` and `maximal` lead from a client's budgets to its plans as
 in CoCoFL (arXiv 2203.05468) and its reference code.
 
-Legend: P windows of a table, K clients, n blocks.
+Legend: P plans of a table, K clients, n blocks.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import dataclasses
 import json
 import math
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -25,15 +26,27 @@ _MOST = 2**31  # whole numbers of a table are below
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class CostTable:
-    """What each known window costs, relative to training every block (1.0).
+    """What each known plan costs, relative to training every block (1.0).
+
+    The plans are of the default width of codes, which changes no cost; policies choose
+    rows, and `at` gives the plans of the rows at any width.
 
     The arrays are checked, copied and made read-only. Measured values may exceed 1 by
     noise and are kept as they are: `feasible` clips them. Not every window of the
     network needs to be there.
+
+    >>> table = CostTable(
+    ...     num_blocks=2, listed=plans.all_windows(2), time=[0.6, 1.0, 0.3],
+    ...     upload=[0.2, 1.0, 0.8], memory=[0.7, 1.0, 0.4],
+    ... )
+    >>> [str(plan) for plan in table.listed]
+    ['0-0', '0-1', '1-1']
+    >>> table.rows([plans.Plan(1, 1), plans.Plan(0, 0, bits=4)]).tolist()
+    [2, 0]
     """
 
     num_blocks: int  # n
-    windows: np.ndarray  # [P, 2] int64: first and last trained block
+    listed: Sequence[plans.Plan]  # P of them, kept as a tuple
     time: np.ndarray  # [P] float64
     upload: np.ndarray  # [P] float64
     memory: np.ndarray  # [P] float64
@@ -41,21 +54,45 @@ class CostTable:
     full_step_memory_gb: float | None = None  # GB (1e9 bytes) of that step
     batch: int = 32  # examples of that step (the published tables' 32)
     source: str = "cost table"  # where it comes from: opens every error message
-    # [P, P] bool: which window covers which other one
+    # plan -> its row
+    row: dict[plans.Plan, int] = dataclasses.field(init=False, repr=False)
+    # [P, P] bool: which plan covers which other one
     covers: np.ndarray = dataclasses.field(init=False, repr=False)
 
     def __post_init__(self):
-        _freeze(self, "windows", np.int64)
+        object.__setattr__(self, "listed", tuple(self.listed))
         for name in ("time", "upload", "memory"):
             _freeze(self, name, np.float64)
         _check_shapes(self)
-        _check_windows(self)
+        object.__setattr__(self, "row", _checked_plans(self))
         _check_costs(self)
-        object.__setattr__(self, "covers", plans.covering(self.listed()))
+        object.__setattr__(self, "covers", plans.covering(self.listed))
 
-    def listed(self, bits: int = plans.DEFAULT_BITS) -> tuple[plans.Plan, ...]:
-        """List the plans of the rows, [P], at one width of codes."""
-        return tuple(plans.Plan(a, b, bits) for a, b in self.windows.tolist())
+    @property
+    def windows(self) -> np.ndarray:
+        """Give the windows of the rows, [P, 2] int64: first and last trained block."""
+        return plans.windows_of(self.listed)
+
+    def at(self, bits: int) -> tuple[plans.Plan, ...]:
+        """List the plans of the rows, P of them, at one width of codes."""
+        return tuple(plan.at(bits) for plan in self.listed)
+
+    def rows(self, assigned: Sequence[plans.Plan]) -> np.ndarray:
+        """Find the rows [K] int64 of plans, at whatever width of codes."""
+        found = [self.row[plan.at(plans.DEFAULT_BITS)] for plan in assigned]
+        return np.array(found, np.int64)
+
+    def take(self, rows: Sequence[int] | np.ndarray, source: str = "") -> CostTable:
+        """Give the table of some of the rows, under its own source or another."""
+        rows = np.asarray(rows)
+        return dataclasses.replace(
+            self,
+            listed=[self.listed[row] for row in rows.tolist()],
+            time=self.time[rows],
+            upload=self.upload[rows],
+            memory=self.memory[rows],
+            source=source or self.source,
+        )
 
 
 def _freeze(table: CostTable, name: str, dtype: type) -> None:
@@ -66,38 +103,39 @@ def _freeze(table: CostTable, name: str, dtype: type) -> None:
 
 
 def _check_shapes(table: CostTable) -> None:
-    """Raise unless there are P >= 1 windows with one cost of each kind."""
-    size = len(table.windows)
-    if size == 0 or table.windows.shape != (size, 2):
-        raise ValueError(
-            f"{table.source}: expected at least one window as [P, 2], "
-            f"got shape {table.windows.shape}"
-        )
+    """Raise unless there are P >= 1 plans with one cost of each kind."""
+    size = len(table.listed)
+    if size == 0:
+        raise ValueError(f"{table.source}: expected at least one plan, got none")
     for name in ("time", "upload", "memory"):
         if getattr(table, name).shape != (size,):
             raise ValueError(
-                f"{table.source}: expected {name} of shape ({size},), one a window, "
+                f"{table.source}: expected {name} of shape ({size},), one a plan, "
                 f"got {getattr(table, name).shape}"
             )
 
 
-def _check_windows(table: CostTable) -> None:
-    """Raise at the first window outside the network and at the first double one."""
-    first, last = table.windows.T
-    bad = ~((first >= 0) & (first <= last) & (last < table.num_blocks))
-    if bad.any():
-        row = int(np.argmax(bad))
-        raise ValueError(
-            f"{table.source}: expected windows with 0 <= first <= last < "
-            f"{table.num_blocks} (the blocks), got {_name(table, row)} in row {row}"
-        )
-    _, where = np.unique(table.windows, axis=0, return_index=True)
-    if len(where) < len(table.windows):
-        row = int(np.setdiff1d(np.arange(len(table.windows)), where)[0])
-        raise ValueError(
-            f"{table.source}: expected each window once, got {_name(table, row)} again "
-            f"in row {row}"
-        )
+def _checked_plans(table: CostTable) -> dict[plans.Plan, int]:
+    """Return each plan's row; raise at the first that is none or comes again."""
+    row_of: dict[plans.Plan, int] = {}
+    for row, plan in enumerate(table.listed):
+        if not isinstance(plan, plans.Plan) or plan.bits != plans.DEFAULT_BITS:
+            raise ValueError(
+                f"{table.source}: expected plans of {plans.DEFAULT_BITS} bits, got "
+                f"{bounds.shown(plan)} in row {row}"
+            )
+        if plan.last >= table.num_blocks:
+            raise ValueError(
+                f"{table.source}: expected plans of {table.num_blocks} blocks, 0 to "
+                f"{table.num_blocks - 1}, got {plan} in row {row}"
+            )
+        if plan in row_of:
+            raise ValueError(
+                f"{table.source}: expected each plan once, got {plan} again in row "
+                f"{row}"
+            )
+        row_of[plan] = row
+    return row_of
 
 
 def _check_costs(table: CostTable) -> None:
@@ -108,8 +146,8 @@ def _check_costs(table: CostTable) -> None:
         if bad.any():
             row = int(np.argmax(bad))
             raise ValueError(
-                f"{table.source}: expected {name} from 1e-9 to 1e9 for window "
-                f"{_name(table, row)}, got {cost[row]}"
+                f"{table.source}: expected {name} from 1e-9 to 1e9 for plan "
+                f"{table.listed[row]}, got {cost[row]}"
             )
     for name in ("full_step_seconds", "full_step_memory_gb"):
         value = getattr(table, name)
@@ -123,11 +161,6 @@ def _check_costs(table: CostTable) -> None:
             f"{table.source}: expected batch_size to be a positive integer, got "
             f"{bounds.shown(table.batch)}"
         )
-
-
-def _name(table: CostTable, row: int) -> str:
-    """Name the window of a row as a plan would."""
-    return "-".join(map(str, table.windows[row]))
 
 
 def load(path: str | pathlib.Path) -> CostTable:
@@ -162,10 +195,10 @@ def load(path: str | pathlib.Path) -> CostTable:
             f"{path}: expected blocks to be a positive integer, got "
             f"{bounds.shown(content['blocks'])}"
         )
-    rows = _checked_rows(path, content["windows"])
+    rows = _checked_rows(path, content["windows"], content["blocks"])
     return CostTable(
         num_blocks=content["blocks"],
-        windows=np.array([row[:2] for row in rows]),
+        listed=plans.of_windows(row[:2] for row in rows),
         time=np.array([row[2] for row in rows]),
         upload=np.array([row[3] for row in rows]),
         memory=np.array([row[4] for row in rows]),
@@ -176,8 +209,11 @@ def load(path: str | pathlib.Path) -> CostTable:
     )
 
 
-def _checked_rows(path: str | pathlib.Path, rows: Any) -> list[list[float]]:
-    """Raise unless rows is a filled list of [int, int, number, number, number]."""
+def _checked_rows(path: str | pathlib.Path, rows: Any, blocks: int) -> list[list]:
+    """Raise unless rows is a filled list of [int, int, number, number, number].
+
+    The first two are a window of the blocks.
+    """
     if not isinstance(rows, list) or not rows:
         raise ValueError(f"{path}: expected windows to be a list with at least one row")
     for number, row in enumerate(rows):
@@ -190,6 +226,11 @@ def _checked_rows(path: str | pathlib.Path, rows: Any) -> list[list[float]]:
             raise ValueError(
                 f"{path}: expected [first, last, time, upload, memory] with whole "
                 f"first and last, got {bounds.shown(row)} in row {number} of windows"
+            )
+        if not 0 <= row[0] <= row[1] < blocks:
+            raise ValueError(
+                f"{path}: expected windows with 0 <= first <= last < {blocks} (the "
+                f"blocks), got {row[0]}-{row[1]} in row {number}"
             )
     return rows
 
@@ -218,10 +259,10 @@ def save(table: CostTable, path: str | pathlib.Path) -> None:
 def _clipped(table: CostTable) -> np.ndarray:
     """Return time, upload and memory [3, P], at most 1.
 
-    No window costs more than training everything, so what a table shows above 1 is
+    No plan costs more than training everything, so what a table shows above 1 is
     noise of the measurement. Clipping leaves the maximal windows of the published
     tables as they are (the expected sets hold with and without it); it lets a client
-    of budget 1 run any window.
+    of budget 1 run any plan.
     """
     return np.minimum([table.time, table.upload, table.memory], 1.0)
 
@@ -232,10 +273,10 @@ def feasible(
     upload: np.ndarray | float,
     memory: np.ndarray | float,
 ) -> np.ndarray:
-    """Tell which windows fit into the budgets.
+    """Tell which plans fit into the budgets.
 
     Args:
-      table: costs of P windows.
+      table: costs of P plans.
       time: relative limit, a number or [K].
       upload: relative limit, a number or [K].
       memory: relative limit, a number or [K].
@@ -273,7 +314,7 @@ def floored(
     there is to do, and will be late; one with less memory than that needs drops out.
 
     Args:
-      table: costs of P windows.
+      table: costs of P plans.
       time: relative limits [K].
       upload: relative limits [K].
       memory: relative limits [K].
@@ -293,7 +334,7 @@ def nearest_fit(table: CostTable, time: float, upload: float, memory: float) -> 
     """Say what is missing for budgets into which no window fits.
 
     Args:
-      table: costs of P windows.
+      table: costs of P plans.
       time: relative limit.
       upload: relative limit.
       memory: relative limit.
@@ -308,7 +349,7 @@ def nearest_fit(table: CostTable, time: float, upload: float, memory: float) -> 
     needs = _spell(*(_round_up(cost) for cost in costs[:, row]))
     return (
         f"no window of {table.source} fits {_spell(time, upload, memory)}; the nearest "
-        f"is {_name(table, row)}, which needs {needs}: multiply the budgets by "
+        f"is {table.listed[row]}, which needs {needs}: multiply the budgets by "
         f"{_round_up(growth[row])}"
     )
 

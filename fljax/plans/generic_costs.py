@@ -26,7 +26,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from fljax import types
+from fljax import plans, types
 
 # Price of a kind of work, in forward float32 multiply-accumulates of a dense product.
 # One set for all networks: a compromise of scale-free least squares fits to the
@@ -58,16 +58,17 @@ TRAINED_COPIES = 2.0
 
 
 def predict(
-    windows: np.ndarray, counts: Sequence[types.BlockCounts], batch: int
+    listed: Sequence[plans.Plan], counts: Sequence[types.BlockCounts], batch: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Price windows [P, 2]; returns time and memory relative to the full one: two [P].
+    """Price P plans; returns time and memory relative to the full one: two [P].
 
     Args:
-      windows: first and last trained block.
+      listed: the plans.
       counts: of the n blocks, for one example each.
       batch: examples a step.
     """
-    full = np.array([[0, len(counts) - 1]])
+    windows = plans.windows_of(listed)
+    full = plans.windows_of([plans.full(len(counts))])
     time, memory = (
         price(windows, counts, batch) / price(full, counts, batch)
         for price in (_time, _memory)

@@ -8,7 +8,7 @@ fixed point. A plan is static and hashable.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -18,6 +18,9 @@ WIDTHS = (2, 3, 4, 5, 6, 7, 8)  # bits of the codes in frozen blocks
 DEFAULT_BITS = 8
 
 
+# Tables, catalogues and policies hold plans whole. What else a plan is made of is a
+# field here, with its part in `covers` and `covering`, `is_full`, `upload_bytes`, the
+# prices of `cost_model` and the files of `costs`.
 @dataclasses.dataclass(frozen=True, slots=True, order=True)
 class Plan:
     """Train blocks `first` to `last`, both inclusive; freeze the others at `bits`.
@@ -49,8 +52,8 @@ class Plan:
         return f"{self.first}-{self.last}{width}"
 
     def at(self, bits: int) -> Plan:
-        """Gives the plan at another width of codes."""
-        return dataclasses.replace(self, bits=bits)
+        """Gives the plan at a width of codes."""
+        return self if bits == self.bits else dataclasses.replace(self, bits=bits)
 
     def covers(self, other: Plan) -> bool:
         """Tells whether all that another plan trains is trained, at any width of codes.
@@ -70,7 +73,7 @@ def covering(listed: Sequence[Plan]) -> np.ndarray:
     Returns:
       [P, P] bool: `listed[i].covers(listed[j])`, and i is not j.
     """
-    first, last = np.array([(plan.first, plan.last) for plan in listed]).T
+    first, last = windows_of(listed).T
     covers = (first[:, None] <= first) & (last[:, None] >= last)
     np.fill_diagonal(covers, False)
     return covers
@@ -144,13 +147,28 @@ def upload_bytes(plan: Plan, counts: Sequence[types.BlockCounts]) -> int:
     return trained + before + after - counts[plan.first].entry_bytes
 
 
-def all_windows(num_blocks: int) -> np.ndarray:
+def of_windows(windows: Iterable[Sequence[int]] | np.ndarray) -> tuple[Plan, ...]:
+    """Return the plans of windows, each a first and a last block.
+
+    >>> [str(plan) for plan in of_windows([(0, 1), (1, 1)])]
+    ['0-1', '1-1']
+    """
+    return tuple(Plan(int(first), int(last)) for first, last in windows)
+
+
+def windows_of(listed: Sequence[Plan]) -> np.ndarray:
+    """Return first and last trained block of P plans: [P, 2] int64."""
+    return np.array([(plan.first, plan.last) for plan in listed], np.int64)
+
+
+def all_windows(num_blocks: int) -> tuple[Plan, ...]:
     """Return every window of a network of n blocks, by first block, then by last.
 
     Args:
       num_blocks: n, the blocks of the network.
 
     Returns:
-      [n (n + 1) / 2, 2] int64: first and last trained block.
+      n (n + 1) / 2 plans.
     """
-    return np.stack(np.triu_indices(num_blocks), axis=1)
+    blocks = range(num_blocks)
+    return of_windows((first, last) for first in blocks for last in blocks[first:])

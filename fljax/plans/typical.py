@@ -6,8 +6,6 @@ sets of windows that fit them.
 
 from __future__ import annotations
 
-import dataclasses
-
 import numpy as np
 
 from fljax import types
@@ -71,7 +69,7 @@ def restrict(
       ValueError: nothing fits any of the typical budgets, or `most` windows are too
         few for them.
     """
-    if len(table.windows) <= most:
+    if len(table.listed) <= most:
         return table
     fits, shares = feasible_sets(table, typical)
     frequency = shares @ evenly(costs.maximal(table.covers, fits))
@@ -89,14 +87,7 @@ def restrict(
             f"one of {table.source}, got {most}"
         )
     rows.sort()
-    return dataclasses.replace(
-        table,
-        windows=table.windows[rows],
-        time=table.time[rows],
-        upload=table.upload[rows],
-        memory=table.memory[rows],
-        source=f"{len(rows)} windows of {table.source}",
-    )
+    return table.take(rows, f"{len(rows)} windows of {table.source}")
 
 
 def _covering(

@@ -1,6 +1,6 @@
 """What a policy is, and what policies share.
 
-Legend: N all clients, K clients of a round, P windows of the table, M budgets of a
+Legend: N all clients, K clients of a round, P plans of the table, M budgets of a
 sample.
 """
 
@@ -142,22 +142,6 @@ def pick(options: np.ndarray, draw: np.ndarray) -> np.ndarray:
     return np.argmax(np.cumsum(options, axis=1) > rank[:, None], axis=1)
 
 
-def rows_of(
-    table: costs.CostTable,
-) -> Callable[[Sequence[plans.Plan]], np.ndarray]:
-    """Make a function that finds plans' rows in the table: K plans -> [K] int64."""
-    of_plan = {
-        plan: row
-        for bits in plans.WIDTHS
-        for row, plan in enumerate(table.listed(bits))
-    }
-
-    def find(assigned: Sequence[plans.Plan]) -> np.ndarray:
-        return np.array([of_plan[plan] for plan in assigned], np.int64)
-
-    return find
-
-
 def stateless(
     assign: Callable[[RoundKey, np.ndarray, types.Budgets], list[plans.Plan]],
 ) -> Policy:
@@ -174,17 +158,17 @@ def from_rows(
     bits: int,
     choose: Callable[[RoundKey, np.ndarray, np.ndarray], np.ndarray],
 ) -> Policy:
-    """Make a policy that remembers nothing out of a choice among maximal windows.
+    """Make a policy that remembers nothing out of a choice among maximal plans.
 
     Args:
-      table: costs of P windows.
+      table: costs of P plans.
       bits: width of the codes in the frozen blocks.
       choose: (round_key, ids [K], options [K, P]) -> rows [K].
 
     Returns:
       The policy; `assign` raises ValueError if nothing fits a client.
     """
-    all_plans = table.listed(bits)
+    all_plans = table.at(bits)
 
     def assign(round_key, ids, budgets):
         rows = choose(round_key, ids, maximal(table, ids, budgets))

@@ -1,6 +1,6 @@
 """Policies that remember: what plans really took, who did what, how training goes.
 
-Legend: N all clients, K clients of a round, P windows of the table.
+Legend: N all clients, K clients of a round, P plans of the table.
 """
 
 from __future__ import annotations
@@ -76,8 +76,7 @@ def online(
         )
     # What a table shows above 1 is noise, see costs.feasible.
     believed = np.minimum([table.time, table.memory], 1.0)  # [2, P]
-    all_plans = table.listed(bits)
-    find_rows = base.rows_of(table)
+    all_plans = table.at(bits)
 
     def init():
         return OnlineState(
@@ -103,7 +102,7 @@ def online(
     def observe(state, ids, assigned, budgets, observation):
         seen = np.stack([observation.time, observation.memory])  # [2, K], of limits
         seen = seen * np.stack([budgets.time, budgets.memory])
-        return corrected(state, believed, ids, find_rows(assigned), seen, rate)
+        return corrected(state, believed, ids, table.rows(assigned), seen, rate)
 
     return base.Policy(init, assign, observe)
 
@@ -168,7 +167,7 @@ def round_robin(
       whether its updates arrived or not; `assign` raises ValueError if nothing fits a
       client.
     """
-    all_plans = table.listed(bits)
+    all_plans = table.at(bits)
 
     def assign(state, round_key, ids, budgets):
         options = base.maximal(table, ids, budgets)
@@ -237,9 +236,9 @@ def adaptive_bits(
             "adaptive_bits: expected an ascending ladder, patience of at least 1 and "
             f"tight above 0, got {ladder}, {patience} and {tight}"
         )
-    all_plans = [table.listed(width) for width in widths]
+    all_plans = [table.at(width) for width in widths]
     needs = np.minimum([table.time, table.memory], 1.0)[..., None, :]  # [2, 1, P]
-    span = table.windows[:, 1] - table.windows[:, 0] + 1
+    whole = np.array([plans.is_full(p, table.num_blocks) for p in table.listed])
     top = len(widths) - 1
 
     def init():
@@ -254,7 +253,7 @@ def adaptive_bits(
         limits = np.stack([budgets.time, budgets.memory])
         load = (needs[:, 0, rows] / limits).max(axis=0)  # [K]
         rungs = np.maximum(state.rung - (load > tight), 0)
-        rungs = np.where(span[rows] == table.num_blocks, top, rungs)
+        rungs = np.where(whole[rows], top, rungs)
         return [all_plans[i][row] for i, row in zip(rungs, rows, strict=True)]
 
     def observe(state, ids, assigned, budgets, observation):

@@ -92,7 +92,7 @@ def uniform(
     alone = types.Budgets(*(np.reshape(limit, 1) for limit in lowest))
     (fits,) = base.feasible(table, alone, lambda k: "the lowest budgets")
     row = int(np.argmax(np.where(fits, table.upload, 0.0)))
-    plan = table.listed(bits)[row]
+    plan = table.listed[row].at(bits)
     return base.stateless(lambda round_key, ids, budgets: [plan] * len(ids))
 
 

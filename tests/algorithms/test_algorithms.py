@@ -27,7 +27,7 @@ TIERS = (
 )
 TABLE = costs.CostTable(
     num_blocks=5,
-    windows=np.array([[0, 4], [2, 2], [3, 4]]),
+    listed=plans.of_windows([[0, 4], [2, 2], [3, 4]]),
     time=np.array([1.0, 0.4, 0.3]),
     upload=np.array([1.0, 0.2, 0.5]),
     memory=np.array([1.0, 0.4, 0.3]),
@@ -360,7 +360,7 @@ def test_the_start_is_that_of_the_seed(fed, start):
 def test_time_shares_by_hand():
     partial = costs.CostTable(
         num_blocks=5,
-        windows=np.array([[2, 2]]),
+        listed=[plans.Plan(2, 2)],
         time=np.array([0.4]),
         upload=np.array([0.2]),
         memory=np.array([0.4]),
@@ -408,7 +408,7 @@ def test_small_clients_beside_a_large_one_have_a_program_of_their_own(problem):
         training=client.Training(batch_size=16),
     )
     table = costs.CostTable(
-        num_blocks=1, windows=[[0, 0]], time=[1], upload=[1], memory=[1]
+        num_blocks=1, listed=[plans.full(1)], time=[1], upload=[1], memory=[1]
     )
     fed = conftest.federated(net, few, table, tiers, clients_per_round=4)
 

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from fljax import types
+from fljax import plans, types
 from fljax.devices import arrivals, clock, failures, fleet
 from fljax.devices.failures import Fault
 from fljax.engine import books
@@ -51,7 +51,7 @@ def test_durations_by_hand():
 
 def test_what_is_left_open_is_filled_in():
     table = costs.CostTable(
-        num_blocks=1, windows=np.array([[0, 0]]), time=np.ones(1), upload=np.ones(1),
+        num_blocks=1, listed=[plans.full(1)], time=np.ones(1), upload=np.ones(1),
         memory=np.ones(1),
     )  # fmt: skip
     count = types.BlockCounts(1000, 250, 1, 1, 1, 4)

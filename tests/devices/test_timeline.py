@@ -47,7 +47,7 @@ NORMED = NET._replace(name="normed", blocks=(Hidden(), Normed(), Head()))
 FULL, LAST = plans.full(2), plans.Plan(1, 1)
 TABLE = costs.CostTable(
     num_blocks=2,
-    windows=np.array([[0, 1], [1, 1]]),
+    listed=plans.of_windows([[0, 1], [1, 1]]),
     time=np.array([1.0, 0.4]),
     upload=np.array([1.0, 0.1]),
     memory=np.array([1.0, 0.4]),
@@ -221,8 +221,8 @@ def test_late_statistics_and_ranges_are_averaged(fed):
         step_seconds=1.0, upload_rate=np.inf, download_rate=np.inf, buffer=3,
         max_staleness=6,
     )  # fmt: skip
-    windows = np.array([[0, 2], [1, 2]])
-    table = dataclasses.replace(TABLE, num_blocks=3, windows=windows)
+    listed = plans.of_windows([[0, 2], [1, 2]])
+    table = dataclasses.replace(TABLE, num_blocks=3, listed=listed)
     normed = fed.having(
         net=NORMED, counts=network.counts(NORMED), table=table, clock=rules,
         clients_per_round=6,

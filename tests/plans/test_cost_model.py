@@ -44,7 +44,7 @@ def test_upload_of_mobilenet_is_exact():
         modeled.windows[np.lexsort(modeled.windows.T[::-1])],
         measured.windows[np.lexsort(measured.windows.T[::-1])],
     )
-    shares = cost_model.upload_share(measured.windows, counts)
+    shares = cost_model.upload_share(measured.listed, counts)
     np.testing.assert_allclose(shares, measured.upload, rtol=0, atol=5.0001e-6)
 
 
@@ -61,7 +61,7 @@ def test_classes_are_as_close_as_the_docstring_says(
 ):
     sample = cost_model.Sample(counts_of(name), test_costs.published(table))
     errors = cost_model.errors(cost_model.load_class(device_class), sample)
-    assert len(errors.time) == len(sample.table.windows)
+    assert len(errors.time) == len(sample.table.listed)
     assert errors.time.mean() < time <= 0.04
     assert errors.memory.mean() < memory <= 0.035
 
@@ -102,11 +102,11 @@ def test_a_fit_finds_the_class_that_made_a_table():
         {"float_macs": 2e-10, "int8_macs": 5e-11, "float_values": 1e-9, "step": 1e-4},
         {"kept": 4e-9, "trained_parameters": 8e-9, "process": 0.01},
     )
-    windows = plans.all_windows(len(counts))
-    time, memory = cost_model.predict(true, windows, counts, 32)
+    listed = plans.all_windows(len(counts))
+    time, memory = cost_model.predict(true, listed, counts, 32)
     table = costs.CostTable(
-        num_blocks=len(counts), windows=windows, time=time, memory=memory,
-        upload=cost_model.upload_share(windows, counts),
+        num_blocks=len(counts), listed=listed, time=time, memory=memory,
+        upload=cost_model.upload_share(listed, counts),
     )  # fmt: skip
     sample = cost_model.Sample(counts, table)
     errors = cost_model.errors(cost_model.fit([sample], "found"), sample)
@@ -119,11 +119,11 @@ def test_held_out_errors_are_of_windows_that_were_not_seen():
     table = cost_model.from_counts(counts)
     sample = cost_model.Sample(counts, table)
     errors = cost_model.held_out_errors(sample, folds=3)
-    assert errors.time.shape == (len(table.windows) - 1,)
+    assert errors.time.shape == (len(table.listed) - 1,)
     assert errors.time.mean() < 0.02
-    noise = np.random.default_rng(0).uniform(0.7, 1.4, len(table.windows))
+    noise = np.random.default_rng(0).uniform(0.7, 1.4, len(table.listed))
     noisy = costs.CostTable(
-        num_blocks=table.num_blocks, windows=table.windows, time=table.time * noise,
+        num_blocks=table.num_blocks, listed=table.listed, time=table.time * noise,
         upload=table.upload, memory=table.memory,
     )  # fmt: skip
     worse = cost_model.held_out_errors(sample._replace(table=noisy), folds=3)
@@ -181,8 +181,8 @@ def test_windows_to_measure_are_spread():
     assert len(set(chosen)) == 12
     assert all(0 <= first <= last < 20 for first, last in chosen)
     gaps = [
-        min(abs(a - c) + abs(b - d) for c, d in chosen)
-        for a, b in plans.all_windows(20).tolist()
+        min(abs(plan.first - c) + abs(plan.last - d) for c, d in chosen)
+        for plan in plans.all_windows(20)
     ]
     assert max(gaps) <= 6
     assert len(profile.spread(3, 100)) == 6
@@ -197,8 +197,8 @@ def test_profile_measures_some_windows_and_models_the_others(call, tmp_path):
     assert done.code == 0, done.err
     assert "windows held out" in done.out
     table = costs.load(out)
-    assert len(table.windows) == 10
-    full = (table.windows == [0, 3]).all(axis=1)
+    assert len(table.listed) == 10
+    full = table.row[plans.full(4)]
     assert table.time[full] == table.memory[full] == table.upload[full] == 1
     assert json.loads(out.read_text())["full_step_seconds"] > 0
     assert table.memory.min() < 0.9

@@ -23,7 +23,7 @@ def published(name):
 def small_table(**changes):
     fields = {
         "num_blocks": 2,
-        "windows": [[0, 0], [0, 1], [1, 1]],
+        "listed": plans.all_windows(2),  # 0-0 0-1 1-1
         "time": [0.6, 1.0, 0.3],
         "upload": [0.2, 1.0, 0.8],
         "memory": [0.7, 1.0, 0.4],
@@ -50,8 +50,7 @@ def test_feasible_takes_noise_above_one_for_one():
 
 
 def test_maximal_drops_what_lies_in_another_feasible_window():
-    windows = plans.all_windows(3)  # 0-0 0-1 0-2 1-1 1-2 2-2
-    covers = plans.covering([plans.Plan(*window) for window in windows.tolist()])
+    covers = plans.covering(plans.all_windows(3))  # 0-0 0-1 0-2 1-1 1-2 2-2
     ok = np.array([True, True, False, True, False, True])
     np.testing.assert_array_equal(
         costs.maximal(covers, ok), [False, True, False, False, False, True]
@@ -85,14 +84,15 @@ def test_nearest_fit_asks_for_what_is_enough():
 
 
 def test_save_and_load_keep_every_digit(tmp_path):
-    windows = plans.all_windows(20)
-    time, upload, memory = np.random.default_rng(0).uniform(0.1, 1, (3, len(windows)))
+    listed = plans.all_windows(20)
+    time, upload, memory = np.random.default_rng(0).uniform(0.1, 1, (3, len(listed)))
     table = small_table(
-        num_blocks=20, windows=windows, time=time, upload=upload, memory=memory
+        num_blocks=20, listed=listed, time=time, upload=upload, memory=memory
     )
     costs.save(table, tmp_path / "table.json")
     again = costs.load(tmp_path / "table.json")
-    for name in ("windows", "time", "upload", "memory"):
+    assert again.listed == table.listed
+    for name in ("time", "upload", "memory"):
         np.testing.assert_array_equal(getattr(again, name), getattr(table, name))
     assert (again.num_blocks, again.full_step_seconds) == (20, None)
     assert again.source == str(tmp_path / "table.json")
@@ -108,6 +108,16 @@ def test_load_reads_the_published_layout(tmp_path):
     np.testing.assert_array_equal(table.windows, [[0, 1], [1, 1]])
     np.testing.assert_array_equal(table.memory, [1.0, 0.4])
     assert (table.full_step_seconds, table.full_step_memory_gb) == (0.5, 2)
+
+
+def test_rows_are_plans_at_any_width_of_codes():
+    table = small_table()
+    assert table.at(4) == tuple(plan.at(4) for plan in table.listed)
+    assert table.rows(table.at(4)[::-1]).tolist() == [2, 1, 0]
+    few = table.take([2, 0], "few")
+    assert (list(map(str, few.listed)), few.source) == (["1-1", "0-0"], "few")
+    assert (few.upload.tolist(), few.rows([plans.Plan(0, 0)])) == ([0.8, 0.2], [1])
+    assert not few.covers.any()
 
 
 def test_table_cannot_be_changed():
@@ -139,7 +149,7 @@ FULL_ROW = "[0, 1, 1.0, 1.0, 1.0]"
         (f'{{"blocks": 2, "windows": [{FULL_ROW}, {FULL_ROW}]}}', "0-1 again in row 1"),
         (
             '{"blocks": 2, "windows": [[0, 1, 0, 1, 1]]}',
-            "time from .* window 0-1, got 0",
+            "time from .* plan 0-1, got 0",
         ),
         ('{"blocks": 2, "windows": [[0, 1, 1, NaN, 1]]}', "JSON, got: NaN"),
         ('{"blocks": 2, "windows": [[0, 1, 1, 1, Infinity]]}', "JSON, got: Infinity"),
@@ -173,10 +183,14 @@ def test_load_refuses_a_missing_file(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"windows": [[0, 0]]}, r"expected time of shape \(1,\)"),
-        ({"windows": [0, 1, 1]}, r"as \[P, 2\], got shape \(3,\)"),
+        ({"listed": [plans.Plan(0, 0)]}, r"expected time of shape \(1,\)"),
+        ({"listed": []}, "at least one plan, got none"),
+        ({"listed": [(0, 0), (0, 1), (1, 1)]}, r"plans of 8 bits, got .*in row 0"),
+        ({"listed": [plans.Plan(0, 0, 4)] * 3}, r"of 8 bits, got .*bits=4.* in row 0"),
+        ({"num_blocks": 1}, "plans of 1 blocks, 0 to 0, got 0-1 in row 1"),
+        ({"listed": [plans.Plan(0, 1)] * 3}, "each plan once, got 0-1 again in row 1"),
     ],
 )
-def test_table_refuses_shapes(changes, message):
+def test_table_refuses_what_is_no_list_of_plans(changes, message):
     with pytest.raises(ValueError, match=message):
         small_table(**changes)

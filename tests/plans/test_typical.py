@@ -11,10 +11,10 @@ from tests import conftest
 
 def one_block_windows(*needs):
     """A table of windows 0-0, 1-1, ... alone, each of that need in time and memory."""
-    blocks = np.arange(len(needs))
+    blocks = range(len(needs))
     return costs.CostTable(
         num_blocks=len(needs),
-        windows=np.stack([blocks, blocks], axis=1),
+        listed=plans.of_windows(zip(blocks, blocks, strict=True)),
         time=needs,
         upload=[0.1] * len(needs),
         memory=needs,
@@ -27,7 +27,7 @@ def budgets_of(*limits):
 
 
 def names(table):
-    return [f"{a}-{b}" for a, b in table.windows.tolist()]
+    return list(map(str, table.listed))
 
 
 def test_sets_are_counted():
@@ -75,7 +75,7 @@ def disjoint():
     """Windows 0-0 and 1-1 fit many clients that can send, 2-2 few that cannot."""
     table = costs.CostTable(
         num_blocks=3,
-        windows=[[0, 0], [1, 1], [2, 2]],
+        listed=plans.of_windows([[0, 0], [1, 1], [2, 2]]),
         time=[0.2, 0.2, 0.9],
         upload=[0.8, 0.8, 0.1],
         memory=[0.2, 0.2, 0.9],
@@ -97,7 +97,7 @@ def test_the_lowest_budgets_keep_a_window():
     # All typical clients can train 0-1, which holds 0-0, what the lowest needs.
     table = costs.CostTable(
         num_blocks=2,
-        windows=plans.all_windows(2),  # 0-0 0-1 1-1
+        listed=plans.all_windows(2),  # 0-0 0-1 1-1
         time=[0.2, 0.5, 0.4],
         upload=[0.2, 0.5, 0.4],
         memory=[0.2, 0.5, 0.4],
@@ -115,7 +115,7 @@ def test_few_windows_of_the_published_table_do_for_the_tiers(shared, most, chang
     given = conftest.draw_budgets(jax.random.key(0), ids, devices.tier_of(3000))
     lowest = types.Budgets(*(np.float64(v) for v in (0.33, 0.5, 0.33)))
     small = typical.restrict(table, given, lowest, most)
-    assert len(small.windows) == most
+    assert len(small.listed) == most
     assert costs.feasible(small, *lowest).any()
     assert costs.feasible(small, *given).any(axis=1).all()
     np.testing.assert_allclose(

@@ -19,7 +19,7 @@ def choice_of_two():
     """Block 1 is cheap, block 0 dear, both do not fit together but for 1.0."""
     return costs.CostTable(
         num_blocks=2,
-        windows=plans.all_windows(2),  # 0-0 0-1 1-1
+        listed=plans.all_windows(2),  # 0-0 0-1 1-1
         time=[0.5, 1.0, 0.2],
         upload=[0.5, 1.0, 0.2],
         memory=[0.5, 1.0, 0.2],
@@ -76,7 +76,7 @@ def test_equal_blocks_are_drawn_equally():
     # No client alone: prices stay equal, and the keyed draw breaks every tie.
     table = costs.CostTable(
         num_blocks=3,
-        windows=[[0, 0], [1, 1], [2, 2]],
+        listed=plans.of_windows([[0, 0], [1, 1], [2, 2]]),
         time=[0.5] * 3,
         upload=[0.5] * 3,
         memory=[0.5] * 3,
@@ -111,7 +111,7 @@ def test_fairness_zero_trains_the_most_blocks():
     # Without fairness all prices are 1: the longest window wins, here 0-1 of three.
     table = costs.CostTable(
         num_blocks=3,
-        windows=[[0, 1], [2, 2]],
+        listed=plans.of_windows([[0, 1], [2, 2]]),
         time=[0.5, 0.5],
         upload=[0.5, 0.5],
         memory=[0.5, 0.5],

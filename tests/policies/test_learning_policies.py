@@ -20,7 +20,7 @@ def nested():
     need = np.array([0.2, 0.3, 0.45, 1.0])
     return costs.CostTable(
         num_blocks=4,
-        windows=[[0, 0], [0, 1], [0, 2], [0, 3]],
+        listed=plans.all_windows(4)[:4],
         time=need,
         upload=need,
         memory=need,
@@ -32,7 +32,7 @@ def singles(count=3):
     blocks = np.arange(count)
     return costs.CostTable(
         num_blocks=count,
-        windows=np.stack([blocks, blocks], axis=1),
+        listed=plans.of_windows(zip(blocks, blocks, strict=True)),
         time=np.full(count, 0.4),
         upload=np.full(count, 0.4),
         memory=np.full(count, 0.4),
@@ -181,7 +181,7 @@ def test_where_nothing_fits_the_smallest_load_is_taken():
     # Upload counts, too: 0-0 sends 0.9 of 0.1 allowed, 1-1 needs six times the time.
     odd = costs.CostTable(
         num_blocks=2,
-        windows=[[0, 0], [1, 1]],
+        listed=plans.of_windows([[0, 0], [1, 1]]),
         time=[0.2, 0.6],
         upload=[0.9, 0.1],
         memory=[0.2, 0.2],

@@ -30,7 +30,7 @@ def small_table():
     """Three blocks; 0-1 and 2-2 are maximal for budgets of 0.5."""
     return costs.CostTable(
         num_blocks=3,
-        windows=plans.all_windows(3),  # 0-0 0-1 0-2 1-1 1-2 2-2
+        listed=plans.all_windows(3),  # 0-0 0-1 0-2 1-1 1-2 2-2
         time=[0.3, 0.5, 1.0, 0.3, 0.7, 0.2],
         upload=[0.1, 0.2, 1.0, 0.1, 0.9, 0.4],
         memory=[0.3, 0.5, 1.0, 0.3, 0.7, 0.2],
@@ -172,11 +172,10 @@ def test_a_choice_depends_on_nobody_else(name):
 def test_plans_fit(name):
     given = setting()
     policy = policies.BY_NAME[name](given)
-    rows = {tuple(w): row for row, w in enumerate(given.table.windows.tolist())}
     ids = np.arange(60)
     for r in range(4):
         chosen = policy.assign(policy.init(), round_key(r), ids, given.typical)
-        time = given.table.time[[rows[plan.first, plan.last] for plan in chosen]]
+        time = given.table.time[given.table.rows(chosen)]
         late = time > given.typical.time
         # Only `online` is bold, with probability 0.05: 20 of 60 would be 10 too many.
         assert late.sum() <= (20 if name == "online" else 0)
