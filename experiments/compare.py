@@ -64,6 +64,7 @@ def _main() -> None:
     names, seeds = _names(), summary.numbers("seeds", _SEEDS.value)
     workdir = main.folder("runs/compare")
     what = {name: _config(name, seeds[0]) for name in names}
+    measure = config_flags.reached(_TARGET.value, what[names[0]])
     runs: dict[str, list] = {name: [] for name in names}
     with main.hooks() as hooks:
         done = comparison.each(
@@ -73,12 +74,13 @@ def _main() -> None:
             runs[name].append(result.records)
     if not main.is_first():
         return
-    figures = summary.summarize(runs, _TARGET.value)
+    figures = summary.summarize(runs, _TARGET.value, measure)
     content = {name: {**of, "seeds": seeds} for name, of in figures.items()}
     durable.replace(workdir / "summary.json", writers.to_json({"algorithms": content}))
-    plots.curves(runs, workdir / "curves.png")
-    print(comparison.table(figures))
-    print("\n".join(summary.legend(comparison.COLUMNS, list(figures.values()))))
+    plots.curves(runs, workdir / "curves.png", measure)
+    columns = summary.columns(comparison.COLUMNS, measure)
+    print(comparison.table(figures, measure))
+    print("\n".join(summary.legend(columns, list(figures.values()))))
     print(f"wrote {workdir}{os.sep}summary.json and {workdir}{os.sep}curves.png")
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from absl import flags
 
 from experiments import define
-from fljax import bounds, devices
+from fljax import bounds, devices, tasks
 from fljax.devices import fleet_sources
 from fljax.experiment import config as configs
 
@@ -48,10 +48,25 @@ def target() -> flags.FlagHolder:
         "target_accuracy",
         0.0,
         "Also say after how many rounds and seconds on the clock it was reached; 0: "
-        "not.",
+        "not. Of other tasks what they go by: token_accuracy, rmse, macro_f1.",
         least=0,
-        most=1,
+        most=1e38,
     )
+
+
+def reached(target: float, config: configs.Config) -> tasks.Measure:
+    """Gives what a run goes by, of which --target_accuracy is a value.
+
+    Raises:
+      ValueError: it can be none.
+    """
+    measure = tasks.named(config.task).measure
+    if measure.share and target > 1:
+        raise ValueError(
+            f"--target_accuracy: expected a number from 0 to 1, as {measure.key} is, "
+            f"got {target:g}"
+        )
+    return measure
 
 
 def explain(error: flags.UnrecognizedFlagError) -> str:

@@ -20,7 +20,7 @@ from absl import flags
 import fljax
 from experiments import flags as config_flags
 from experiments import main
-from fljax import devices
+from fljax import devices, tasks
 from fljax.experiment import config as configs
 from fljax.experiment import plots, summary
 from fljax.runs import simulation, writers
@@ -119,6 +119,7 @@ _SEEDS = flags.DEFINE_list(
     "seeds", ["1"], "Seeds, comma separated.", allow_override=True
 )
 
+_ACCURACY = tasks.DEFAULT.measure
 _COLUMNS = (
     ("accuracy", "{mean:.3f} ± {std:.3f}", "test_accuracy"),
     ("worst tier (mix)", "{mean:.3f}", "worst_tier_accuracy"),
@@ -181,11 +182,13 @@ def run(
     return result
 
 
-def summarize(result, wanted: int, target: float = 0.0) -> dict[str, dict[str, Any]]:
+def summarize(
+    result, wanted: int, target: float = 0.0, measure: tasks.Measure = _ACCURACY
+) -> dict[str, dict[str, Any]]:
     """Computes the figures of every setting and variant, as `summary.summarize`."""
     figures: dict[str, dict[str, Any]] = {}
     for setting, runs in result.items():
-        figures[setting] = summary.summarize(runs, target)
+        figures[setting] = summary.summarize(runs, target, measure)
         for name, seeds in runs.items():
             shares = [_arrived(records, wanted) for records in seeds]
             mean = sum(shares) / len(shares)
@@ -193,7 +196,10 @@ def summarize(result, wanted: int, target: float = 0.0) -> dict[str, dict[str, A
     return figures
 
 
-def table(figures_by_setting: Mapping[str, Mapping[str, Any]]) -> str:
+def table(
+    figures_by_setting: Mapping[str, Mapping[str, Any]],
+    measure: tasks.Measure = _ACCURACY,
+) -> str:
     """Lays a summary out as Markdown."""
     names = [
         (setting if index == 0 else "", name)
@@ -201,12 +207,13 @@ def table(figures_by_setting: Mapping[str, Mapping[str, Any]]) -> str:
         for index, name in enumerate(variants)
     ]
     figures = [of for each in figures_by_setting.values() for of in each.values()]
-    titles, *cells = summary.rows(_COLUMNS, figures)
+    columns = summary.columns(_COLUMNS, measure)
+    titles, *cells = summary.rows(columns, figures)
     titles = ["setting", "variant", *titles]
     lines = ["| " + " | ".join(titles) + " |", "|---" * len(titles) + "|"]
     for name, row in zip(names, cells, strict=True):
         lines.append("| " + " | ".join((*name, *row)) + " |")
-    lines += ["", *(f"- {line}" for line in summary.legend(_COLUMNS, figures))]
+    lines += ["", *(f"- {line}" for line in summary.legend(columns, figures))]
     return "\n".join(lines) + "\n"
 
 
@@ -215,6 +222,7 @@ def _main() -> None:
         raise configs.unknown("study", _STUDY.value, STUDIES)
     seeds = summary.numbers("seeds", _SEEDS.value)
     base = config_flags.from_flags(flags.FLAGS, seed=seeds[0])
+    measure = config_flags.reached(_TARGET.value, base)
     workdir = main.folder(f"runs/{_STUDY.value}")
     study = STUDIES[_STUDY.value]
     with main.hooks() as hooks:
@@ -222,12 +230,12 @@ def _main() -> None:
     if not main.is_first():
         return
     wanted = base.clock.buffer or base.clients_per_round
-    figures = summarize(result, wanted, _TARGET.value)
-    text = table(figures)
+    figures = summarize(result, wanted, _TARGET.value, measure)
+    text = table(figures, measure)
     durable.replace(workdir / "table.md", text.encode())
     content = writers.to_json({"settings": figures, "seeds": seeds})
     durable.replace(workdir / "summary.json", content)
-    plots.settings(result, workdir / "curves.png")
+    plots.settings(result, workdir / "curves.png", measure)
     print(text)
     print(f"wrote {workdir}/table.md, {workdir}/summary.json and {workdir}/curves.png")
 

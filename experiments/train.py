@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from absl import flags
 
@@ -52,18 +53,27 @@ def _main() -> None:
         )
     if not main.is_first():
         return
-    last = result.final
-    own = last.get("tier_test_accuracy")
-    print(
-        f"after {last['round'] + 1} rounds: test accuracy {last['test_accuracy']:.4f}, "
-        f"test loss {last['test_loss']:.4f}, tiers by class mix "
-        f"{_listed(last['tier_accuracy'])}"
-        + (f", on their own test examples {_listed(own)}" if own else "")
+    print(_ended(result.final, result.measure))
+
+
+def _ended(last: Mapping[str, Any], measure: fljax.Measure) -> str:
+    """Says in a line how a run ended."""
+    loss = f", test loss {last['test_loss']:.4f}" * (measure.key != "test_loss")
+    mixed, own = last.get("tier_accuracy"), last.get(f"tier_{measure.key}")
+    return (
+        f"after {last['round'] + 1} rounds: test {measure.title} "
+        f"{last[measure.key]:.4f}{loss}"
+        + (f", tiers by class mix {_listed(mixed)}" if mixed else "")
+        + (
+            f", {'' if mixed else 'tiers '}on their own test examples {_listed(own)}"
+            if own
+            else ""
+        )
     )
 
 
 def _listed(tiers: Mapping[str, float]) -> str:
-    return ", ".join(f"{name} {accuracy:.4f}" for name, accuracy in tiers.items())
+    return ", ".join(f"{name} {value:.4f}" for name, value in tiers.items())
 
 
 if __name__ == "__main__":

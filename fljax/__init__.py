@@ -8,7 +8,8 @@
 
 Everything below is imported when it is first asked for. What has no name here is in
 the sub-packages, from the ground up: `runtime`, `data`, `kernels`, `plans`, `updates`,
-`nn`, `devices`, `models`, `policies`, `engine`, `algorithms`, `runs`, `experiment`.
+`nn`, `devices`, `models`, `policies`, `tasks`, `engine`, `algorithms`, `runs`,
+`experiment`.
 """
 
 import importlib
@@ -45,6 +46,13 @@ _FACE = {
     "Rollback": "runs.guard",
     "Frozen": "kernels.specs",
     "Text": "data.load",
+    # what labels mean
+    "Task": "tasks.base",
+    "Measure": "tasks.base",
+    "Classification": "tasks.classification",
+    "Tokens": "tasks.tokens",
+    "Regression": "tasks.regression",
+    "MultiLabel": "tasks.multilabel",
     # algorithms and policies
     "Algorithm": "algorithms.base",
     "averaging": "algorithms.averaging",
@@ -59,8 +67,8 @@ _FACE = {
 
 _PACKAGES = (
     *("algorithms", "bounds", "data", "devices", "engine", "experiment", "kernels"),
-    *("models", "nn", "plans", "policies", "runs", "runtime", "trees", "types"),
-    *("updates", "version"),
+    *("models", "nn", "plans", "policies", "runs", "runtime", "tasks", "trees"),
+    *("types", "updates", "version"),
 )
 
 if TYPE_CHECKING:  # the same for editors and type checkers; a test compares
@@ -77,6 +85,7 @@ if TYPE_CHECKING:  # the same for editors and type checkers; a test compares
     from fljax import policies as policies
     from fljax import runs as runs
     from fljax import runtime as runtime
+    from fljax import tasks as tasks
     from fljax import trees as trees
     from fljax import types as types
     from fljax import updates as updates
@@ -114,6 +123,12 @@ if TYPE_CHECKING:  # the same for editors and type checkers; a test compares
     from fljax.policies.windows import from_function as policy  # noqa: F401
     from fljax.runs.guard import Rollback as Rollback
     from fljax.runs.simulation import Hooks as Hooks
+    from fljax.tasks.base import Measure as Measure
+    from fljax.tasks.base import Task as Task
+    from fljax.tasks.classification import Classification as Classification
+    from fljax.tasks.multilabel import MultiLabel as MultiLabel
+    from fljax.tasks.regression import Regression as Regression
+    from fljax.tasks.tokens import Tokens as Tokens
     from fljax.types import Dataset as Dataset
 
 __all__ = [*_FACE, "__version__"]

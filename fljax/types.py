@@ -28,22 +28,24 @@ class Role(enum.Enum):
 
 
 class Dataset(NamedTuple):
-    """A data set in host memory; labels are int32 class numbers from 0.
+    """A data set in host memory; what labels are is the task's affair.
 
-    Text is tokens: x is [examples, length] uint16 or int32 token ids, 0 being padding.
+    They are class numbers from 0, if it is classification. Text is tokens: x is
+    [examples, length] uint16 or int32 token ids, 0 being padding.
     """
 
     x_train: np.ndarray  # [examples, *features], uint8, float32 or tokens
-    y_train: np.ndarray  # [examples]
+    y_train: np.ndarray  # [examples, ...]
     x_test: np.ndarray  # [examples, *features], dtype of x_train
-    y_test: np.ndarray  # [examples]
-    num_classes: int
+    y_test: np.ndarray  # [examples, ...]
+    num_classes: int = 0  # outputs that a network needs; 0: as the labels say
     users: np.ndarray | None = None  # [train examples] int: who wrote the example
     vocabulary: int | None = None  # number of token ids; None: x are no tokens
     tokenizer: bytes | None = None  # what made the tokens, as JSON, if it was trained
     users_test: np.ndarray | None = (
         None  # [test examples] likewise; -1: no one in users
     )
+    task: Any = None  # a `tasks.Task` of one's own, instead of the named one
 
 
 class BlockCounts(NamedTuple):

@@ -8,25 +8,31 @@ number of token ids) and perhaps tokenizer (what made them, JSON as bytes).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
 from fljax import types
+from fljax.data import labels
 
 KEYS = ("x_train", "y_train", "x_test", "y_test")
 NAMED = 5  # classes that a note names
-GAPS = 20  # so many times more numbers than classes, and above MANY, are no numbering
-MANY = 100
+
+Check = Callable[[str, types.Dataset], types.Dataset]  # as those of `labels`
 
 
-def dataset(name: str, arrays: Mapping[str, np.ndarray]) -> types.Dataset:
+def dataset(
+    name: str,
+    arrays: Mapping[str, np.ndarray],
+    check: Check = labels.class_numbers,
+) -> types.Dataset:
     """Check the arrays and bring them into the form that `load.load` promises.
 
     Args:
       name: opens every error.
       arrays: as above.
+      check: what labels must be.
 
     Returns:
       The data set.
@@ -41,9 +47,17 @@ def dataset(name: str, arrays: Mapping[str, np.ndarray]) -> types.Dataset:
         x_train, x_test = (
             _tokens(name, key, arrays[key], vocabulary) for key in KEYS[::2]
         )
-    y_train, y_test = (_labels(name, key, arrays[key]) for key in KEYS[1::2])
-    _check_lengths(name, x_train=x_train, y_train=y_train)
-    _check_lengths(name, x_test=x_test, y_test=y_test)
+    raw = types.Dataset(
+        x_train,
+        arrays["y_train"],
+        x_test,
+        arrays["y_test"],
+        int(arrays.get("num_classes", 0)),
+        vocabulary=vocabulary,
+    )
+    data = check(name, raw)
+    _check_lengths(name, x_train=x_train, y_train=data.y_train)
+    _check_lengths(name, x_test=x_test, y_test=data.y_test)
     _check_alike(name, x_train, x_test)
     if x_train.ndim == 4:
         _check_images(name, x_train, x_test)
@@ -52,26 +66,11 @@ def dataset(name: str, arrays: Mapping[str, np.ndarray]) -> types.Dataset:
         _check_lengths(name, x_train=x_train, users=users)
     if users_test is not None:
         _check_lengths(name, x_test=x_test, users_test=users_test)
-    known = int(max(y_train.max(), y_test.max())) + 1
-    classes = int(arrays.get("num_classes", known))
-    if classes < known:
-        raise ValueError(
-            f"{name}: num_classes must be above all labels, got {classes} and a label "
-            f"{known - 1}"
-        )
-    if "num_classes" not in arrays:
-        _check_gaps(name, y_train, y_test, known)
     tokenizer = arrays.get("tokenizer")
-    return types.Dataset(
-        x_train,
-        y_train,
-        x_test,
-        y_test,
-        classes,
-        users,
-        vocabulary,
-        None if tokenizer is None else np.asarray(tokenizer).tobytes(),
-        users_test,
+    return data._replace(
+        users=users,
+        tokenizer=None if tokenizer is None else np.asarray(tokenizer).tobytes(),
+        users_test=users_test,
     )
 
 
@@ -82,8 +81,17 @@ def rows(name: str, arrays: Mapping[str, np.ndarray]) -> None:
         _check_lengths(name, **{f"x_{part}": x, f"y_{part}": y})
 
 
-def made_by_hand(data: types.Dataset) -> types.Dataset:
+def made_by_hand(
+    data: types.Dataset, check: Check = labels.class_numbers
+) -> types.Dataset:
     """Checks a data set that no loader has made, as `dataset` does.
+
+    Args:
+      data: that somebody gave.
+      check: what labels must be.
+
+    Returns:
+      The data set.
 
     Raises:
       ValueError: it is none, or its fields are not as expected.
@@ -93,7 +101,8 @@ def made_by_hand(data: types.Dataset) -> types.Dataset:
             f"data: expected a fljax.types.Dataset, got a {type(data).__name__}"
         )
     given = {key: x for key, x in data._asdict().items() if x is not None}
-    for key in ("num_classes", *given.keys() & {"vocabulary"}):
+    told = isinstance(data.num_classes, bool) or data.num_classes != 0
+    for key in (*("num_classes",) * told, *given.keys() & {"vocabulary"}):
         _check_count(key, getattr(data, key))
     if not isinstance(data.tokenizer, bytes | None):
         raise ValueError(
@@ -106,7 +115,7 @@ def made_by_hand(data: types.Dataset) -> types.Dataset:
         except (TypeError, ValueError) as error:  # rows of different lengths
             gist = " ".join(str(error).split())
             raise ValueError(f"data: expected {key} as an array, got: {gist}") from None
-    return dataset("data", given)
+    return dataset("data", given, check)._replace(task=data.task)
 
 
 _MOST = 10_000_000  # classes or token ids: one number each for every client or vector
@@ -121,15 +130,24 @@ def _check_count(key: str, value: Any) -> None:
         )
 
 
-def notes(data: types.Dataset) -> tuple[str, ...]:
+def notes(data: types.Dataset, classes: bool = True) -> tuple[str, ...]:
     """Says what of a data set can be meant but seldom is, a line each.
 
     Args:
       data: of `dataset` or `made_by_hand`.
+      classes: whether its labels are class numbers.
 
     Returns:
       The lines; of most data sets there are none.
     """
+    lines = _unusual_classes(data) if classes else _far_off(data)
+    if data.vocabulary is None:
+        lines += _doubts(data.x_train, data.x_test)
+    return tuple(lines)
+
+
+def _unusual_classes(data: types.Dataset) -> list[str]:
+    """Says which classes are in one set alone, or in none."""
     trained, tested = np.unique(data.y_train), np.unique(data.y_test)
     lines = []
     if len(new := np.setdiff1d(tested, trained)):
@@ -148,9 +166,21 @@ def notes(data: types.Dataset) -> tuple[str, ...]:
         )
     if len(trained) == 1 < data.num_classes:
         lines.append(f"all training examples are of class {trained[0]}")
-    if data.vocabulary is None:
-        lines += _doubts(data.x_train, data.x_test)
-    return tuple(lines)
+    return lines
+
+
+def _far_off(data: types.Dataset) -> list[str]:
+    """Says where numbers to be predicted lie far from those that a network gives."""
+    y = data.y_train
+    if y.dtype != np.float32 or not y.size:
+        return []
+    mean, std = float(np.abs(y.mean(0)).max()), float(y.std(0, dtype=np.float64).max())
+    if mean < 10 and std < 10:
+        return []
+    return [
+        f"labels have a mean of up to {mean:.3g} and a deviation of {std:.3g}: bring "
+        f"them to 0 and 1, or training starts far off"
+    ]
 
 
 def _doubts(x_train: np.ndarray, x_test: np.ndarray) -> list[str]:
@@ -204,7 +234,7 @@ def _tokens(name: str, key: str, x: np.ndarray, vocabulary: int) -> np.ndarray:
     if x.dtype.kind not in "iu" or x.ndim != 2:
         raise ValueError(
             f"{name}: {key} must be token ids of shape [examples, length], got "
-            f"{_describe(x)}"
+            f"{labels.describe(x)}"
         )
     low, high = int(x.min()), int(x.max())
     if low < 0 or high >= vocabulary:
@@ -221,7 +251,7 @@ def _features(name: str, key: str, x: np.ndarray) -> np.ndarray:
     if x.dtype.kind not in "biuf" or x.ndim < 2:
         raise ValueError(
             f"{name}: {key} must be numbers of shape [examples, *features], got "
-            f"{_describe(x)}; reshape it or turn it into numbers first"
+            f"{labels.describe(x)}; reshape it or turn it into numbers first"
         )
     if not x.size:
         raise ValueError(f"{name}: {key} is empty, shape {list(x.shape)}")
@@ -230,35 +260,6 @@ def _features(name: str, key: str, x: np.ndarray) -> np.ndarray:
             x = x.astype(np.float32, copy=False)
         _check_finite(name, key, x)
     return x[..., None] if x.ndim == 3 else x
-
-
-def _labels(name: str, key: str, y: np.ndarray) -> np.ndarray:
-    y = np.asarray(y)
-    if y.dtype.kind not in "iu":
-        rows = y.ndim == 2 and y.shape[1] > 1
-        fix = (
-            "turn one-hot rows into them with .argmax(1)"
-            if rows
-            else ("cast it with .astype(np.int32)")
-        )
-        raise ValueError(
-            f"{name}: {key} must be integer class numbers from 0, got {_describe(y)}; "
-            f"{fix}"
-        )
-    if y.ndim == 2 and y.shape[1] == 1:
-        y = y[:, 0]
-    if y.ndim != 1:
-        raise ValueError(
-            f"{name}: {key} must be [examples] or [examples, 1], got {_describe(y)}; "
-            "turn one-hot rows into class numbers with .argmax(1)"
-        )
-    wrong = np.flatnonzero((y < 0) | (y >= np.iinfo(np.int32).max))
-    if len(wrong):
-        raise ValueError(
-            f"{name}: {key} must be class numbers from 0, but {len(wrong)} are not, "
-            f"the first is {y[wrong[0]]} at index {wrong[0]}; number the classes from 0"
-        )
-    return y.astype(np.int32)
 
 
 def _user_codes(
@@ -287,13 +288,9 @@ def _users(name: str, key: str, arrays: Mapping[str, np.ndarray]) -> np.ndarray:
         part = "train" if key == "users" else "test"
         raise ValueError(
             f"{name}: {key} must be [{part} examples] integers or strings, got "
-            f"{_describe(users)}"
+            f"{labels.describe(users)}"
         )
     return users
-
-
-def _describe(x: np.ndarray) -> str:
-    return f"{x.dtype}{list(x.shape)}"
 
 
 def _check_finite(name: str, key: str, x: np.ndarray) -> None:
@@ -320,7 +317,7 @@ def _check_images(name: str, x_train: np.ndarray, x_test: np.ndarray) -> None:
     if channels in (1, 3) and height == width >= 8:
         raise ValueError(
             f"{name}: x_train must be [examples, height, width, channels], got "
-            f"{_describe(x_train)}, channels first; move them with "
+            f"{labels.describe(x_train)}, channels first; move them with "
             f".transpose(0, 2, 3, 1), in x_test too"
         )
     ours, theirs = _sample(x_train), _sample(x_test)
@@ -333,21 +330,10 @@ def _check_images(name: str, x_train: np.ndarray, x_test: np.ndarray) -> None:
         )
 
 
-def _check_gaps(name: str, y_train: np.ndarray, y_test: np.ndarray, known: int) -> None:
-    """Refuses labels that are no class numbers, such as 0, 5, 900."""
-    there = np.union1d(y_train, y_test)
-    if known > max(MANY, GAPS * len(there)):
-        raise ValueError(
-            f"{name}: y_train and y_test must number the classes from 0, got "
-            f"{len(there)} labels from {there[0]} to {there[-1]}, which would make "
-            f"{known} classes; number them with "
-            f"np.unique(labels, return_inverse=True)[1]"
-        )
-
-
 def _check_alike(name: str, x_train: np.ndarray, x_test: np.ndarray) -> None:
     if x_train.shape[1:] != x_test.shape[1:] or x_train.dtype != x_test.dtype:
         raise ValueError(
             f"{name}: x_train and x_test must have the same features, got "
-            f"{_describe(x_train)} and {_describe(x_test)}; store both alike"
+            f"{labels.describe(x_train)} and {labels.describe(x_test)}; store "
+            f"both alike"
         )

@@ -21,7 +21,10 @@ FIELDS = {"text": (str,), "label": (int, str), "split": (str,), "user": (int, st
 
 
 def read(
-    name: str, path: pathlib.Path, watch: progress.Watch = progress.ignore
+    name: str,
+    path: pathlib.Path,
+    watch: progress.Watch = progress.ignore,
+    labelled: bool = True,
 ) -> dict[str, np.ndarray]:
     """Read the file.
 
@@ -29,6 +32,7 @@ def read(
       name: opens every error.
       path: the file.
       watch: is told of the progress, in bytes.
+      labelled: whether labels are wanted; else they may be missing, and are 0.
 
     Returns:
       x_train and x_test (texts, arrays of objects), y_train and y_test, and with users
@@ -43,13 +47,14 @@ def read(
     with open(path, "rb") as file:
         for number, line in enumerate(file, start=1):
             if line.strip():
-                lines.append(_line(name, number, line, lines))
+                lines.append(_line(name, number, line, lines, labelled))
             done += len(line)
             watch(f"reading {name} (bytes)", done, size)
     if not lines:
         raise ValueError(f"{name}: expected lines such as {EXPECTED}, got none")
     split = np.array([line.get("split", "train") for line in lines])
-    columns = {"x": _texts(lines), "y": _labels([line["label"] for line in lines])}
+    y = _labels([line["label"] if labelled else 0 for line in lines])
+    columns = {"x": _texts(lines), "y": y}
     arrays = {
         f"{key}_{part}": column[split == part]
         for key, column in columns.items()
@@ -62,13 +67,16 @@ def read(
     return arrays
 
 
-def _line(name: str, number: int, line: bytes, before: list) -> dict[str, Any]:
+def _line(
+    name: str, number: int, line: bytes, before: list, labelled: bool
+) -> dict[str, Any]:
     """Parses a line and checks it, also against the first one."""
     try:
         value = reading.parse_json(line)
     except ValueError as error:
         raise _refuse(name, number, f"{_short(line)} ({error})") from None
-    wanted = set(before[0]) if before else {"text", "label"}
+    first = {"text", "label"} if labelled else {"text"}
+    wanted = set(before[0]) if before else first
     if not isinstance(value, dict) or not wanted <= value.keys():
         raise _refuse(name, number, _short(line))
     fields = {key: value[key] for key in FIELDS if key in value}
@@ -80,7 +88,7 @@ def _line(name: str, number: int, line: bytes, before: list) -> dict[str, Any]:
             raise _refuse(name, number, f"{key} {bounds.shown(field)}")
     if fields.get("split", "train") not in ("train", "test"):
         raise _refuse(name, number, f"split {bounds.shown(fields['split'])}")
-    if before and type(before[0]["label"]) is not type(fields["label"]):
+    if before and type(before[0].get("label")) is not type(fields.get("label")):
         other = bounds.shown(fields["label"])
         raise _refuse(name, number, f"label {other} of another type")
     if not _is_unicode(fields["text"]):

@@ -25,6 +25,7 @@ from fljax.data import (
     folder,
     images,
     jsonl,
+    labels,
     leaf,
     npz,
     prepared,
@@ -77,6 +78,10 @@ class Options(NamedTuple):
       tokenizer: `types.Dataset.tokenizer` of an earlier run, instead of training one.
       seed: of the split.
       cache: folder that keeps what was decoded; empty: none.
+      check: what labels must be, of `labels`.
+      one_hot: whether an npz file's rows with a single one are class numbers.
+      following: labels are the tokens that come next, at every position; those that the
+        source has are left out.
     """
 
     image_size: int = 0
@@ -86,6 +91,9 @@ class Options(NamedTuple):
     tokenizer: bytes | None = None
     seed: int = 0
     cache: str = ""
+    check: checks.Check = labels.class_numbers
+    one_hot: bool = True
+    following: bool = False
 
 
 DEFAULT = Options()
@@ -108,8 +116,8 @@ def load(
       or else `validation`. Texts become subwords.
 
     x is [examples, *features], uint8 if it is stored so, else float32; [examples,
-    height, width] is taken as grey images and gets a channel axis. y is [examples] or
-    [examples, 1] class numbers from 0.
+    height, width] is taken as grey images and gets a channel axis. y is what
+    `options.check` makes of it, by itself [examples] class numbers from 0.
 
     Args:
       name: one of the above.
@@ -133,7 +141,10 @@ def load(
             f"{name!r}; did you mean {_nearest(name)!r}?"
         )
     with reading.one_line(name):
-        return checks.dataset(name, _arrays(name, kind, rest, options, watch))
+        arrays = _arrays(name, kind, rest, options, watch)
+        if options.following:
+            arrays = text.following(name, arrays, last=kind == "leaf")
+        return checks.dataset(name, arrays, options.check)
 
 
 Arrays = dict[str, np.ndarray]
@@ -148,14 +159,15 @@ def _arrays(name: str, kind: str, rest: str, options: Options, watch) -> Arrays:
     if kind == "leaf":
         return _from_leaf(name, path, options, watch)
     if kind == "jsonl":
-        read = functools.partial(jsonl.read, name, path, watch)
+        labelled = not options.following
+        read = functools.partial(jsonl.read, name, path, watch, labelled)
         source = functools.partial(_content, name, path.parent, [path], watch)
         return _from_texts(name, read, source, options, watch)
     return _from_npz(name, npz.DIGITS if name == "digits" else path, options, watch)
 
 
 def _from_npz(name, path, options: Options, watch) -> Arrays:
-    arrays = _fit(name, npz.read(name, path), options, watch)
+    arrays = _fit(name, npz.read(name, path, options.one_hot), options, watch)
     return resplit.split(name, arrays, options.test_share, options.seed)
 
 
@@ -233,7 +245,9 @@ def _from_texts(
         )
         return {"tokenizer": np.frombuffer(made, np.uint8)}
 
-    split = {"test_share": options.test_share}
+    split: dict[str, Any] = {"test_share": options.test_share}
+    if options.following:  # lines may lack the labels that another task asks for
+        split["following"] = True
     if options.test_share:
         split["seed"] = options.seed
     about = {"kind": "text", "source": source() if options.cache else "", **split}

@@ -20,12 +20,13 @@ MEDMNIST = {
 }
 
 
-def read(name: str, path: pathlib.Path) -> dict[str, np.ndarray]:
+def read(name: str, path: pathlib.Path, one_hot: bool = True) -> dict[str, np.ndarray]:
     """Read the arrays of a file.
 
     Args:
       name: opens every error.
       path: the file.
+      one_hot: whether rows with a single one among zeros are class numbers.
 
     Returns:
       x_train, y_train, x_test, y_test, which may be stored under MedMNIST's names, and,
@@ -49,7 +50,7 @@ def read(name: str, path: pathlib.Path) -> dict[str, np.ndarray]:
             f"{name} is damaged or holds more than plain arrays "
             f"({reading.gist(error)}); write it with {SAVE}"
         ) from error
-    return _with_class_numbers(arrays)
+    return _with_class_numbers(arrays) if one_hot else arrays
 
 
 def _arrays(name: str, path: pathlib.Path) -> dict[str, np.ndarray]:

@@ -9,7 +9,7 @@ other character there are 81 symbols, as in the authors' code, where 80 was that
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -125,6 +125,48 @@ def encode(
             out[row, : len(encoded.ids)] = encoded.ids
             row += 1
     return out, ids
+
+
+def following(
+    name: str, arrays: Mapping[str, np.ndarray], last: bool
+) -> dict[str, np.ndarray]:
+    """Makes the tokens that come next the labels, at every position.
+
+    Args:
+      name: opens every error.
+      arrays: x_train and x_test of tokens, their vocabulary, and others.
+      last: y_train and y_test are the token behind the last one of each example; else
+        the last one is a label alone, and x becomes shorter by one.
+
+    Returns:
+      The arrays with x and y of one shape [examples, length].
+
+    Raises:
+      ValueError: there are no tokens, or too few.
+
+    >>> x = np.array([[4, 5, 6], [7, 8, 0]])
+    >>> some = {"x_train": x, "x_test": x, "vocabulary": np.array(9)}
+    >>> made = following("x", some, last=False)
+    >>> made["x_train"].tolist(), made["y_train"].tolist()
+    ([[4, 5], [7, 8]], [[5, 6], [8, 0]])
+    """
+    if "vocabulary" not in arrays:
+        raise ValueError(
+            f"{name}: expected texts, whose tokens --task=tokens predicts, got numbers"
+        )
+    made = dict(arrays) | {"num_classes": arrays["vocabulary"]}
+    for part in ("train", "test"):
+        x = np.asarray(arrays[f"x_{part}"])
+        if last:
+            lengths = np.max((x != 0) * np.arange(1, x.shape[1] + 1), axis=1)
+            x = np.pad(x, ((0, 0), (0, 1)))
+            x[np.arange(len(x)), lengths] = arrays[f"y_{part}"]
+        if x.shape[1] < 2:
+            raise ValueError(
+                f"{name}: expected texts of two tokens or more, got {x.shape[1]}"
+            )
+        made |= {f"x_{part}": x[:, :-1], f"y_{part}": x[:, 1:]}
+    return made
 
 
 def _batches(what: str, texts: Texts, watch: progress.Watch) -> Iterator[list[str]]:

@@ -12,7 +12,7 @@ import numpy as np
 import optax
 from jax import lax
 
-from fljax import plans, trees, types
+from fljax import plans, tasks, trees, types
 from fljax.engine import program, single
 from fljax.engine import seams as kinds
 from fljax.kernels import specs
@@ -25,7 +25,7 @@ class Data(NamedTuple):
 
     Attributes:
       x: [examples, *features], uint8 or float32; other integers are tokens.
-      y: [examples] int32.
+      y: [examples, ...] int32 or float32.
       mean: [channels] float32, of x (of x / 255 for uint8).
       std: [channels] float32.
     """
@@ -53,6 +53,7 @@ class Training(NamedTuple):
       augment: (key, batch) -> batch, of `augment`; None: batches as they are.
       precision: dtype of activations and their gradients in networks of images;
         parameters, statistics and sums stay float32.
+      task: what labels mean, and the loss.
     """
 
     batch_size: int = 32
@@ -64,6 +65,7 @@ class Training(NamedTuple):
     optimizer: Callable[[types.Array], optax.GradientTransformation] | None = None
     augment: Callable[[types.Key, types.Array], types.Array] | None = None
     precision: Literal["float32", "bfloat16"] = "float32"
+    task: tasks.Task = tasks.DEFAULT
 
 
 class Static(NamedTuple):
@@ -308,7 +310,7 @@ def _batch(static: Static, start: Start, rows, mask, key) -> program.Batch:
         x = jnp.where(real, x, x[:1])  # padding repeats the first, see `_batches`
     if net.vocabulary is None:
         x = x.astype(training.precision)
-    return program.Batch(x, start.data.y[rows], mask, key)
+    return program.Batch(x, start.data.y[rows], mask, key, task=training.task)
 
 
 def train(
@@ -430,7 +432,11 @@ UNCALIBRATED = 0.1 * 63.5
 
 
 def calibrate(
-    net: network.Network, state: tuple[dict, ...], spec: specs.Spec, key: types.Key
+    net: network.Network,
+    state: tuple[dict, ...],
+    spec: specs.Spec,
+    key: types.Key,
+    task: tasks.Task = tasks.DEFAULT,
 ) -> tuple[dict, ...]:
     """Sets norms and ranges before the first round.
 
@@ -444,6 +450,7 @@ def calibrate(
       state: of `network.init`.
       spec: what is to be observed, and where.
       key: for inputs and labels.
+      task: what labels mean.
 
     Returns:
       The state with norms, ranges and backward ranges set, parameters unchanged.
@@ -457,9 +464,9 @@ def calibrate(
         return tuple(old | new for old, new in zip(state, start, strict=True))
     input_key, label_key = jax.random.split(key)
     x = network.noise(net, input_key, 32)
-    labels = jax.random.randint(label_key, (32,), 0, net.num_classes)
+    labels = task.noise(label_key, task.shape(net, 32))
     blocks = program.Blocks((None,) * net.num_blocks, state)
-    batch = program.Batch(x, labels, jnp.ones(32), None)
+    batch = program.Batch(x, labels, jnp.ones(32), None, task=task)
     plan = plans.full(net.num_blocks)
     done = single.gradient_step(net, spec, plan, blocks, batch, fresh=True)
     params = tuple(block["params"] for block in state)

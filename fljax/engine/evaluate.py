@@ -1,4 +1,4 @@
-"""Evaluation of the global network: loss, accuracy, macro-F1, per class, per tier.
+"""Evaluation of the global network: what its task says of it, per class, per tier.
 
 Batch norms use the statistics of the test batch (the reference's protocol, with the
 order of the test set fixed by the seed here) or running statistics.
@@ -12,13 +12,12 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax import lax
 from jax.sharding import Mesh
 
-from fljax import types
+from fljax import tasks, types
 from fljax.engine import client
-from fljax.nn import layers, network
+from fljax.nn import layers, network, signals
 from fljax.runtime import mesh, streams
 
 
@@ -26,20 +25,28 @@ class Scores(NamedTuple):
     """Sums over a test set.
 
     Attributes:
-      correct: [C] examples of each class that were classified right.
-      total: [C] examples of each class.
-      loss: [] sum of the cross-entropy.
-      predicted: [C] examples that were classified as each class.
-      tier_correct: [T] examples of each tier that were classified right.
+      whole: of `Task.scores`, of all examples.
+      by_tier: the same of each tier's own examples, [T, ...]; None: it has none.
       tier_total: [T] examples of each tier.
     """
 
-    correct: types.Array
-    total: types.Array
-    loss: types.Array
-    predicted: types.Array
-    tier_correct: types.ArrayLike = ()
+    whole: types.Tree
+    by_tier: types.Tree = None
     tier_total: types.ArrayLike = ()
+
+
+class Static(NamedTuple):
+    """What the compiled program depends on beside shapes; hashable.
+
+    Attributes:
+      net: the network.
+      task: what labels mean.
+      running: use running statistics instead of the batch's.
+    """
+
+    net: network.Network
+    task: tasks.Task = tasks.DEFAULT
+    running: bool = False
 
 
 class Batches(NamedTuple):
@@ -87,14 +94,13 @@ def batches(
     return Batches(rows, valid.astype(np.float32), by_row)
 
 
-@functools.partial(jax.jit, static_argnames=("net", "running", "devices"))
+@functools.partial(jax.jit, static_argnames=("static", "devices"))
 def evaluate(
     blocks: tuple[dict, ...],
     data: client.Data,
     batches: Batches,
     *,
-    net: network.Network,
-    running: bool = False,
+    static: Static,
     devices: Mesh | None = None,
 ) -> Scores:
     """Runs the network in float32 over a test set.
@@ -103,44 +109,36 @@ def evaluate(
       blocks: state of the network.
       data: the test data on the device.
       batches: of the function `batches`.
-      net: static.
-      running: use running statistics, static.
+      static: network, task and statistics, static.
       devices: the mesh that the batches are spread over, a multiple of its size;
         static; None: one device.
 
     Returns:
       The sums.
     """
+    net, task = static.net, static.task
 
-    tiers = batches.tiers
-    tiers = jnp.zeros((*batches.mask.shape, 0)) if tiers is None else tiers
-    batches = batches._replace(tiers=tiers)
-
-    def batch(blocks, data, total: Scores, inputs: Batches) -> tuple[Scores, None]:
+    def batch(blocks, data, inputs: Batches) -> Scores:
         rows, valid, tiers = inputs
-        call = layers.Call(mask=valid, running=running)
+        call = layers.Call(mask=valid, running=static.running)
         x = client.inputs(data, rows)
-        logits, _ = network.run(net, blocks, x, [call] * net.num_blocks)
-        labels = data.y[rows]
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-        classes = jax.nn.one_hot(labels, net.num_classes) * valid[:, None]
-        chosen = jnp.argmax(logits, axis=-1)
-        right = (chosen == labels).astype(jnp.float32)
-        scores = Scores(
-            correct=right @ classes,
-            total=jnp.sum(classes, axis=0),
-            # Where all rows are padding a norm has nothing to go by, and may overflow.
-            loss=jnp.sum(jnp.where(valid > 0, losses, 0.0)),
-            predicted=valid @ jax.nn.one_hot(chosen, net.num_classes),
-            tier_correct=(right * valid) @ tiers,
-            tier_total=valid @ tiers,
-        )
-        return jax.tree.map(jnp.add, total, scores), None
+        outputs, _ = network.run(net, blocks, x, [call] * net.num_blocks)
+        scores = functools.partial(task.scores, signals.to_float(outputs), data.y[rows])
+        if tiers is None:
+            return Scores(scores(valid))
+        mine = valid[:, None] * tiers
+        by_tier = jax.vmap(scores, in_axes=1)(mine)
+        return Scores(scores(valid), by_tier, jnp.sum(mine, axis=0))
 
     def on_device(blocks, data, batches: Batches):
-        zeros, by_tier = jnp.zeros(net.num_classes), jnp.zeros(tiers.shape[2])
-        start = Scores(zeros, zeros, jnp.zeros(()), zeros, by_tier, by_tier)
-        step = functools.partial(batch, blocks, data)
+        first = jax.tree.map(lambda x: x[0], batches)
+        shapes = jax.eval_shape(batch, blocks, data, first)
+        start = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+
+        def step(total, inputs):
+            scores = batch(blocks, data, inputs)
+            return jax.tree.map(jnp.add, total, scores), None
+
         return lax.scan(step, start, batches)[0]
 
     if devices is None:
@@ -152,33 +150,6 @@ def evaluate(
         out_specs=mesh.SHARED,
         check_vma=False,
     )(blocks, data, batches)
-
-
-def per_class(scores: Scores) -> np.ndarray:
-    """Gives the accuracy of each class [C]; NaN where the test set has none of it."""
-    correct, total = np.asarray(scores.correct), np.asarray(scores.total)
-    return np.where(total > 0, correct / np.maximum(total, 1), np.nan)
-
-
-def macro_f1(scores: Scores) -> float:
-    """Averages F1, the harmonic mean of precision and recall, over the classes.
-
-    Unlike accuracy it weighs a rare class as much as a frequent one. A class that is
-    neither in the test set nor predicted is left out (as scikit-learn does).
-
-    Args:
-      scores: of `evaluate`; over the whole test set (the authors' code averages F1
-        over batches, which depends on their size).
-
-    Returns:
-      0 to 1.
-    """
-    correct, total, predicted = (
-        np.asarray(x, np.float64)
-        for x in (scores.correct, scores.total, scores.predicted)
-    )
-    known = total + predicted > 0
-    return float(np.mean(2 * correct[known] / (total + predicted)[known]))
 
 
 def tier_counts(
@@ -248,29 +219,43 @@ def one_hot(tier: np.ndarray, tiers: int) -> np.ndarray:
     return (np.asarray(tier)[:, None] == np.arange(tiers)).astype(np.float32)
 
 
-def summary(scores: Scores, mixes: np.ndarray, names: tuple[str, ...]) -> dict:
+def summary(
+    scores: Scores,
+    mixes: np.ndarray | None,
+    names: tuple[str, ...],
+    task: tasks.Task = tasks.DEFAULT,
+) -> dict:
     """Turns sums into the evaluation fields of a metrics record.
 
-    A tier has two accuracies. That by its class mix weighs the accuracy of each class
-    in the whole test set by the share of the class in the tier's training data (classes
-    without test data left out): if the mix of the test set is another than that of the
-    training set, all tiers may be above or below the test accuracy. That on its own
-    test examples is plainly the share of them that were classified right, and the mean
-    over the tiers, weighted by these examples, is the accuracy on all of them.
+    Of classification a tier has two accuracies. That by its class mix weighs the
+    accuracy of each class in the whole test set by the share of the class in the tier's
+    training data (classes without test data left out): if the mix of the test set is
+    another than that of the training set, all tiers may be above or below the test
+    accuracy. That on its own test examples is plainly the share of them that were
+    classified right, and the mean over the tiers, weighted by these examples, is the
+    accuracy on all of them. Other tasks have their measure on own examples alone.
 
     Args:
       scores: of `evaluate`.
-      mixes: [T, C] of `tier_mixes`.
+      mixes: [T, C] of `tier_mixes`; None: there are no classes.
       names: of the T tiers.
+      task: what labels mean.
 
     Returns:
-      test_accuracy, test_loss, macro_f1, class_accuracy [C]; by class mix
-      tier_accuracy by name, worst_tier_accuracy and tier_spread (best minus worst); on
+      The fields of the task's record. By class mix, where it has class_accuracy,
+      tier_accuracy by name, worst_tier_accuracy and tier_spread (best minus worst). On
       their own test examples, if any tier has some, tier_test_accuracy by name and
-      worst_tier_test_accuracy.
+      worst_tier_test_accuracy, or as the task's measure is called.
     """
-    total = float(np.sum(scores.total))
-    accuracy = per_class(scores)
+    fields = task.record(scores.whole)
+    if mixes is not None and "class_accuracy" in fields:
+        fields |= _by_class_mix(fields["class_accuracy"], mixes, names)
+    return fields | _on_own(scores, names, task)
+
+
+def _by_class_mix(class_accuracy, mixes: np.ndarray, names: tuple[str, ...]) -> dict:
+    """Weighs the classes' accuracies by the tiers' class mixes."""
+    accuracy = np.array(class_accuracy, np.float64)  # of None NaN
     known = mixes * ~np.isnan(accuracy)
     share = known.sum(axis=1)
     by_tier = (known @ np.nan_to_num(accuracy)) / np.maximum(share, 1e-12)
@@ -278,20 +263,22 @@ def summary(scores: Scores, mixes: np.ndarray, names: tuple[str, ...]) -> dict:
         n: float(a) for n, a, s in zip(names, by_tier, share, strict=True) if s > 0
     }
     return {
-        "test_accuracy": float(np.sum(scores.correct)) / total,
-        "test_loss": float(scores.loss) / total,
-        "macro_f1": macro_f1(scores),
-        "class_accuracy": [None if np.isnan(a) else float(a) for a in accuracy],
         "tier_accuracy": tiers,
         "worst_tier_accuracy": min(tiers.values()),
         "tier_spread": max(tiers.values()) - min(tiers.values()),
-    } | _on_own(scores, names)
+    }
 
 
-def _on_own(scores: Scores, names: tuple[str, ...]) -> dict:
-    """Gives the tiers' accuracies on their own test examples."""
-    sums = zip(names, scores.tier_correct, scores.tier_total, strict=False)
-    own = {n: float(right) / float(total) for n, right, total in sums if total > 0}
+def _on_own(scores: Scores, names: tuple[str, ...], task: tasks.Task) -> dict:
+    """Gives the tiers' measures on their own test examples."""
+    if scores.by_tier is None:
+        return {}
+    key, own = task.measure.key, {}
+    for tier, (name, total) in enumerate(zip(names, scores.tier_total, strict=True)):
+        if total > 0:
+            sums = jax.tree.map(lambda x, tier=tier: x[tier], scores.by_tier)
+            own[name] = task.record(sums)[key]
     if not own:
         return {}
-    return {"tier_test_accuracy": own, "worst_tier_test_accuracy": min(own.values())}
+    worst = task.measure.worst(own.values())
+    return {f"tier_{key}": own, f"worst_tier_{key}": worst}

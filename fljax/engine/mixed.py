@@ -346,12 +346,7 @@ def gradient_step(
         updates.append(update)
         pulls.append(pull)
         used.append(place)
-    loss, pull = jax.vjp(
-        lambda y: program.cross_entropy(
-            y.astype(jnp.float32), batch.labels, batch.mask
-        ),
-        passed.value,
-    )
+    loss, pull = jax.vjp(batch.loss, passed.value)
     cotangent = pull(jnp.ones_like(loss))
     gradients = []
     for i in reversed(range(net.num_blocks)):

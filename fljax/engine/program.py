@@ -12,11 +12,9 @@ import dataclasses
 import functools
 from typing import Any, ClassVar, NamedTuple
 
-import jax
 import jax.numpy as jnp
-import optax
 
-from fljax import types
+from fljax import tasks, types
 from fljax.kernels import specs
 from fljax.nn import network
 
@@ -40,10 +38,11 @@ class Batch(NamedTuple):
 
     Attributes:
       x: [B, *features], normalized, or tokens.
-      labels: [B].
+      labels: [B, ...].
       mask: [B] 1 for examples, 0 for padding.
       key: of this step; None: nothing is drawn.
       observe: [] whether ranges are recorded; None: they are.
+      task: what the labels mean; static.
     """
 
     x: types.Array
@@ -51,6 +50,12 @@ class Batch(NamedTuple):
     mask: types.Array
     key: types.Key | None
     observe: types.Array | None = None
+    task: tasks.Task = tasks.DEFAULT
+
+    def loss(self, outputs: types.Array) -> types.Array:
+        """Averages the loss of the network's outputs, in float32."""
+        outputs = outputs.astype(jnp.float32)
+        return self.task.loss(outputs, self.labels, self.mask)
 
 
 class Own(NamedTuple):
@@ -183,11 +188,3 @@ class Program(abc.ABC):
     @abc.abstractmethod
     def trains(self, windows: types.Array, num_blocks: int) -> types.Array:
         """Tells which blocks of the span clients of windows [W, 2] train, [W, ..]."""
-
-
-def cross_entropy(logits, labels, mask) -> types.Array:
-    """Averages the cross-entropy of logits [B, C] over the rows of the mask [B]."""
-    # With one-hot rows the gradient is a difference; with integers a scatter.
-    rows = jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
-    losses = optax.softmax_cross_entropy(logits, rows)
-    return jnp.sum(losses * mask) / jnp.maximum(jnp.sum(mask), 1.0)

@@ -94,7 +94,7 @@ def gradient_step(
       new norms and ranges of the blocks of the window; no places.
     """
     frozen, trained = blocks
-    x, labels, mask, key, observe = batch
+    x, mask, key, observe = batch.x, batch.mask, batch.key, batch.observe
     roles = plans.roles(plan, net.num_blocks)
     first, last = plan.first, plan.last
     dtype = x.dtype if jnp.issubdtype(x.dtype, jnp.floating) else jnp.float32
@@ -120,8 +120,7 @@ def gradient_step(
         if last + 1 < net.num_blocks:
             h = signals.known(h, network.nonnegative(net)[last])
         h, _ = network.run(net, frozen[last + 1 :], h, calls[last + 1 :], last + 1)
-        logits = signals.to_float(h).astype(jnp.float32)
-        return program.cross_entropy(logits, labels, mask), updates
+        return batch.loss(signals.to_float(h)), updates
 
     params, backward = (
         tuple(None if block is None else block[name] for block in trained)

@@ -15,7 +15,16 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from fljax import algorithms, bounds, devices, models, notation, policies, types
+from fljax import (
+    algorithms,
+    bounds,
+    devices,
+    models,
+    notation,
+    policies,
+    tasks,
+    types,
+)
 from fljax.algorithms import base, centralized, cocofl, fedavg_drop
 from fljax.data import checks, load, partition
 from fljax.devices import arrivals, fleet, fleet_sources
@@ -114,7 +123,38 @@ def _numbers(flag: str, given: tuple[float, ...], otherwise: np.ndarray) -> np.n
     return np.array(given, np.float32)
 
 
-def _load(config: configs.Config, workdir: Any, cache: str) -> types.Dataset:
+def _task(config: configs.Config, data: types.Dataset | None) -> tasks.Task:
+    """Gives what labels mean: the task that comes with the data, or `config.task`.
+
+    Raises:
+      ValueError: what comes with the data is none, or has no classes to split by.
+    """
+    given = getattr(data, "task", None)
+    if given is None:
+        return tasks.named(config.task)
+    if not isinstance(given, tasks.Task):
+        kind = given.__name__ if isinstance(given, type) else type(given).__name__
+        raise ValueError(
+            f"data: expected task as an instance of a fljax.Task, got {kind}"
+        )
+    try:
+        hash(given)
+    except TypeError:
+        raise ValueError(
+            f"data: expected task as a dataclass(frozen=True), which can be hashed, "
+            f"got {type(given).__name__}"
+        ) from None
+    if not given.classes and config.partition in configs.BY_CLASS:
+        raise ValueError(
+            f"--partition: expected iid or natural for task {given!r}, which has no "
+            f"classes to split by, got {config.partition!r}"
+        )
+    return given
+
+
+def _load(
+    config: configs.Config, task: tasks.Task, workdir: Any, cache: str
+) -> types.Dataset:
     """Loads `config.dataset`, with the tokenizer that a run folder holds."""
     held = pathlib.Path(workdir, TOKENIZER) if workdir else None
     options = load.Options(
@@ -125,12 +165,17 @@ def _load(config: configs.Config, workdir: Any, cache: str) -> types.Dataset:
         tokenizer=held.read_bytes() if held and held.is_file() else None,
         seed=config.seed,
         cache=cache,
+        check=task.check,
+        one_hot=task.classes,
+        following=task.positions,
     )
     with configs.naming("dataset"), progress.Loading() as watch:
         return load.load(config.dataset, options, watch)
 
 
-def _network(config: configs.Config, data: types.Dataset) -> network.Network:
+def _network(
+    config: configs.Config, data: types.Dataset, task: tasks.Task
+) -> network.Network:
     make: Any = models.BY_NAME[config.network]
     running = config.norm_statistics == "running"
     parameters = inspect.signature(make).parameters
@@ -140,8 +185,15 @@ def _network(config: configs.Config, data: types.Dataset) -> network.Network:
             f"--network: expected one for {kind}, which {config.dataset!r} is made of, "
             f"got {config.network!r}"
         )
+    if task.positions and "positions" not in parameters:
+        raise ValueError(
+            f"--network: expected transformer or char_transformer for "
+            f"--task={config.task}, which wants an output at every position, got "
+            f"{config.network!r}"
+        )
     options = {"tracked": running, "vocabulary": data.vocabulary}
     options["reference_quirks"] = config.frozen.reference_quirks
+    options["positions"] = task.positions
     taken = {name: value for name, value in options.items() if name in parameters}
     with configs.naming("network"):
         return make(data.x_train.shape[1:], data.num_classes, **taken)
@@ -295,32 +347,25 @@ def build(
     configs.check(config)
     environment.check()
     kept = programs.keep_at_home()
-    given = Own(data, net, algorithm)
+    given, task = Own(data, net, algorithm), _task(config, data)
     own = _own(config, data)
-    data = _load(config, workdir, cache) if data is None else checks.made_by_hand(data)
-    if net is None:
-        net = _network(config, data)
+    if data is None:
+        data = _load(config, task, workdir, cache)
     else:
-        network.check(net, data)
+        data = checks.made_by_hand(data, task.check)
+    if net is None:
+        net = _network(config, data, task)
+    else:
+        network.check(net, data, task.positions)
         own["network"] = f"{net.name} ({OWN})"
     parts = split(config, data)
     shards = partition.index_table(parts)
     made = _fleet(config, len(parts))
     over = _mesh(config.devices)
     train_data, test_data = _data(config, data, over)
-    fed = _federation(config, net, train_data, (shards, made), over)
-    counts_by_class = partition.class_counts(data.y_train, parts, data.num_classes)
-    mixes = evaluate.tier_mixes(counts_by_class, made.tier, len(made.names))
-    tested = np.unique(test_data.y)
-    if not mixes[:, tested].any():
-        raise ValueError(
-            f"--dataset: {config.dataset}: expected a test set with classes of the "
-            f"training set, got {tested.tolist()} there and "
-            f"{np.unique(data.y_train).tolist()} here"
-        )
-    by_tier = evaluate.tier_counts(counts_by_class, made.tier, len(made.names))
-    tiers = _tiers_of_test(config, data, made, by_tier)
-    evaluator = _evaluator(config, fed, test_data, mixes, tiers)
+    fed = _federation(config, net, (train_data, task), (shards, made), over)
+    tiers = _shares(config, task, data, parts, made)
+    evaluator = _evaluator(config, fed, test_data, tiers)
     return Experiment(
         settings=config,
         built_from=config,
@@ -329,7 +374,7 @@ def build(
         facts=_facts(config, fed, data) | own,
         notes=(
             *filter(None, [kept]),
-            *checks.notes(data),
+            *checks.notes(data, task.classes),
             *_scale_notes(config, data),
             *_small(config, fed, len(data.y_test)),
         ),
@@ -338,7 +383,9 @@ def build(
     )
 
 
-def _training(config: configs.Config, net: network.Network) -> client.Training:
+def _training(
+    config: configs.Config, net: network.Network, task: tasks.Task
+) -> client.Training:
     """Says how clients train."""
     if config.precision != "float32" and net.vocabulary is not None:
         raise ValueError(
@@ -356,6 +403,7 @@ def _training(config: configs.Config, net: network.Network) -> client.Training:
         spec=config.frozen.spec,
         augment=_augment(config, net),
         precision=precision,
+        task=task,
     )
 
 
@@ -365,14 +413,15 @@ def _federation(config, net, data, clients, over: Mesh) -> federation.Federation
     Args:
       config: of the run.
       net: the network.
-      data: of training, on the devices.
+      data: of training, on the devices, and what its labels mean.
       clients: their shards and their devices.
       over: the mesh.
 
     Returns:
       The federation.
     """
-    (shards, made), training = clients, _training(config, net)
+    (data, task), (shards, made) = data, clients
+    training = _training(config, net, task)
     counts = network.counts(net, config.frozen.reference_quirks)
     most = arrivals.most_arrivals(
         config.clock, config.clients_per_round, len(shards.counts)
@@ -480,22 +529,65 @@ def _own(config: configs.Config, data: types.Dataset | None) -> dict[str, str]:
                 f"--{name}: expected {default!r} for data that are {OWN}, which are "
                 f"taken as they are, got {given!r}"
             )
-    return {"dataset": OWN}
+    given = getattr(data, "task", None)
+    task = {} if given is None else {"task": f"{given!r} ({OWN})"}
+    return {"dataset": OWN, **task}
 
 
-def _tiers_of_test(config, data, devices: fleet.Fleet, by_tier) -> np.ndarray | None:
+class _Tiers(NamedTuple):
+    """The tiers' shares of the data.
+
+    Attributes:
+      mixes: [T, C] of the training data; None: there are no classes.
+      tested: [examples, T] whose the test examples are; None: nobody knows.
+    """
+
+    mixes: np.ndarray | None
+    tested: np.ndarray | None
+
+
+def _shares(config, task: tasks.Task, data, parts, devices: fleet.Fleet) -> _Tiers:
+    """Tells what the tiers train on, and are tested on.
+
+    Raises:
+      ValueError: the test set has no class of the training set.
+    """
+    by_class = task.classes  # else all examples are as of one class
+    ours, theirs = (
+        y if by_class else np.zeros(len(y), np.int32)
+        for y in (data.y_train, data.y_test)
+    )
+    counts = partition.class_counts(ours, parts, data.num_classes if by_class else 1)
+    by_tier = evaluate.tier_counts(counts, devices.tier, len(devices.names))
+    tested = _tiers_of_test(config, theirs, data.users_test, devices, by_tier)
+    if not by_class:
+        return _Tiers(None, tested)
+    mixes = evaluate.tier_mixes(counts, devices.tier, len(devices.names))
+    there = np.unique(theirs)
+    if not mixes[:, there].any():
+        raise ValueError(
+            f"--dataset: {config.dataset}: expected a test set with classes of the "
+            f"training set, got {there.tolist()} there and "
+            f"{np.unique(ours).tolist()} here"
+        )
+    return _Tiers(mixes, tested)
+
+
+def _tiers_of_test(
+    config, classes, users_test, devices: fleet.Fleet, by_tier
+) -> np.ndarray | None:
     """Tells whose the test examples are, [examples, tiers]; None: nobody knows."""
     if config.partition != "natural":
-        return evaluate.tiers_of_test(data.y_test, by_tier, config.seed)
-    if data.users_test is None:
+        return evaluate.tiers_of_test(classes, by_tier, config.seed)
+    if users_test is None:
         return None
-    known = data.users_test >= 0
-    tier = np.where(known, devices.tier[data.users_test], -1)
+    tier = np.where(users_test >= 0, devices.tier[users_test], -1)
     return evaluate.one_hot(tier, len(devices.names))
 
 
-def _evaluator(config, fed, test_data, mixes, tiers) -> simulation.Evaluator:
-    running = config.norm_statistics == "running"
+def _evaluator(config, fed, test_data, tiers: _Tiers) -> simulation.Evaluator:
+    task = fed.training.task
+    static = evaluate.Static(fed.model.net, task, config.norm_statistics == "running")
     size, over = len(test_data.y), fed.layout.devices
     batch_size = min(config.eval_batch_size, size)
     largest = max(count.outputs for count in fed.model.counts)
@@ -505,7 +597,7 @@ def _evaluator(config, fed, test_data, mixes, tiers) -> simulation.Evaluator:
         4 * batch_size * largest,
         memory.of_device(),
     )
-    order = evaluate.batches(size, batch_size, config.seed, over.size, tiers)
+    order = evaluate.batches(size, batch_size, config.seed, over.size, tiers.tested)
     batches, names = mesh.distribute(over, order), fed.population.fleet.names
 
     def scores(state: base.State) -> evaluate.Scores:
@@ -514,16 +606,16 @@ def _evaluator(config, fed, test_data, mixes, tiers) -> simulation.Evaluator:
             blocks,
             test_data,
             batches,
-            net=fed.model.net,
-            running=running,
+            static=static,
             devices=over,
         )
 
     return simulation.Evaluator(
         scores,
-        lambda sums: evaluate.summary(sums, mixes, names),
+        lambda sums: evaluate.summary(sums, tiers.mixes, names, task),
         config.eval_every,
         size,
+        task.measure,
     )
 
 
@@ -620,7 +712,10 @@ def rollback(ready: Experiment) -> guard.Guard | None:
     if not wanted.asked_for:
         return None
     return guard.Guard(
-        **dataclasses.asdict(wanted), tiers=devices.names, tier_index=devices.tier
+        **dataclasses.asdict(wanted),
+        tiers=devices.names,
+        tier_index=devices.tier,
+        measure=ready.federation.training.task.measure,
     )
 
 

@@ -9,7 +9,7 @@ import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from fljax import experiment
+from fljax import experiment, tasks
 from fljax.experiment import config as configs
 from fljax.experiment import summary
 from fljax.runs import simulation
@@ -51,9 +51,17 @@ class Comparison:
         """Lays out means and deviations over the seeds, a row for each name.
 
         Args:
-          target: accuracy that is also asked how soon it was reached; 0: none.
+          target: accuracy, or what the task goes by, that is also asked how soon it was
+            reached; 0: none.
         """
-        return table(summary.summarize(self.records, target))
+        figures = summary.summarize(self.records, target, self.measure)
+        return table(figures, self.measure)
+
+    @property
+    def measure(self) -> tasks.Measure:
+        """Gives what the networks are judged by first: that of the first run."""
+        runs = (result for seeds in self.results.values() for result in seeds.values())
+        return next((run.measure for run in runs), tasks.DEFAULT.measure)
 
     def plot(self, path: str | os.PathLike[str] | None = None) -> Any:
         """Draws accuracy by round, upload and virtual time, and of the worst tier.
@@ -66,7 +74,7 @@ class Comparison:
         """
         from fljax.experiment import plots
 
-        figure = plots.compared(self.records)
+        figure = plots.compared(self.records, self.measure)
         if path is not None:
             figure.savefig(path)
         return figure
@@ -144,10 +152,14 @@ def folder(workdir: str | os.PathLike[str], name: str, seed: int) -> pathlib.Pat
     return pathlib.Path(workdir, name.replace(":", "_"), f"seed_{seed}")
 
 
-def table(figures_by_name: Mapping[str, Mapping[str, Any]]) -> str:
+def table(
+    figures_by_name: Mapping[str, Mapping[str, Any]],
+    measure: tasks.Measure = tasks.DEFAULT.measure,
+) -> str:
     """Lays a summary out as text."""
     names = ("algorithm", *figures_by_name)
-    cells = summary.rows(COLUMNS, list(figures_by_name.values()))
+    columns = summary.columns(COLUMNS, measure)
+    cells = summary.rows(columns, list(figures_by_name.values()))
     rows = [[name, *row] for name, row in zip(names, cells, strict=True)]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return "\n".join(

@@ -17,7 +17,7 @@ import operator
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from fljax import algorithms, bounds, models, notation, policies
+from fljax import algorithms, bounds, models, notation, policies, tasks
 from fljax import devices as kinds
 from fljax.data import load
 from fljax.devices import arrivals, fleet_sources
@@ -30,7 +30,8 @@ from fljax.runs import guard
 from fljax.updates import aggregate as aggregates
 from fljax.updates import codecs
 
-PARTITIONS = ("iid", "dirichlet", "resource_correlated", "natural")
+BY_CLASS = ("dirichlet", "resource_correlated")  # partitions that need class numbers
+PARTITIONS = ("iid", *BY_CLASS, "natural")
 
 _DEVIATION = bounds.of(fleets.Changes, "drift")  # of a logarithm
 
@@ -54,6 +55,11 @@ class Config:
     )
     dataset: str = bounds.field(
         "digits", "digits, npz:PATH, folder:DIR, leaf:DIR, jsonl:PATH or tfds:NAME."
+    )
+    task: str = bounds.field(
+        "classification",
+        "What labels mean: classification, tokens (the next one at every position), "
+        "regression or multilabel[:THRESHOLD].",
     )
     test_share: float = bounds.field(
         0.0,
@@ -382,6 +388,13 @@ def check(config: Config) -> None:
         raise ValueError(
             f"--{flag}: expected none beside --algorithm=centralized, which sends "
             f"nothing, got {getattr(config, flag)!r}"
+        )
+    with naming("task"):
+        made = tasks.named(config.task)
+    if not made.classes and config.partition in BY_CLASS:
+        raise ValueError(
+            f"--partition: expected iid or natural for --task={config.task}, which has "
+            f"no classes to split by, got {config.partition!r}"
         )
     if config.client_optimizer == "adamw" and config.momentum:
         raise ValueError(

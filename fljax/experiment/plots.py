@@ -11,6 +11,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from matplotlib import axes, figure, layout_engine, ticker
 
+from fljax import tasks
+
+ACCURACY = tasks.DEFAULT.measure
 Record = Mapping[str, Any]
 Curve = Mapping[int, tuple[float, float]]  # round -> (x, y) of one seed
 
@@ -60,13 +63,17 @@ class Picture(figure.Figure):
 
 
 def curves(
-    runs: Mapping[str, Sequence[Sequence[Record]]], path: str | os.PathLike[str]
+    runs: Mapping[str, Sequence[Sequence[Record]]],
+    path: str | os.PathLike[str],
+    measure: tasks.Measure = ACCURACY,
 ) -> None:
     """Write the picture of `compared` to a file, its format by its name (`FORMATS`)."""
-    compared(runs).savefig(path)
+    compared(runs, measure).savefig(path)
 
 
-def compared(runs: Mapping[str, Sequence[Sequence[Record]]]) -> Picture:
+def compared(
+    runs: Mapping[str, Sequence[Sequence[Record]]], measure: tasks.Measure = ACCURACY
+) -> Picture:
     """Draw accuracy by round, upload and virtual time, and that of the worst tier.
 
     A line is the mean over the seeds at the rounds that all of them have evaluated; its
@@ -77,15 +84,20 @@ def compared(runs: Mapping[str, Sequence[Sequence[Record]]]) -> Picture:
       runs: algorithm -> a list over seeds of metrics records in order of rounds, with
         `round`, `upload_bytes` and, on evaluated rounds, `test_accuracy` and
         `worst_tier_accuracy` or `tier_accuracy`.
+      measure: of the task, drawn in the place of accuracy; where it is another, the
+        worst tier is that on its own test examples.
 
     Returns:
       The picture, 1200 pixels wide.
     """
-    panels: tuple[tuple[str, str, Callable[[Sequence[Record]], Curve]], ...] = (
-        ("round", "test accuracy (%)", _test_by_round),
-        ("round", "worst tier by class mix (%)", _worst_tier_by_round),
-        ("total upload (MB)", "test accuracy (%)", _test_by_upload),
-        ("virtual time (s)", "test accuracy (%)", _test_by_clock),
+    title = _title(measure)
+    of_classes = measure == ACCURACY
+    worst = "worst tier by class mix (%)" if of_classes else f"worst tier's {title}"
+    panels: tuple[tuple[str, str, Callable[..., Curve]], ...] = (
+        ("round", title, _test_by_round),
+        ("round", worst, _worst_tier_by_round),
+        ("total upload (MB)", title, _test_by_upload),
+        ("virtual time (s)", title, _test_by_clock),
     )
     layout = layout_engine.ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.1)
     page = Picture(figsize=(12, 8.2), dpi=100, layout=layout)
@@ -94,7 +106,8 @@ def compared(runs: Mapping[str, Sequence[Sequence[Record]]]) -> Picture:
         page.subplots(2, 2, sharey=True).flat, panels, strict=True
     ):
         for name, style in styles.items():
-            seeds = [made for made in map(curve, runs[name]) if made]
+            curves = (curve(records, measure) for records in runs[name])
+            seeds = [made for made in curves if made]
             many = len(seeds) > 1
             count = f"mean and range of {len(seeds)} seeds" if many else "1 seed"
             _draw(panel, seeds, style, f"{name} ({count})")
@@ -106,12 +119,14 @@ def compared(runs: Mapping[str, Sequence[Sequence[Record]]]) -> Picture:
 def settings(
     result: Mapping[str, Mapping[str, Sequence[Sequence[Record]]]],
     path: str | os.PathLike[str],
+    measure: tasks.Measure = ACCURACY,
 ) -> None:
     """Draw accuracy on the clock of the devices, a panel for each setting of a study.
 
     Args:
       result: setting -> variant -> seeds -> metrics records, as of `curves`.
       path: the file to write, its format by its name (`FORMATS`).
+      measure: of the task, drawn in the place of accuracy.
     """
     columns = min(len(result), 2)
     rows = -(-len(result) // columns)
@@ -121,9 +136,9 @@ def settings(
     styles = _styles(dict.fromkeys(name for runs in result.values() for name in runs))
     for panel, (setting, runs) in zip(panels, result.items(), strict=False):
         for name, seeds in runs.items():
-            made = [_test_by_clock(records) for records in seeds]
+            made = [_test_by_clock(records, measure) for records in seeds]
             _draw(panel, made, styles[name], name)
-        _dress(panel, "virtual time (s)", "test accuracy (%)")
+        _dress(panel, "virtual time (s)", _title(measure))
         panel.set_title(setting)
     for panel in panels[len(result) :]:
         panel.remove()
@@ -137,9 +152,11 @@ def histories(
     *,
     apart: bool = False,
     majority: Sequence[float] = (),
+    measure: tasks.Measure = ACCURACY,
 ) -> None:
     """Write the picture of `history` to a file, its format by its name (`FORMATS`)."""
-    history(runs, apart=apart, majority=majority).savefig(path)
+    page = history(runs, apart=apart, majority=majority, measure=measure)
+    page.savefig(path)
 
 
 def history(
@@ -147,6 +164,7 @@ def history(
     *,
     apart: bool = False,
     majority: Sequence[float] = (),
+    measure: tasks.Measure = ACCURACY,
 ) -> Picture:
     """Draw accuracy and loss of runs by round, and accuracy by virtual time.
 
@@ -159,6 +177,7 @@ def history(
         a legend.
       majority: shares of the most frequent class, one for each run or one for all;
         what guessing it would reach is drawn as a line.
+      measure: of the task, drawn in the place of accuracy.
 
     Returns:
       The picture.
@@ -182,30 +201,34 @@ def history(
     for index, (name, records) in enumerate(runs.items()):
         column = list(panels[:, index if apart else 0])
         style = _STYLES[0] if apart else next(styles)
-        _add_history(column, name, records, style)
+        _add_history(column, name, records, style, measure)
         if apart:
             column[0].set_title(name)
     for index, share in enumerate(shares):
         for panel in panels[[0, 2], index if apart else 0]:
             panel.axhline(100 * share, color="0.4", linestyle=":", linewidth=1)
     for accuracy, loss, in_time in panels.T:
-        _dress(accuracy, "round", "test accuracy (%)")
+        _dress(accuracy, "round", _title(measure))
         _dress(loss, "round", "loss (thin: training)")
-        _dress(in_time, "virtual time (s)", "test accuracy (%)")
+        _dress(in_time, "virtual time (s)", _title(measure))
     if not apart:
         _add_legend(page)
     return page
 
 
 def _add_history(
-    panels: Sequence[axes.Axes], name: str, records: Sequence[Record], style: _Style
+    panels: Sequence[axes.Axes],
+    name: str,
+    records: Sequence[Record],
+    style: _Style,
+    measure: tasks.Measure,
 ) -> None:
     """Draw a run's accuracy, its losses, and its accuracy by time into three panels."""
     accuracy, loss, in_time = panels
     test, train = _by_round(records, "test_loss"), _by_round(records, "train_loss")
-    _draw(accuracy, [_by_round(records, "test_accuracy", 100)], style, name)
+    _draw(accuracy, [_test_by_round(records, measure)], style, name)
     _draw(loss, [test], style, name)
-    _draw(in_time, [_test_by_clock(records)], style, name)
+    _draw(in_time, [_test_by_clock(records, measure)], style, name)
     if train:
         x, y = zip(*train.values(), strict=True)
         loss.plot(x, y, color=style.color, linestyle=style.line, linewidth=0.8)
@@ -232,11 +255,21 @@ def _styles(names: Iterable[str]) -> dict[str, _Style]:
     }
 
 
-def _test_by_round(records: Sequence[Record]) -> Curve:
-    return _by_round(records, "test_accuracy", 100)
+def _title(measure: tasks.Measure) -> str:
+    return f"test {measure.title}{' (%)' * measure.share}"
 
 
-def _worst_tier_by_round(records: Sequence[Record]) -> Curve:
+def _unit(measure: tasks.Measure) -> float:
+    return 100 if measure.share else 1
+
+
+def _test_by_round(records: Sequence[Record], measure: tasks.Measure) -> Curve:
+    return _by_round(records, measure.key, _unit(measure))
+
+
+def _worst_tier_by_round(records: Sequence[Record], measure: tasks.Measure) -> Curve:
+    if measure != ACCURACY:
+        return _by_round(records, f"worst_tier_{measure.key}", _unit(measure))
     worst = {record["round"]: _worst_tier(record) for record in records}
     return {
         number: (number, 100 * accuracy)
@@ -253,23 +286,25 @@ def _worst_tier(record: Record) -> float | None:
     return min((value for value in tiers if value is not None), default=None)
 
 
-def _test_by_clock(records: Sequence[Record]) -> Curve:
+def _test_by_clock(records: Sequence[Record], measure: tasks.Measure) -> Curve:
+    key, unit = measure.key, _unit(measure)
     return {
-        record["round"]: (record["clock_seconds"], 100 * record["test_accuracy"])
+        record["round"]: (record["clock_seconds"], unit * record[key])
         for record in records
-        if record.get("test_accuracy") is not None and "clock_seconds" in record
+        if record.get(key) is not None and "clock_seconds" in record
     }
 
 
-def _test_by_upload(records: Sequence[Record]) -> Curve:
+def _test_by_upload(records: Sequence[Record], measure: tasks.Measure) -> Curve:
     """Put the bytes uploaded up to and with a round in the place of its number."""
     uploads = [record.get("upload_bytes") or 0 for record in records]
     if not any(uploads):
         return {}
+    key, unit = measure.key, _unit(measure)
     return {
-        record["round"]: (total / _MB, 100 * record["test_accuracy"])
+        record["round"]: (total / _MB, unit * record[key])
         for record, total in zip(records, itertools.accumulate(uploads), strict=True)
-        if record.get("test_accuracy") is not None
+        if record.get(key) is not None
     }
 
 

@@ -14,8 +14,9 @@ import warnings
 from collections.abc import Mapping
 from typing import Any, Self, TextIO
 
+from fljax import tasks
+
 _LOSS = ("train_loss", "test_loss")  # the first that a record has is shown
-_ACCURACY = ("test_accuracy",)
 _EVERY = 10  # seconds between the lines of a load
 _RECENT = 20  # rounds that the estimate looks back
 
@@ -184,6 +185,7 @@ class Progress:
         first_round: int = 0,
         label: str = "",
         stream: TextIO | None = None,
+        measure: tasks.Measure = tasks.DEFAULT.measure,
     ) -> None:
         """Start the clock, and a bar on a terminal or in a notebook.
 
@@ -192,8 +194,10 @@ class Progress:
           first_round: the round that runs next, above 0 when a run resumes.
           label: name of the run, such as the algorithm's.
           stream: where to write; stderr if None.
+          measure: of the task, that is shown beside the loss.
         """
         self._total = total_rounds
+        self._measure = measure
         self._label = label
         self._stream = sys.stderr if stream is None else stream
         self._shown: dict[str, str] = {}
@@ -232,11 +236,11 @@ class Progress:
         """Show that a round has finished.
 
         Args:
-          record: its metrics: `round`, and `train_loss`, `test_loss`, `test_accuracy`,
-            `events` and `refused` where it has them.
+          record: its metrics: `round`, and `train_loss`, `test_loss`, the task's
+            measure, `events` and `refused` where it has them.
         """
         done = record["round"] + 1
-        values = _values(record)
+        values = _values(record, self._measure)
         self._shown |= values
         times = self._times(done)
         if self._bar is None:
@@ -287,10 +291,13 @@ class Progress:
         self.close()
 
 
-def _values(record: Mapping[str, Any]) -> dict[str, str]:
-    """Format loss, accuracy, and who was left where some were not."""
+def _values(record: Mapping[str, Any], measure: tasks.Measure) -> dict[str, str]:
+    """Format loss, the task's measure, and who was left where some were not."""
     values = {}
-    for name, keys in (("loss", _LOSS), ("accuracy", _ACCURACY)):
+    shown = [("loss", _LOSS), (measure.title, (measure.key,))]
+    if measure.title == "loss":  # that of training and of the test set
+        shown[1] = ("test loss", (measure.key,))
+    for name, keys in shown:
         found = [record[key] for key in keys if record.get(key) is not None]
         if found:
             values[name] = f"{found[0]:.3f}"

@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 
-from fljax import experiment, policies, types
+from fljax import experiment, policies, tasks, types
 from fljax.algorithms import base
 from fljax.engine import federation
 from fljax.experiment import compilations, environment, progress
@@ -48,12 +48,17 @@ class Result:
         Raises:
           ValueError: no round was evaluated.
         """
-        if not any("test_accuracy" in record for record in self.records):
+        if not any(self.measure.key in record for record in self.records):
             raise ValueError("expected a run with an evaluated round, got none")
-        return simulation.final_evaluation(self.records)
+        return simulation.final_evaluation(self.records, self.measure)
+
+    @property
+    def measure(self) -> tasks.Measure:
+        """Gives what the network is judged by first, a field of `final`."""
+        return self.experiment.federation.training.task.measure
 
     def plot(self, path: str | os.PathLike[str] | None = None) -> Any:
-        """Draws accuracy and loss over the rounds.
+        """Draws accuracy, or the task's measure, and loss over the rounds.
 
         Args:
           path: of a file to write, whose suffix tells the format; None: none.
@@ -63,7 +68,8 @@ class Result:
         """
         from fljax.experiment import plots
 
-        figure = plots.history({experiment.name(self.experiment): self.records})
+        name = experiment.name(self.experiment)
+        figure = plots.history({name: self.records}, measure=self.measure)
         if path is not None:
             figure.savefig(path)
         return figure
@@ -75,7 +81,7 @@ class Result:
             f"{experiment.name(self.experiment)}, {rounds} round{'s' * (rounds != 1)}"
         )
         with contextlib.suppress(ValueError):  # nothing was evaluated
-            text += f", test accuracy {self.final['test_accuracy']:.4f}"
+            text += f", test {self.measure.title} {self.final[self.measure.key]:.4f}"
         return f"<fljax.Result: {text}>"
 
 
@@ -128,7 +134,8 @@ def run(
         )
     watch, label = experiment.rollback(ready), label or experiment.name(ready)
     shown = sys.stderr if jax.process_index() == 0 else io.StringIO()
-    with progress.Progress(rounds, label=label, stream=shown) as bar:
+    measure = ready.evaluator.measure
+    with progress.Progress(rounds, label=label, stream=shown, measure=measure) as bar:
         made = compilations.told(made, ready.federation, bar.message)
         heard = _hooks(ready, keep, bar)
         if hooks is not None:

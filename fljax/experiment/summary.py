@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from scipy import special
 
-from fljax import bounds
+from fljax import bounds, tasks
 from fljax.runs import simulation
 
 Column = tuple[str, str, str]  # of tables: title, form, figure
@@ -46,6 +47,45 @@ _OPTIONAL: tuple[Column, ...] = (
 )
 
 
+_OF_CLASSES = ("worst_tier_accuracy", "tier_spread", "late_worst_tier")
+
+
+def columns(of_classes: Sequence[Column], measure: tasks.Measure) -> list[Column]:
+    """Gives the columns of a table for a task.
+
+    Args:
+      of_classes: those of classification.
+      measure: of the task.
+    """
+    if measure == tasks.DEFAULT.measure:
+        return list(of_classes)
+    own = {
+        "test_accuracy": (measure.title, measure.key),
+        "worst_tier_test_accuracy": ("worst tier (own)", f"worst_tier_{measure.key}"),
+        "late_accuracy": ("late", _late(measure)),
+    }
+    return [
+        (own[key][0], form, own[key][1]) if key in own else (title, form, key)
+        for title, form, key in of_classes
+        if key not in _OF_CLASSES
+    ]
+
+
+def _late(measure: tasks.Measure) -> str:
+    return f"late_{measure.key.removeprefix('test_')}"
+
+
+def _meaning(key: str) -> str:
+    """Says what a figure means, of any task."""
+    if key in MEANINGS:
+        return MEANINGS[key]
+    if key.startswith("late_"):
+        return f"mean of {key[5:]} over the evaluations in the last third of the rounds"
+    if key.startswith("worst_tier_"):
+        return f"worst of the tiers' {key[11:]} on their own test examples"
+    return f"{key} of the global network at the end"
+
+
 def rows(
     columns: Sequence[Column], variants: Sequence[Mapping[str, Any]]
 ) -> list[list[str]]:
@@ -78,7 +118,7 @@ def legend(
       variants: as of `rows`; None: the optional columns are there.
     """
     return [
-        *(f"{title}: {MEANINGS[key]}" for title, _, key in _shown(columns, variants)),
+        *(f"{title}: {_meaning(key)}" for title, _, key in _shown(columns, variants)),
         "±: sample standard deviation over the seeds",
     ]
 
@@ -119,55 +159,66 @@ def numbers(flag: str, texts: Sequence[str]) -> list[int]:
     return seeds
 
 
-def _reached(records: Sequence[simulation.Record], target: float, key: str) -> float:
-    """Gives rounds or clock seconds until an accuracy was reached; NaN: never."""
+def _reached(
+    records: Sequence[simulation.Record],
+    target: float,
+    measure: tasks.Measure,
+    key: str,
+) -> float:
+    """Gives rounds or clock seconds until a target was reached; NaN: never."""
     for record in records:
-        stands = "rollback" not in record
-        if stands and record.get("test_accuracy", 0.0) >= target:
+        value = record.get(measure.key)
+        if value is None or "rollback" in record:
+            continue
+        if measure.reaches(value, target):
             return float(record[key]) + (key == "round")
     return float("nan")
 
 
 def _of_run(
-    records: Sequence[simulation.Record], target: float = 0.0
+    records: Sequence[simulation.Record], target: float, measure: tasks.Measure
 ) -> dict[str, float]:
     """Takes the figures of one run: the last evaluation, the sums of all rounds.
 
     What begins with late is the mean over the evaluations after two thirds of the
     rounds and later, since one evaluation swings with who took part in its round.
     """
-    last = simulation.final_evaluation(records)
+    last = simulation.final_evaluation(records, measure)
     begin = records[-1]["round"] - len(records) // 3
     late = [
         record
         for record in records
-        if "test_accuracy" in record
+        if measure.key in record
         and "rollback" not in record
         and record["round"] >= begin
     ] or [last]
     upload = sum(record["upload_bytes"] for record in records)
+    worst = "worst_tier_accuracy"  # by class mix
+    wanted = (
+        *(measure.key, "test_loss", "macro_f1", worst, "tier_spread"),
+        f"worst_tier_{measure.key}",
+    )
     figures = {
-        "test_accuracy": last["test_accuracy"],
-        "test_loss": last["test_loss"],
-        "macro_f1": last["macro_f1"],
-        "worst_tier_accuracy": last["worst_tier_accuracy"],
-        "tier_spread": last["tier_spread"],
-        **{key: last[key] for key in ("worst_tier_test_accuracy",) if key in last},
-        "late_accuracy": float(np.mean([r["test_accuracy"] for r in late])),
-        "late_worst_tier": float(np.mean([r["worst_tier_accuracy"] for r in late])),
+        **{key: last[key] for key in wanted if key in last},
+        _late(measure): _mean(late, measure.key),
+        **({"late_worst_tier": _mean(late, worst)} if worst in last else {}),
         "upload_bytes": upload,
         "upload_megabytes": upload / 1e6,
-        "compute_share": float(np.mean([r["compute_share"] for r in records])),
+        "compute_share": _mean(records, "compute_share"),
         "clock_seconds": records[-1]["clock_seconds"],
         "wall_seconds": sum(record["wall_seconds"] for record in records),
     }
     if any("joules" in record for record in records):
         figures["joules"] = sum(record.get("joules", 0.0) for record in records)
     if target:
-        figures["rounds_to_target"] = _reached(records, target, "round")
-        seconds = _reached(records, target, "clock_seconds")
-        figures["seconds_to_target"] = seconds
+        reached = functools.partial(_reached, records, target, measure)
+        figures["rounds_to_target"] = reached("round")
+        figures["seconds_to_target"] = reached("clock_seconds")
     return figures
+
+
+def _mean(records: Sequence[simulation.Record], key: str) -> float:
+    return float(np.mean([record[key] for record in records]))
 
 
 def _over_seeds(values: Sequence[float]) -> dict[str, Any]:
@@ -181,13 +232,16 @@ def _over_seeds(values: Sequence[float]) -> dict[str, Any]:
 
 
 def summarize(
-    runs: Mapping[str, Sequence[Sequence[simulation.Record]]], target: float = 0.0
+    runs: Mapping[str, Sequence[Sequence[simulation.Record]]],
+    target: float = 0.0,
+    measure: tasks.Measure = tasks.DEFAULT.measure,
 ) -> dict:
     """Computes mean and deviation over seeds of every figure of every algorithm.
 
     Args:
       runs: algorithm -> seeds -> records.
       target: accuracy whose rounds and hours are wanted, too; 0: none.
+      measure: of the task; a target is one of it.
 
     Returns:
       {algorithm: {figure: {"mean": m, "std": s, "interval_95": [low, high]}}}, s being
@@ -196,15 +250,15 @@ def summarize(
     """
     summary: dict[str, dict[str, Any]] = {}
     for name, seeds in runs.items():
-        figures = [_of_run(records, target) for records in seeds]
+        figures = [_of_run(records, target, measure) for records in seeds]
         summary[name] = {
             key: _over_seeds([f[key] for f in figures])
             for key in figures[0]
             if all(key in f for f in figures)
         }
         summary[name]["upload_bytes"] = summary[name]["upload_bytes"]["mean"]
-        last = [simulation.final_evaluation(records) for records in seeds]
-        for key in ("tier_accuracy", "tier_test_accuracy"):
+        last = [simulation.final_evaluation(records, measure) for records in seeds]
+        for key in ("tier_accuracy", f"tier_{measure.key}"):
             if all(key in record for record in last):
                 summary[name][key] = _by_tier([record[key] for record in last])
     return summary

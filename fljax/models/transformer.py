@@ -4,6 +4,9 @@ Six encoder layers of width 128 with two heads, norms after the sums, sinusoids 
 positions. 8 blocks: embedding, the six layers, a linear classifier. Embedding and
 classifier stay in float32 when frozen. `transformer` classifies a text by the largest
 value of each channel over its tokens; `char_transformer` predicts the next character.
+With `positions` both predict the next token at each position, and none attends to a
+later one (Radford et al., "Improving language understanding by generative
+pre-training", 2018).
 """
 
 from __future__ import annotations
@@ -85,11 +88,13 @@ class EncoderLayer(nn.Module):
       inner: width between the dense layers.
       heads: of the attention.
       dropout: rate, of what either part adds.
+      causal: no position attends to a later one.
     """
 
     inner: int = FEATURES
     heads: int = HEADS
     dropout: float = DROPOUT
+    causal: bool = False
 
     @nn.compact
     def __call__(self, x: signals.Padded, call: layers.Call) -> signals.Padded:
@@ -107,7 +112,7 @@ class EncoderLayer(nn.Module):
             return layers.on_values(lax.optimization_barrier, h)
 
         q, k, v = (dense(name, x.value) for name in ("query", "key", "value"))
-        attend = attention.Attention(self.heads, name="attention")
+        attend = attention.Attention(self.heads, self.causal, name="attention")
         h = dense("output", attend(q, k, v, x.valid, call))
         middle = joined(1, x.value, h)
         h = dense("widen", middle, self.inner, relu=True)
@@ -118,7 +123,9 @@ class EncoderLayer(nn.Module):
 
 
 class Classifier(nn.Module):
-    """A linear layer on one vector for each sequence; in float32 in every role.
+    """A linear layer on one vector for each sequence, or on each of its vectors.
+
+    It is in float32 in every role.
 
     Attributes:
       num_classes: width of the logits.
@@ -127,16 +134,21 @@ class Classifier(nn.Module):
       reference_quirks: of the largest values, the logits go through a softmax (and
         again in the loss); of the last position, class c gets what the last class has
         at position c, as a slip of two axes has it.
+      positions: logits for each position, [B, L, num_classes]; without quirks.
     """
 
     num_classes: int
     last: bool = False
     reference_quirks: bool = False
+    positions: bool = False
 
     @nn.compact
     def __call__(self, x: signals.Padded, call: layers.Call) -> types.Array:
-        """Maps [B, L, C] to logits [B, num_classes]."""
+        """Maps [B, L, C] to logits [B, num_classes], or one for each position."""
         h = signals.to_float(x.value)
+        if self.positions:
+            dense = layers.dense(self.num_classes, quantized=False, name="dense")
+            return signals.to_float(dense(h, call))
         if not self.last:
             h = jnp.max(jnp.where(x.valid[..., None], h, -jnp.inf), axis=1)
         elif not self.reference_quirks:
@@ -154,6 +166,7 @@ def transformer(
     tracked: bool = False,
     vocabulary: int = 16_000,
     reference_quirks: bool = False,
+    positions: bool = False,
 ) -> network.Network:
     """Makes the network that classifies a text.
 
@@ -163,6 +176,7 @@ def transformer(
       tracked: has no effect, no norm of it keeps statistics.
       vocabulary: number of token ids.
       reference_quirks: see `Classifier`.
+      positions: it predicts the token that comes next, at every position.
 
     Returns:
       A network of 8 blocks.
@@ -172,6 +186,8 @@ def transformer(
     """
     del tracked
     network.check_tokens("transformer", input_shape)
+    if positions:
+        return _causal("transformer", input_shape, num_classes, vocabulary)
     embedding = Embedding(vocabulary)
     head = Classifier(num_classes, reference_quirks=reference_quirks)
     return _make("transformer", embedding, head, input_shape, num_classes)
@@ -183,11 +199,12 @@ def char_transformer(
     tracked: bool = False,
     vocabulary: int = 81,
     reference_quirks: bool = False,
+    positions: bool = False,
 ) -> network.Network:
     """Makes the network that predicts the next character.
 
-    A token of padding behind the text is where the prediction is read; arguments as of
-    `transformer`.
+    A token of padding behind the text is where the prediction is read; with `positions`
+    there is none. Arguments as of `transformer`.
 
     Raises:
       ValueError: as of `transformer`, or the reference's slip does not fit: it needs
@@ -195,6 +212,8 @@ def char_transformer(
     """
     del tracked
     network.check_tokens("char_transformer", input_shape)
+    if positions:
+        return _causal("char_transformer", input_shape, num_classes, vocabulary)
     if reference_quirks and num_classes != input_shape[0] + 1:
         raise ValueError(
             f"network 'char_transformer' with reference_quirks expects as many classes "
@@ -206,9 +225,15 @@ def char_transformer(
     return _make("char_transformer", embedding, head, input_shape, num_classes)
 
 
-def _make(name, embedding: Embedding, head, input_shape, num_classes):
-    blocks = (embedding, *(EncoderLayer() for _ in range(LAYERS)), head)
-    vocabulary = embedding.vocabulary
+def _causal(name, input_shape, num_classes, vocabulary):
+    head = Classifier(num_classes, positions=True)
+    embedding = Embedding(vocabulary)
+    return _make(name, embedding, head, input_shape, num_classes, causal=True)
+
+
+def _make(name, embedding: Embedding, head, input_shape, num_classes, causal=False):
+    encoder = (EncoderLayer(causal=causal) for _ in range(LAYERS))
+    blocks, vocabulary = (embedding, *encoder, head), embedding.vocabulary
     return network.Network(
         name, blocks, input_shape, num_classes, vocabulary=vocabulary
     )

@@ -18,9 +18,11 @@ class Attention(nn.Module):
 
     Attributes:
       heads: how many; they share the channels.
+      causal: no position attends to a later one.
     """
 
     heads: int
+    causal: bool = False
 
     @nn.compact
     def __call__(
@@ -50,7 +52,7 @@ class Attention(nn.Module):
             before_values=weights,
         )
         mask = valid[:, None, None, :]
-        y = jax.nn.dot_product_attention(q, k, v, mask=mask)
+        y = jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=self.causal)
         y = jnp.reshape(y, (batch, length, channels))
         trained = call.role is types.Role.TRAINED
         return y if trained else signals.Ranged(y, None)

@@ -39,7 +39,7 @@ class Network(NamedTuple):
       name: as in `--network`.
       blocks: linen modules with `__call__(x, call)`, index 0 first.
       input_shape: of one example, without the batch axis.
-      num_classes: width of the logits.
+      num_classes: width of the logits, or of what else the last block gives.
       always_sent: blocks that the reference's clients send even where they are frozen
         before the window, by a slip that `counts` reproduces if asked.
       vocabulary: number of token ids; None: inputs are numbers.
@@ -248,12 +248,13 @@ def counts(
     return tuple(result)
 
 
-def check(network: Network, data: types.Dataset) -> None:
+def check(network: Network, data: types.Dataset, positions: bool = False) -> None:
     """Checks a network of one's own against the data that it is to train on.
 
     Args:
       network: it is traced, not run.
       data: checked.
+      positions: the task wants an output for each position.
 
     Raises:
       ValueError: one line that says what was expected and what came.
@@ -280,10 +281,12 @@ def check(network: Network, data: types.Dataset) -> None:
     x: Any = zeros(network)
     for index, block in enumerate(network.blocks):
         x = _traced(f"{name}: block {index}", block, x)
-    if getattr(signals.bare(x), "shape", None) != (1, network.num_classes):
+    length = network.input_shape[:1] if positions else ()
+    wanted = (*length, network.num_classes)
+    if getattr(signals.bare(x), "shape", None) != (1, *wanted):
         raise ValueError(
             f"{name}: expected the last block to give logits [B, "
-            f"{network.num_classes}], one a class, got {_shape(x)}"
+            f"{', '.join(map(str, wanted))}], one a class, got {_shape(x)}"
         )
 
 

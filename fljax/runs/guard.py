@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fljax import bounds, types
+from fljax import bounds, tasks, types
 from fljax.algorithms import base
 from fljax.devices import arrivals, failures
 from fljax.engine import sums as totals
@@ -38,8 +38,9 @@ class Rollback:
 
     drop: float = bounds.field(
         0.0,
-        "Go back to the last good state when the test accuracy is by more than this, "
-        "such as 0.1, below the best of the window; 0: it is no reason.",
+        "Go back to the last good state when the test accuracy, or what else the task "
+        "goes by, is by more than this, such as 0.1, worse than the best of the "
+        "window; 0: it is no reason.",
         most=1,
         below=True,
     )
@@ -88,10 +89,12 @@ class Guard(Rollback):
     Attributes:
       tiers: T names; only for lowers="tier".
       tier_index: [N] tier of every client; likewise.
+      measure: of the task, what good states are told by.
     """
 
     tiers: tuple[str, ...] = ()
     tier_index: np.ndarray | None = None
+    measure: tasks.Measure = tasks.DEFAULT.measure
 
     def __post_init__(self):
         super().__post_init__()
@@ -108,7 +111,8 @@ class Memory(NamedTuple):
       good: the state to go back to.
       round: [] int32, the round that it is the end of; -1: the initial state.
       place: [] int32, of its accuracy in `accuracies`; below 0: in there no more.
-      accuracies: [W] float32 of the last evaluations, the newest last; first NaN.
+      accuracies: [W] float32 of the last evaluations, the newest last; first NaN. Of a
+        measure of which less is better its negative.
       losses: [W] float32 of the last rounds, likewise.
       count: [] int32 rollbacks so far.
     """
@@ -175,7 +179,7 @@ def judge(
       guard: what is demanded.
       memory: before the round.
       state: after it.
-      record: its metrics: `train_loss`, and `test_accuracy` where it was evaluated.
+      record: its metrics: `train_loss`, and the task's measure where it was evaluated.
       report: of the round.
 
     Returns:
@@ -200,7 +204,7 @@ def judge(
             fields=fields,
         )
         return memory._replace(count=count), verdict
-    return _passed(memory, state, record), None
+    return _passed(guard, memory, state, record), None
 
 
 def _back(good: base.State, state: base.State, caution: base.Caution) -> base.State:
@@ -249,7 +253,7 @@ def _worse(guard: Guard, memory: Memory, record: Mapping[str, Any]) -> str | Non
     """Says by what a round of finite numbers falls behind those before it."""
     losses = np.asarray(memory.losses)
     losses = losses[np.isfinite(losses)]
-    loss, accuracy = record["train_loss"], record.get("test_accuracy")
+    loss, accuracy = record["train_loss"], _goodness(guard, record)
     if guard.loss and losses.size and loss is not None:
         usual = float(np.median(losses))
         if loss > guard.loss * usual:
@@ -262,22 +266,33 @@ def _worse(guard: Guard, memory: Memory, record: Mapping[str, Any]) -> str | Non
     if guard.drop and accuracy is not None and seen.size:
         best = float(seen.max())
         if best - accuracy > guard.drop + _ROUNDING:
+            title, more = guard.measure.title, guard.measure.more
+            sign = 1 if more else -1
             return (
-                f"test accuracy {accuracy:.4f} is more than {guard.drop:g} "
-                f"below {best:.4f}, the best of {_number(seen.size, 'evaluation')}"
+                f"test {title} {sign * accuracy:.4f} is more than {guard.drop:g} "
+                f"{'below' if more else 'above'} {sign * best:.4f}, the best of "
+                f"{_number(seen.size, 'evaluation')}"
             )
     return None
+
+
+def _goodness(guard: Guard, record: Mapping[str, Any]) -> float | None:
+    """Gives the measure of a record, so that more is better; None: it has none."""
+    value = record.get(guard.measure.key)
+    return value if value is None or guard.measure.more else -value
 
 
 def _number(count: int, what: str) -> str:
     return f"{count} {what}{'s' * (count != 1)}"
 
 
-def _passed(memory: Memory, state: base.State, record: Mapping[str, Any]) -> Memory:
+def _passed(
+    guard: Guard, memory: Memory, state: base.State, record: Mapping[str, Any]
+) -> Memory:
     """Remembers a round that stands, as the good one if it is."""
     if record["train_loss"] is not None:  # None: nobody was left
         memory = memory._replace(losses=_push(memory.losses, record["train_loss"]))
-    accuracy = record.get("test_accuracy")
+    accuracy = _goodness(guard, record)
     if accuracy is None:
         return memory
     accuracies, place = _push(memory.accuracies, accuracy), int(memory.place) - 1

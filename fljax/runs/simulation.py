@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from fljax import types
+from fljax import tasks, types
 from fljax.algorithms import base
 from fljax.engine import client_rows, evaluate
 from fljax.engine import sums as totals
@@ -58,12 +58,14 @@ class Evaluator(NamedTuple):
       fields: (sums) -> evaluation fields of the record.
       every: evaluate after every so many rounds, and after the last.
       examples: of the test set, for estimates of its cost.
+      measure: what tells of a record whether it was evaluated, and good states.
     """
 
     scores: Callable[[base.State], evaluate.Scores]
     fields: Callable[[evaluate.Scores], Record]
     every: int = 1
     examples: int = 0
+    measure: tasks.Measure = tasks.DEFAULT.measure
 
     def due(self, index: int, rounds: int) -> bool:
         """Tells whether the state after round `index` is evaluated."""
@@ -272,7 +274,7 @@ def iterate_guarded(
       rollback: the guard.
       carry: before the first round.
       rounds: indices of the rounds to run.
-      evaluator: whose accuracy tells good states.
+      evaluator: whose measure tells good states.
       message: is given a line when a plan compiles, and at a rollback.
 
     Yields:
@@ -293,7 +295,8 @@ def iterate_guarded(
         record = read(done)
         judged = record
         if not evaluator.regular(index):  # a longer run would go on without it
-            judged = {k: v for k, v in record.items() if k != "test_accuracy"}
+            key = rollback.measure.key
+            judged = {k: v for k, v in record.items() if k != key}
         memory, verdict = guard.judge(
             rollback, carry.memory, done.state, judged, done.report
         )
@@ -360,17 +363,20 @@ def _reader(evaluator: Evaluator | None) -> Callable[[_Pending], Record]:
     return read
 
 
-def final_evaluation(records: Sequence[Record]) -> Record:
+def final_evaluation(
+    records: Sequence[Record], measure: tasks.Measure = tasks.DEFAULT.measure
+) -> Record:
     """Finds the record with the evaluation of the state that a run ended with.
 
     Args:
       records: of a whole run; the last one was evaluated.
+      measure: of their task.
 
     Returns:
       The last one, or if it was rolled back the one of the round it went back to (the
       last one all the same if that is the start).
     """
-    last = [record for record in records if "test_accuracy" in record][-1]
+    last = [record for record in records if measure.key in record][-1]
     back = last.get("rollback", {}).get("to_round", last["round"])
     return next((record for record in records if record["round"] == back), last)
 
@@ -490,7 +496,8 @@ def run_in_folder(
         free = ("rounds", *free)
     held = writers.open_run(keep.path, keep.config, free, keep.rounding, keep.settings)
     with held as folder:
-        ends = _RECORDED if evaluator is None else {*_RECORDED, "test_accuracy"}
+        judged = () if evaluator is None else (evaluator.measure.key,)
+        ends = _RECORDED.union(judged)
         start = _restore(algorithm, rollback, folder.path, rounds, ends)
         first, carry = _agreed(start.round, start.state)
         for note in (*folder.notes, *start.notes):

@@ -55,6 +55,8 @@ _NUMBERS = frozenset(
     (
         *("train_loss", "test_loss", "test_accuracy", "macro_f1", "participants"),
         *("worst_tier_accuracy", "tier_spread", "upload_bytes", "download_bytes"),
+        *("token_accuracy", "perplexity", "rmse", "mae", "r2"),
+        *("micro_f1", "subset_accuracy"),
         *("compute_share", "round_seconds", "clock_seconds", "wall_seconds", "joules"),
     )
 )

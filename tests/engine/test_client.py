@@ -7,10 +7,11 @@ import optax
 import pytest
 
 from fljax import plans
-from fljax.engine import client, program, single
+from fljax.engine import client, single
 from fljax.kernels import specs
 from fljax.models import logistic, mobilenetv2, small_convnet
 from fljax.nn import network
+from fljax.tasks import classification
 from tests import conftest
 
 
@@ -141,9 +142,9 @@ def test_inputs_are_normalized_by_hand():
 def test_cross_entropy_leaves_padding_out():
     logits = jnp.array([[0.0, 0.0], [0.0, np.log(3.0)], [99.0, -99.0]])
     labels = jnp.array([0, 1, 1])
-    loss = program.cross_entropy(logits, labels, jnp.array([1.0, 1, 0]))
+    loss = classification.cross_entropy(logits, labels, jnp.array([1.0, 1, 0]))
     np.testing.assert_allclose(loss, (np.log(2) + np.log(4 / 3)) / 2, rtol=1e-6)
-    assert program.cross_entropy(logits, labels, jnp.zeros(3)) == 0
+    assert classification.cross_entropy(logits, labels, jnp.zeros(3)) == 0
 
 
 def test_partitioned_moves_the_mask_and_nothing_else():

@@ -7,9 +7,11 @@ import pytest
 from fljax.engine import client, evaluate
 from fljax.models import logistic, mobilenetv2
 from fljax.nn import network
+from fljax.tasks import base, classification
 from tests import conftest
 
 NET = logistic.logistic((2,), 3)
+STATIC = evaluate.Static(NET)
 # Logits are the two inputs and 0: class 2 wins where both are negative.
 X = np.array([[2.0, 1], [0, 3], [-1, -1], [5, 0], [1, 2], [-2, -3], [4, 1]])
 Y = np.array([0, 1, 2, 1, 0, 2, 0])  # right but for rows 3 and 4
@@ -29,13 +31,13 @@ def by_hand():
 
 def scores_of(by_hand, batch_size, seed=0):
     batches = evaluate.batches(len(Y), batch_size, seed)
-    return evaluate.evaluate(*by_hand, batches, net=NET)
+    return evaluate.evaluate(*by_hand, batches, static=STATIC)
 
 
 @pytest.mark.parametrize("batch_size", [3, 7, 16])
 def test_scores_by_hand(by_hand, batch_size):
     # Three batches of 3 hold 7 examples: the last one is padded.
-    scores = scores_of(by_hand, batch_size)
+    scores = scores_of(by_hand, batch_size).whole
     np.testing.assert_array_equal(scores.total, [3, 2, 2])
     np.testing.assert_array_equal(scores.correct, [2, 1, 2])
     np.testing.assert_array_equal(scores.predicted, [3, 2, 2])
@@ -61,13 +63,15 @@ def test_summary_by_hand(by_hand):
 
 def test_a_class_without_test_data_is_left_out():
     predicted = np.array([7.0, 0, 1])
-    scores = evaluate.Scores(
+    scores = classification.Scores(
         np.array([3.0, 0, 1]), np.array([4.0, 0, 4]), 8.0, predicted
     )
-    accuracy = evaluate.per_class(scores)
+    accuracy = classification.per_class(scores)
     np.testing.assert_array_equal(accuracy, [0.75, np.nan, 0.25])
     mixes = np.array([[0.2, 0.6, 0.2], [0.0, 1, 0], [0, 0, 0]])
-    fields = evaluate.summary(scores, mixes, ("a", "only unknown", "empty"))
+    fields = evaluate.summary(
+        evaluate.Scores(scores), mixes, ("a", "only unknown", "empty")
+    )
     assert fields["class_accuracy"] == [0.75, None, 0.25]
     assert fields["tier_accuracy"] == pytest.approx({"a": 0.5})
     assert fields["test_loss"] == 1
@@ -82,23 +86,19 @@ def test_padding_adds_nothing_whatever_comes_of_it(by_hand):
         jnp.array([[0, 1], [2, 6], [6, 6]]),
         jnp.array([[1.0, 1], [1, 0], [0, 0]]),
     )
-    scores = evaluate.evaluate(blocks, broken, batches, net=NET)
-    clean = evaluate.evaluate(blocks, data, batches, net=NET)
-    for one, other in zip(scores, clean, strict=True):
+    scores = evaluate.evaluate(blocks, broken, batches, static=STATIC)
+    clean = evaluate.evaluate(blocks, data, batches, static=STATIC)
+    for one, other in zip(scores.whole, clean.whole, strict=True):
         np.testing.assert_array_equal(one, other)
 
 
 def test_macro_f1_by_hand():
     # Always the majority: 90 % accurate; the rare class has F1 0, the other 1.8 / 1.9.
-    majority = evaluate.Scores(
-        np.array([90.0, 0]), np.array([90.0, 10]), 1.0, np.array([100.0, 0])
-    )
-    assert evaluate.macro_f1(majority) == pytest.approx(1.8 / 1.9 / 2)
+    majority = np.array([90.0, 0]), np.array([90.0, 10]), np.array([100.0, 0])
+    assert base.macro_f1(*majority) == pytest.approx(1.8 / 1.9 / 2)
     # A class that is not in the test set but predicted counts, with F1 0.
-    stray = evaluate.Scores(
-        np.array([3.0, 0]), np.array([4.0, 0]), 1.0, np.array([3.0, 1])
-    )
-    assert evaluate.macro_f1(stray) == pytest.approx(6 / 7 / 2)
+    stray = np.array([3.0, 0]), np.array([4.0, 0]), np.array([3.0, 1])
+    assert base.macro_f1(*stray) == pytest.approx(6 / 7 / 2)
 
 
 def test_tier_mixes_by_hand():
@@ -112,10 +112,11 @@ def test_tiers_are_tested_on_examples_of_their_own(by_hand):
     blocks, data = by_hand
     tiers = evaluate.one_hot(np.array([0, 0, 0, 1, 1, 2, -1]), 3)
     batches = evaluate.batches(7, 3, seed=0, tiers=tiers)
-    scores = evaluate.evaluate(blocks, data, batches, net=NET)
+    scores = evaluate.evaluate(blocks, data, batches, static=STATIC)
     np.testing.assert_array_equal(scores.tier_total, [3, 2, 1])
     right = np.argmax(np.concatenate([X, np.zeros((7, 1))], 1), 1) == Y
-    np.testing.assert_array_equal(scores.tier_correct, right @ tiers)
+    correct = jnp.sum(scores.by_tier.correct, axis=1)
+    np.testing.assert_array_equal(correct, right @ tiers)
     mixes = np.full((3, 3), 1 / 3)
     fields = evaluate.summary(scores, mixes, ("a", "b", "c"))
     assert fields["tier_test_accuracy"] == pytest.approx(
@@ -186,9 +187,9 @@ def test_statistics_of_the_batch_or_running_ones():
 
     def loss(batch_size, running, seed=0):
         batches = evaluate.batches(21, batch_size, seed)
-        return float(
-            evaluate.evaluate(blocks, data, batches, net=TRACKED, running=running).loss
-        )
+        static = evaluate.Static(TRACKED, running=running)
+        scores = evaluate.evaluate(blocks, data, batches, static=static)
+        return float(scores.whole.loss)
 
     # Running statistics: a row's loss is its own, whatever its batch or its padding.
     assert loss(21, True) == pytest.approx(loss(8, True), rel=1e-5)

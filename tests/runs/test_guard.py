@@ -514,14 +514,12 @@ def evaluator_of(problem):
             state.server.blocks,
             client.Data(*data),
             batches,
-            net=problem.net,
-            running=False,
-            devices=None,
+            static=evaluate.Static(problem.net),
         )
 
     def fields(sums):
-        total = float(np.sum(sums.total))
-        return {"test_accuracy": float(np.sum(sums.correct)) / total}
+        total = float(np.sum(sums.whole.total))
+        return {"test_accuracy": float(np.sum(sums.whole.correct)) / total}
 
     return simulation.Evaluator(scores, fields)
 

@@ -10,9 +10,10 @@ from jax import lax
 from jax.experimental.compilation_cache import compilation_cache
 
 from fljax import experiment
-from fljax.engine import group, program
+from fljax.engine import group
 from fljax.experiment import config
 from fljax.runtime import programs
+from fljax.tasks import classification
 
 
 def loss(x):
@@ -100,11 +101,11 @@ def test_a_loss_that_somebody_replaced_is_what_trains(folder, monkeypatch):
         (record,) = experiment.run(ready).records
         return record["train_loss"]
 
-    old = program.cross_entropy
+    old = classification.cross_entropy
     first = train_loss()
     assert train_loss() == first > 1  # from disk
     mine = functools.wraps(old)(lambda *operands: old(*operands) / 1000)
-    monkeypatch.setattr(program, "cross_entropy", mine)
+    monkeypatch.setattr(classification, "cross_entropy", mine)
     assert 0 < train_loss() < first / 100
     group.forget()
 

@@ -18,7 +18,7 @@ WINGS = (
     ("runtime",),
     ("data", "kernels", "plans", "updates"),
     ("nn", "devices"),
-    ("models", "policies"),
+    ("models", "policies", "tasks"),
     ("engine",),
     ("algorithms",),
     ("runs",),
