@@ -15,6 +15,7 @@ from absl import flags
 import fljax
 from experiments import define, main
 from experiments import flags as config_flags
+from fljax import tasks
 from fljax.experiment import dry_run, progress
 
 config_flags.define_flags()
@@ -56,7 +57,7 @@ def _main() -> None:
     print(_ended(result.final, result.measure))
 
 
-def _ended(last: Mapping[str, Any], measure: fljax.Measure) -> str:
+def _ended(last: Mapping[str, Any], measure: tasks.Measure) -> str:
     """Says in a line how a run ended."""
     loss = f", test loss {last['test_loss']:.4f}" * (measure.key != "test_loss")
     mixed, own = last.get("tier_accuracy"), last.get(f"tier_{measure.key}")

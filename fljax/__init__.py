@@ -46,13 +46,7 @@ _FACE = {
     "Rollback": "runs.guard",
     "Frozen": "kernels.specs",
     "Text": "data.load",
-    # what labels mean
     "Task": "tasks.base",
-    "Measure": "tasks.base",
-    "Classification": "tasks.classification",
-    "Tokens": "tasks.tokens",
-    "Regression": "tasks.regression",
-    "MultiLabel": "tasks.multilabel",
     # algorithms and policies
     "Algorithm": "algorithms.base",
     "averaging": "algorithms.averaging",
@@ -123,12 +117,7 @@ if TYPE_CHECKING:  # the same for editors and type checkers; a test compares
     from fljax.policies.windows import from_function as policy  # noqa: F401
     from fljax.runs.guard import Rollback as Rollback
     from fljax.runs.simulation import Hooks as Hooks
-    from fljax.tasks.base import Measure as Measure
     from fljax.tasks.base import Task as Task
-    from fljax.tasks.classification import Classification as Classification
-    from fljax.tasks.multilabel import MultiLabel as MultiLabel
-    from fljax.tasks.regression import Regression as Regression
-    from fljax.tasks.tokens import Tokens as Tokens
     from fljax.types import Dataset as Dataset
 
 __all__ = [*_FACE, "__version__"]

@@ -52,8 +52,13 @@ class Regression(base.Task):
         """Sums errors and labels up, by output."""
         labels = labels.reshape(outputs.shape)
         errors = outputs - labels
-        values = (jnp.square(errors), jnp.abs(errors), labels, jnp.square(labels))
-        return Scores(*(base.total(x, mask) for x in values), jnp.sum(mask))
+        return Scores(
+            squares=base.total(jnp.square(errors), mask),
+            sizes=base.total(jnp.abs(errors), mask),
+            labels=base.total(labels, mask),
+            powers=base.total(jnp.square(labels), mask),
+            total=jnp.sum(mask),
+        )
 
     def record(self, sums: Scores) -> dict[str, Any]:
         """Gives mean squared error, its root, mean absolute error and r2."""
