@@ -146,7 +146,7 @@ def _joined(
     """Puts the sums of a program's blocks back into those of all."""
     first, _ = _columns(blocks, span)
     message = sums.message
-    if message is not None:
+    if message is not None and part.message is not None:
         begin, _ = _columns(server.params_of(blocks), span)
         message = lax.dynamic_update_slice_in_dim(message, part.message, begin, 0)
     return server.Totals(
@@ -187,7 +187,7 @@ def _noted(
         return into.at[(positions, *columns)].set(values, mode="drop")
 
     updates, states = each.updates, each.states
-    if updates is not None:
+    if updates is not None and sent.params is not None:
         begin, size = _columns(server.params_of(blocks), span)
         taken = (sent.weights > 0)[:, None]
         rows = jnp.where(taken, sent.params * sent.scales[:, None], 0.0)

@@ -142,15 +142,10 @@ class Schedule:
         devices = self.fed.population.fleet
         profile, row = devices.profile, devices.row
         speed, upload, _ = profile.limits.mean(axis=-1)[row].T
-        seconds = clock.durations(
-            self.clock,
-            self.full_bytes,
-            client.steps_of(counts, self.fed.training),
-            1 / speed,
-            np.full(len(row), self.full_bytes),
-            upload,
-            profile.download[row],
-        )
+        steps = client.steps_of(counts, self.fed.training)
+        sent = np.full(len(row), self.full_bytes)
+        job = clock.Job(self.full_bytes, steps, 1 / speed, sent)
+        seconds = clock.durations(self.clock, job, profile.download[row], upload)
         return selection.Clients(counts, seconds.sum(axis=1))
 
     def assign(self, before: Before, index: int) -> Assignment:

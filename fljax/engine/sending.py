@@ -103,7 +103,9 @@ def received(
     params, states = None, coded.state
     if static.seams.aggregate.sees_updates:
         params = jax.vmap(trees.ravel)(server.params_of(coded.delta)) * factor
-    if states is not None:  # who is refused goes on from where it was
+    if (
+        states is not None and chunk.states is not None
+    ):  # who is refused goes on from where it was
         states = jnp.where((verdict == 0)[:, None], states, chunk.states)
     return Received(
         sent, result.loss, weights, chunk.scales, trained, verdict, l2, params,
@@ -152,28 +154,29 @@ def _one(
 ) -> _Coded:
     """Encodes and decodes what one client sends, which trained blocks [b]."""
     span, asked = static.span, static.seams
-    delta, message = result.delta[span], result.message
-    kept = seams.parted(asked, blocks, state)
-    if kept.own is not None:
+    delta, kept = result.delta[span], seams.parted(asked, blocks, state)
+    if kept.own is not None and result.own is not None:
         own = server_rule.kept(trained, result.own[span], kept.own[span])
         before, after = kept.own[: span.start], kept.own[span.stop :]
         kept = kept._replace(own=(*before, *own, *after))
-    if message is not None:
-        mine = message[span]
+    message = None
+    if result.message is not None:
+        mine = result.message[span]
         mine = server_rule.kept(trained, mine, server_rule.zeros(mine))
         message = trees.ravel(mine)
     if asked.codec is not None:
         begin = trees.size(server.params_of(blocks[: span.start]))
-        whole = server.params_of(delta)
-        part = _part(trained, whole) if static.program.any_window else None
-        vector, places = trees.ravel(whole), slice(begin, begin + trees.size(whole))
-        memories = tuple(memory[places] for memory in kept.memories)
-        decoded, memories = asked.codec.apply(key, vector, part, memories)
+        part, whole = None, server.params_of(delta)
+        if static.program.any_window:
+            part = _part(trained, whole)
+        places = slice(begin, begin + trees.size(whole))
+        before = tuple(memory[places] for memory in kept.memories)
+        sent, after = asked.codec.apply(key, trees.ravel(whole), part, before)
         delta = tuple(
             {**block, "params": params}
-            for block, params in zip(delta, trees.unravel(decoded, whole), strict=True)
+            for block, params in zip(delta, trees.unravel(sent, whole), strict=True)
         )
-        both = zip(kept.memories, memories, strict=True)
+        both = zip(kept.memories, after, strict=True)
         kept = kept._replace(memories=tuple(m.at[places].set(new) for m, new in both))
     return _Coded(delta, message, None if state is None else seams.joined(kept))
 
