@@ -10,6 +10,7 @@ medians, never single times.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import pathlib
@@ -53,6 +54,19 @@ _TRACE = flags.DEFINE_string(
     "",
     "Folder that a profile of one more round goes to; prints the share of it in which "
     "the device waits, and what takes longest. Not of windows, tiers and cohort.",
+)
+
+_EXAMPLES = define.number(
+    "examples",
+    0,
+    "Examples of every client; 0: as many as the workload says. Not of windows, tiers "
+    "and cohort.",
+)
+_TURN = flags.DEFINE_string(
+    "turn",
+    "",
+    "File to wait for before rounds are timed; PATH.ready tells that all is compiled "
+    "by then. So several of these compile at a time and are timed one by one.",
 )
 
 # Fields of a run that are flags here, too; windows and tiers take none of them, cohort
@@ -158,6 +172,15 @@ def _warm(algorithm: base.Algorithm, state, rounds: int) -> None:
             seen |= wanted
 
 
+def _await_turn() -> None:
+    """Says that all is compiled, and waits until it may be timed."""
+    if not _TURN.value:
+        return
+    pathlib.Path(f"{_TURN.value}.ready").touch()
+    while not pathlib.Path(_TURN.value).exists():
+        time.sleep(0.02)
+
+
 def _play(
     algorithm: base.Algorithm,
     repeats: int,
@@ -172,6 +195,7 @@ def _play(
         score = functools.partial(evaluator.scores, state)
         first, second = (machine.seconds(score) for _ in range(2))
         compiling += max(first - second, 0.0)
+    _await_turn()
     rounds = simulation.iterate(algorithm, state, range(repeats + 1), evaluator)
     records, memory = [], []
     for state, record in rounds:  # noqa: B007
@@ -214,17 +238,16 @@ def _figures_of(
     }
 
 
-def measure(load: workloads.Workload, repeats: int, roof: Figures, **fields: Any):
-    """Times rounds of a workload.
+def measure(
+    load: workloads.Workload, repeats: int, roof: Figures, **fields: Any
+) -> Iterator[tuple[str, Any]]:
+    """Times rounds of a workload; yields its figures by name as they are known.
 
     Args:
       load: what to run.
       repeats: rounds to time.
       roof: `machine.ceilings` of the same devices and precision.
       **fields: of the configuration, over those of the workload.
-
-    Returns:
-      Figures by name.
     """
     settings = workloads.config(load, **fields)
     ready = workloads.build(load, settings)
@@ -232,17 +255,15 @@ def measure(load: workloads.Workload, repeats: int, roof: Figures, **fields: Any
     made, found = group.num_programs(), programs.found_on_disk()
     evaluator = ready.evaluator if load.eval_every else None
     played = _play(algorithm, repeats, evaluator)
-    figures = _figures_of(played, ready.federation, algorithm, roof) | {
-        "programs": group.num_programs() - made,
-        "programs_from_disk": programs.found_on_disk() - found,
-    }
+    yield from _figures_of(played, ready.federation, algorithm, roof).items()
+    yield "programs", group.num_programs() - made
+    yield "programs_from_disk", programs.found_on_disk() - found
     if _TRACE.value:
         state = played.state
         assignment = algorithm.assign(state, repeats + 1)
         jax.block_until_ready(algorithm.round(state, assignment)[0])  # may compile
         play = functools.partial(algorithm.round, state, assignment)
-        figures |= traces.profile(lambda: play()[0], _TRACE.value)
-    return figures
+        yield from traces.profile(lambda: play()[0], _TRACE.value).items()
 
 
 def measure_windows(repeats: int, roof: Figures, steps: int = 16) -> Figures:
@@ -282,6 +303,7 @@ def measure_windows(repeats: int, roof: Figures, steps: int = 16) -> Figures:
     for plan, step in zip(wanted, shared, strict=True):
         made[f"{plan} shared"], plan_of[f"{plan} shared"] = step, plan
     sharing = time.perf_counter() - start
+    _await_turn()
     seconds = dict(
         zip(made, timing.interleaved(list(made.values()), repeats), strict=True)
     )
@@ -424,7 +446,10 @@ def _figures(name: str, roof: Figures) -> Iterator[tuple[str, Any]]:
         fields = {field: flags.FLAGS[field].value for field in _FIELDS}
         if name in _WITH_COSTS:
             fields["cost_table"] = _COST_TABLE.value
-        yield from measure(workloads.BY_NAME[name], repeats, roof, **fields).items()
+        chosen = workloads.BY_NAME[name]
+        if _EXAMPLES.value:
+            chosen = dataclasses.replace(chosen, examples=_EXAMPLES.value)
+        yield from measure(chosen, repeats, roof, **fields)
 
 
 _WITH_COSTS = ("mobilenetv2_cocofl", "tiers")
@@ -463,8 +488,9 @@ def _main() -> None:
         for key, value in _figures(name, roof):
             figures[name][key] = value
             says(f"{name:20s} {key:20s} {_shown(value)}", flush=True)
-    if _JSON.value and main.is_first():
-        pathlib.Path(_JSON.value).write_text(json.dumps(figures, indent=2) + "\n")
+            if _JSON.value and main.is_first():  # whoever ends this loses no figure
+                text = json.dumps(figures, indent=2)
+                pathlib.Path(_JSON.value).write_text(text + "\n")
 
 
 if __name__ == "__main__":

@@ -103,9 +103,8 @@ def received(
     params, states = None, coded.state
     if static.seams.aggregate.sees_updates:
         params = jax.vmap(trees.ravel)(server.params_of(coded.delta)) * factor
-    if (
-        states is not None and chunk.states is not None
-    ):  # who is refused goes on from where it was
+    if states is not None and chunk.states is not None:
+        # Who is refused goes on from where it was.
         states = jnp.where((verdict == 0)[:, None], states, chunk.states)
     return Received(
         sent, result.loss, weights, chunk.scales, trained, verdict, l2, params,
