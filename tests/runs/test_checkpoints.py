@@ -146,7 +146,7 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path, harm, reason):
     assert re.search(pattern, restored.notes[0])
 
 
-def _file(payload: bytes, number: int = 2, version: int = 4) -> bytes:
+def _file(payload: bytes, number: int = 2, version: int = 5) -> bytes:
     """Lay out a checkpoint with a right digest."""
     front = struct.pack("<8sIQQ", b"fljaxckp", version, number, len(payload))
     return front + hashlib.sha256(front + payload).digest() + payload
