@@ -61,7 +61,17 @@ _FACE = {
 
 _PACKAGES = (
     *("algorithms", "bounds", "data", "devices", "engine", "experiment", "kernels"),
-    *("models", "nn", "plans", "policies", "runs", "runtime", "tasks", "trees"),
+    *(
+        "models",
+        "nn",
+        "notation",
+        "plans",
+        "policies",
+        "runs",
+        "runtime",
+        "tasks",
+        "trees",
+    ),
     *("types", "updates", "version"),
 )
 
@@ -75,6 +85,7 @@ if TYPE_CHECKING:  # the same for editors and type checkers; a test compares
     from fljax import kernels as kernels
     from fljax import models as models
     from fljax import nn as nn
+    from fljax import notation as notation
     from fljax import plans as plans
     from fljax import policies as policies
     from fljax import runs as runs
