@@ -16,7 +16,7 @@ from fljax.updates import codecs
 from fljax.updates.codecs import rotated, sparse
 from tests import conftest
 
-KEY = jax.random.key(5)
+SEED = 5
 ALL = [
     "clip:1",
     "top_k:.3",
@@ -44,8 +44,9 @@ def side_by_side(codec, keys, updates, parts, memories):
     return jax.vmap(codec.apply)(keys, updates, parts, memories)
 
 
-def coded(text, update, memory=None, part=None, key=KEY):
+def coded(text, update, memory=None, part=None, seed=SEED):
     """Gives what is decoded, and the memories, as arrays of numpy."""
+    key = jax.random.key(seed)
     codec, update = codecs.read(text), jnp.asarray(update, jnp.float32)
     if memory is None:
         memory = [np.zeros(update.size)] * codec.memories
@@ -59,7 +60,7 @@ def many(text, update, draws):
     update = jnp.asarray(update, jnp.float32)
     memory = (jnp.zeros(update.size),) * codec.memories
     run = jax.jit(jax.vmap(lambda key: codec.apply(key, update, None, memory)[0]))
-    return np.asarray(run(jax.random.split(KEY, draws)))
+    return np.asarray(run(jax.random.split(jax.random.key(SEED), draws)))
 
 
 def window(size, first, count):
@@ -95,7 +96,7 @@ def normal(size, seed=0):
 )
 def test_numbers_by_hand(text, update, decoded):
     for seed in range(4):
-        ours, _ = coded(text, update, key=jax.random.key(seed))
+        ours, _ = coded(text, update, seed=seed)
         np.testing.assert_allclose(ours, decoded, rtol=2e-7, atol=1e-6)
 
 
@@ -207,9 +208,9 @@ def test_least_error_has_less_and_is_shorter():
 def test_a_memory_is_what_was_not_sent(text):
     memory = [normal(50, 1)]
     for round_ in range(3):
-        update, key = normal(50, 2 + round_), jax.random.key(round_)
+        update = normal(50, 2 + round_)
         vector = update + memory[0]
-        decoded, memory = coded(text, update, memory, key=key)
+        decoded, memory = coded(text, update, memory, seed=round_)
         assert np.any(decoded != vector)
         np.testing.assert_array_equal(memory[0], vector - decoded)
 
@@ -271,9 +272,8 @@ def test_a_window_is_coded_as_if_it_were_alone(text, data):
     memories = codecs.read(text).memories
     update, memory = normal(size, seed), [normal(size, seed + 1)] * memories
     update[: first // 2] = np.nan  # nothing of it is read
-    key = jax.random.key(seed)
-    decoded, kept = coded(text, update, memory, window(size, first, count), key)
-    alone, kept_alone = coded(text, update[span], [m[span] for m in memory], key=key)
+    decoded, kept = coded(text, update, memory, window(size, first, count), seed)
+    alone, kept_alone = coded(text, update[span], [m[span] for m in memory], None, seed)
     np.testing.assert_allclose(decoded[span], alone, rtol=2e-6, atol=2e-6)
     outside = np.delete(np.arange(size), span)
     np.testing.assert_array_equal(decoded[outside], 0)
@@ -287,7 +287,7 @@ def test_a_window_is_coded_as_if_it_were_alone(text, data):
 @pytest.mark.parametrize("text", ALL)
 def test_clients_side_by_side_are_as_one_by_one(text):
     codec, size = codecs.read(text), 40
-    keys = jax.random.split(KEY, 3)
+    keys = jax.vmap(jax.random.key)(jnp.arange(3))
     updates = jnp.stack([jnp.asarray(normal(size, seed)) for seed in range(3)])
     parts = [window(size, 0, 40), window(size, 3, 7), window(size, 39, 1)]
     memories = (updates * 0.5,) * codec.memories
@@ -295,7 +295,7 @@ def test_clients_side_by_side_are_as_one_by_one(text):
     together = side_by_side(codec, keys, updates, stacked, memories)
     for i, part in enumerate(parts):
         own = tuple(memory[i] for memory in memories)
-        alone = apply(codec, keys[i], updates[i], part, own)
+        alone = apply(codec, jax.random.key(i), updates[i], part, own)
         row = jax.tree.map(lambda x, i=i: x[i], together)
         conftest.assert_close(row, alone, 2e-6)
 

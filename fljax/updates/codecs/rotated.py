@@ -143,6 +143,8 @@ def hadamard(vector: types.Array, count: types.ArrayLike) -> types.Array:
       [the same], 0 from d' on; not divided by sqrt(d').
     """
     stages = vector.size.bit_length() - 1
+    if not stages:
+        return vector
 
     def stage(i, x):
         # Neighbours differ in bit i of their places. What is above d' keeps its value;
