@@ -180,7 +180,6 @@ def test_text_by_hand():
     assert "of a round's clients" not in dry_run.show(calm)
     keeping = dry_run.show(cost._replace(client_bytes=2_000_000)).splitlines()
     assert keeping[2] == "2 MB in host memory for what clients keep"
-
     one = dry_run.show(cost._replace(programs=1, measured="all windows"))
     assert one.startswith("1 program to compile")
     assert "ms a step of all windows)" in one
