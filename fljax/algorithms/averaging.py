@@ -153,7 +153,8 @@ def averaging(
     rounds = engine.make(fed, planned, len(everyone), seams)
     made = _Averaging(fed, policy, len(everyone), planned, rounds, seams)
     functions = made.init, made.assign, made.round, rounds.programs, made.rehearse
-    return base.Algorithm(*functions, _named(fed, seams))
+    keeps = kinds.state_size(seams, initial.shapes(fed)) if seams.keeps else 0
+    return base.Algorithm(*functions, _named(fed, seams), keeps)
 
 
 def _check(fed: federation.Federation, seams: kinds.Seams) -> None:

@@ -104,6 +104,7 @@ class Algorithm(NamedTuple):
         that ask for no losses.
       parts: name -> what it is made of, where that is another than usual: a codec, a
         server rule. Their reprs tell run folders apart.
+      keeps: values that each client keeps from round to round.
     """
 
     init: Callable[[], State]
@@ -114,3 +115,4 @@ class Algorithm(NamedTuple):
         [State, schedule.Assignment], tuple[State, round_books.Books]
     ] = _no_rehearsal
     parts: Mapping[str, Any] = MappingProxyType({})
+    keeps: int = 0

@@ -35,6 +35,11 @@ def jitted():
     )
 
 
+def shapes(fed: federation.Federation) -> tuple[dict, ...]:
+    """Gives the shapes of what `blocks` draws."""
+    return jax.eval_shape(lambda: network.init(fed.model.net, jax.random.key(0)))
+
+
 def blocks(fed: federation.Federation) -> tuple[dict, ...]:
     """Draws and calibrates the network of a federation."""
     key = jax.random.fold_in(jax.random.key(fed.seed), streams.INITIAL)

@@ -59,11 +59,14 @@ class _Coded(NamedTuple):
 
     Attributes:
       delta: as the server decodes it, a tuple over the program's blocks.
+      finite: whether it was before; a codec may leave out what was not. None: there
+        is no codec.
       message: of its local rule, [Q]; None: there is none.
       state: [S] after the round; None: it keeps none.
     """
 
     delta: tuple
+    finite: types.Array | None
     message: types.Array | None
     state: types.Array | None
 
@@ -91,6 +94,8 @@ def received(
     sent = jax.vmap(trees.ravel)(coded.delta) * factor
     l2 = _l2(coded.delta) * factor[:, None]
     finite = jnp.all(jnp.isfinite(sent), axis=1) & jnp.isfinite(result.loss)
+    if coded.finite is not None:
+        finite &= coded.finite
     limit = jnp.sum(jnp.where(trained[:, None], begun.limits[:, span], 0.0), axis=2)
     small = jnp.all(jnp.sum(jnp.square(l2), axis=2) <= limit, axis=1)
     verdict = jnp.where(
@@ -136,7 +141,7 @@ def _coded(
     """Encodes and decodes what each client of a chunk sends."""
     asked = static.seams
     if asked.codec is None and result.message is None and chunk.states is None:
-        return _Coded(result.delta[static.span], None, None)
+        return _Coded(result.delta[static.span], None, None, None)
     key = jax.random.fold_in(begun.key, streams.CODEC)
     keys = jax.vmap(functools.partial(jax.random.fold_in, key))(chunk.ids)
     one = functools.partial(_one, static, begun.blocks)
@@ -158,7 +163,7 @@ def _one(
         own = server_rule.kept(trained, result.own[span], kept.own[span])
         before, after = kept.own[: span.start], kept.own[span.stop :]
         kept = kept._replace(own=(*before, *own, *after))
-    message = None
+    finite = message = None
     if result.message is not None:
         mine = result.message[span]
         mine = server_rule.kept(trained, mine, server_rule.zeros(mine))
@@ -166,6 +171,7 @@ def _one(
     if asked.codec is not None:
         begin = trees.size(server.params_of(blocks[: span.start]))
         part, whole = None, server.params_of(delta)
+        finite = trees.all_finite(whole)
         if static.program.any_window:
             part = _part(trained, whole)
         places = slice(begin, begin + trees.size(whole))
@@ -177,7 +183,7 @@ def _one(
         )
         both = zip(kept.memories, after, strict=True)
         kept = kept._replace(memories=tuple(m.at[places].set(new) for m, new in both))
-    return _Coded(delta, message, None if state is None else seams.joined(kept))
+    return _Coded(delta, finite, message, None if state is None else seams.joined(kept))
 
 
 def _part(trained: types.Array, params: tuple) -> codecs.Part:

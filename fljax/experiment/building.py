@@ -28,7 +28,15 @@ from fljax import (
 from fljax.algorithms import base, centralized, cocofl, fedavg_drop
 from fljax.data import checks, load, partition
 from fljax.devices import arrivals, fleet, fleet_sources
-from fljax.engine import augment, client, evaluate, federation, learning_rate, width
+from fljax.engine import (
+    augment,
+    client,
+    client_rows,
+    evaluate,
+    federation,
+    learning_rate,
+    width,
+)
 from fljax.experiment import config as configs
 from fljax.experiment import environment, progress
 from fljax.nn import network
@@ -628,8 +636,41 @@ def algorithm(ready: Experiment) -> base.Algorithm:
     config, fed = ready.settings, ready.federation
     _check_memory(seen_by(ready))
     _check_buffer(fed)
-    if ready.own.algorithm is not None:
-        return _made(ready.own.algorithm, fed)
+    made = _algorithm(config, fed, ready.own.algorithm)
+    _check_kept(config, fed, made)
+    return made
+
+
+def _check_kept(
+    config: configs.Config, fed: federation.Federation, made: base.Algorithm
+) -> None:
+    """Refuses what clients keep from round to round if it cannot fit.
+
+    Raises:
+      ValueError: one line that names the flag and says what it would take.
+    """
+    if not made.keeps:
+        return
+    rules, clients = fed.rules, len(fed.population.shards.counts)
+    flag = "--codec" if rules.codec and rules.codec.memories else "--algorithm"
+    a_round = arrivals.most_arrivals(rules.clock, rules.clients_per_round, clients)
+    visited = client_rows.most_visited(clients, config.rounds, a_round)
+    copies = 2 if config.rollback.asked_for else 1  # the good state has rows, too
+    client_rows.require(flag, visited * copies + 3 * a_round, made.keeps)
+    what = f"what {a_round:,} clients keep, {made.keeps:,} values each"
+    memory.require(flag, what, 3 * 4 * a_round * made.keeps, memory.of_device())
+
+
+def _algorithm(
+    config: configs.Config, fed: federation.Federation, own: Make | None
+) -> base.Algorithm:
+    """Makes the algorithm of the settings, or one's own.
+
+    Raises:
+      ValueError: its devices cannot run it.
+    """
+    if own is not None:
+        return _made(own, fed)
     if config.algorithm == "cocofl" and fed.model.net.num_blocks == 1:
         raise ValueError(
             f"--network: expected one of two blocks or more for --algorithm=cocofl, "

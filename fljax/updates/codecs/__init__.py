@@ -35,17 +35,19 @@ BY_NAME: Mapping[str, Callable[..., Codec]] = {
 _PLUS = re.compile(r"\s*\+\s*(?=[A-Za-z_])")
 
 
-def read(text: str) -> Codec:
+def read(text: str) -> Codec | None:
     """Makes what a text such as `clip:1+top_k:.01` names.
 
     Args:
-      text: codecs of `BY_NAME` with their arguments, `+` between them.
+      text: codecs of `BY_NAME` with their arguments, `+` between them; or none.
 
     Returns:
-      The codec; of several a chain, applied from left to right.
+      The codec; of several a chain, applied from left to right; None of none.
 
     Raises:
       ValueError: one line without the flag: what was expected and what came.
     """
+    if text == "none":
+        return None
     parts = tuple(notation.make(name, BY_NAME) for name in _PLUS.split(text.strip()))
     return parts[0] if len(parts) == 1 else Chain(parts)
