@@ -188,6 +188,6 @@ def _one(
 
 def _part(trained: types.Array, params: tuple) -> codecs.Part:
     """Says which parameters a client sends that trained blocks [b]."""
-    sizes = np.array([trees.size(block) for block in params])
-    here = jnp.repeat(trained, sizes, total_repeat_length=int(sizes.sum()))
+    block_of = np.repeat(np.arange(len(params)), [*map(trees.size, params)])
+    here = trained[block_of]
     return codecs.Part(here, jnp.argmax(here), jnp.sum(here))
