@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from fljax.data import jsonl, load, text
+from fljax.data import jsonl, labels, load, text
 
 LINES = [
     {"text": "a good film", "label": 1, "split": "train"},
@@ -116,6 +116,35 @@ def test_tokens_end_to_end(tmp_path):
     assert len(entries) == 2  # the vocabulary and the tokens
     write(path, [*LINES, LINES[0]])
     assert len(load.load(f"jsonl:{path}", options).x_train) == 3
+
+
+def test_the_tokens_that_come_next_need_no_labels(tmp_path):
+    pytest.importorskip("tokenizers")
+    bare = [{k: v for k, v in line.items() if k != "label"} for line in LINES]
+    path = write(tmp_path / "a.jsonl", bare)
+    options = load.Options(
+        texts=load.Text(max_tokens=6, vocabulary_size=40),
+        cache=str(tmp_path / "cache"),
+        check=labels.token_ids,
+        following=True,
+    )
+    data = load.load(f"jsonl:{path}", options)
+    assert data.x_train.shape == data.y_train.shape == (2, 5)
+    np.testing.assert_array_equal(data.x_train[:, 1:], data.y_train[:, :-1])
+    assert data.num_classes == data.vocabulary
+    # What was kept of texts without labels is nothing that can be classified.
+    with pytest.raises(ValueError, match="in line 1, got"):
+        load.load(f"jsonl:{path}", load.Options(cache=options.cache))
+    labelled = load.load(f"jsonl:{write(tmp_path / 'b', LINES)}", options)
+    np.testing.assert_array_equal(labelled.y_train, data.y_train)
+    short = options._replace(texts=load.Text(max_tokens=1))
+    with pytest.raises(ValueError, match="texts of two tokens or more, got 1"):
+        load.load(f"jsonl:{path}", short)
+
+
+def test_numbers_have_no_token_that_comes_next():
+    with pytest.raises(ValueError, match=r"digits: expected texts, .* got numbers"):
+        load.load("digits", load.Options(following=True))
 
 
 def test_the_vocabulary_is_trained_on_the_training_split_alone(tmp_path):

@@ -6,7 +6,7 @@ import os
 import numpy as np
 import pytest
 
-from fljax.data import load, text
+from fljax.data import labels, load, text
 
 
 def write(path, users):
@@ -95,6 +95,18 @@ def test_text_becomes_characters_and_windows_do_not_leak(tmp_path):
     np.testing.assert_array_equal(short.x_train, data.x_train[:, -3:])
     np.testing.assert_array_equal(short.x_test, data.x_test[:, -3:])
     np.testing.assert_array_equal(short.y_train, data.y_train)
+
+
+def test_the_character_that_comes_next_at_every_position(tmp_path):
+    line = "To be, or not to be: that is the question of the day"
+    path = write(tmp_path / "a.json", {"HAMLET": windows(line)})
+    plain = load.load(f"leaf:{path}")
+    options = load.Options(following=True, check=labels.token_ids)
+    data = load.load(f"leaf:{path}", options)
+    np.testing.assert_array_equal(data.x_train, plain.x_train)
+    np.testing.assert_array_equal(data.y_train[:, :-1], plain.x_train[:, 1:])
+    np.testing.assert_array_equal(data.y_train[:, -1], plain.y_train)
+    assert data.num_classes == 81
 
 
 def test_features_that_are_no_images_stay(tmp_path):

@@ -11,7 +11,9 @@ import time
 import pytest
 
 from experiments import train
+from fljax import tasks
 from fljax.experiment import compilations, progress
+from fljax.tasks import base
 
 
 def test_one_line_a_round_where_there_is_no_terminal():
@@ -30,6 +32,19 @@ def test_one_line_a_round_where_there_is_no_terminal():
     assert re.fullmatch(
         r"\[cocofl\] round 12 \(13/100 done\) \d+\.\d s eta \d+:\d\d", third
     )
+
+
+def test_what_the_task_goes_by_is_shown():
+    stream = io.StringIO()
+    rmse = tasks.Regression().measure
+    with progress.Progress(2, stream=stream, measure=rmse) as shown:
+        shown.update({"round": 0, "test_loss": 4.0, "rmse": 2.0, "test_accuracy": 1})
+    assert " loss 4.000 rmse 2.000 " in stream.getvalue()
+    assert "accuracy" not in stream.getvalue()
+    stream = io.StringIO()
+    with progress.Progress(2, stream=stream, measure=base.LOSS) as shown:
+        shown.update({"round": 0, "train_loss": 5.0, "test_loss": 4.0})
+    assert " loss 5.000 test loss 4.000 " in stream.getvalue()
 
 
 def test_who_was_left_is_shown_where_some_were_not():

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fljax import plans, types
+from fljax import models, plans, types
 from fljax.engine import client, single
 from fljax.kernels import norms, quant, specs
 from fljax.models import transformer
@@ -90,6 +90,41 @@ def test_padding_changes_nothing(prepared):
     )
     assert not np.allclose(logits([4, 7, 2]), logits([4, 7, 2, 9]), atol=1e-3)
     assert np.all(np.isfinite(logits([0, 0, 0])))
+
+
+def test_no_position_of_a_causal_one_sees_a_later_token(prepared):
+    net, state = prepared
+    blocks = (
+        net.blocks[0],
+        *(block.clone(causal=True) for block in net.blocks[1:3]),
+        net.blocks[3].clone(positions=True),
+    )
+    causal = net._replace(blocks=blocks)  # of the same parameters
+    calls = [layers.Call()] * net.num_blocks
+
+    def logits(network_, tokens):
+        return network.run(network_, state, jnp.asarray([tokens]), calls)[0]
+
+    one, two = logits(causal, [4, 7, 2, 9]), logits(causal, [4, 7, 5, 0])
+    assert one.shape == (1, 4, CLASSES)
+    np.testing.assert_array_equal(one[:, :2], two[:, :2])
+    assert not np.allclose(one[:, 2], two[:, 2], atol=1e-3)
+    # Without the mask the first position sees them all.
+    open_ = net._replace(blocks=(*net.blocks[:3], blocks[3]))
+    assert not np.allclose(
+        logits(open_, [4, 7, 2, 9])[:, 0], logits(open_, [4, 7, 5, 0])[:, 0], atol=1e-3
+    )
+
+
+@pytest.mark.parametrize("name", ["transformer", "char_transformer"])
+def test_networks_by_name_answer_at_every_position_if_they_are_asked(name):
+    make_ = models.BY_NAME[name]
+    net = make_((LENGTH,), VOCABULARY, vocabulary=VOCABULARY, positions=True)
+    assert (net.num_blocks, network.counts(net)[-1].outputs) == (8, LENGTH * VOCABULARY)
+    plain = make_((LENGTH,), LENGTH + 1, vocabulary=VOCABULARY)
+    assert network.counts(plain)[-1].outputs == LENGTH + 1
+    assert "causal=True" in repr(net.blocks)
+    assert not any(block.causal for block in plain.blocks[1:-1])
 
 
 @pytest.mark.parametrize("spec", [specs.DEFAULT, specs.REFERENCE, specs.FLOAT])

@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from fljax import plans
+from fljax import plans, tasks
 from fljax.algorithms import base, cocofl, fedavg
 from fljax.devices import arrivals, clock, failures, fleet
 from fljax.engine import books, client, evaluate, schedule
@@ -78,6 +78,17 @@ def test_a_fall_of_accuracy_by_more_than_the_limit_goes_back_to_the_best():
     # What was judged bad is not remembered.
     np.testing.assert_array_equal(memory.accuracies, np.float32([0.8, 0.75, 0.7]))
     assert (memory.good.server, int(memory.round), int(memory.count)) == (1, 1, 1)
+
+
+def test_of_a_measure_of_which_less_is_better_a_rise_goes_back():
+    measure = tasks.Measure("test_accuracy", "rmse", more=False, share=False)
+    watch = guard.Guard(drop=0.5, window=3, measure=measure)
+    memory, verdicts = judge_all(watch, [(1.0, e) for e in (3.0, 2.0, 2.25, 2.75)])
+    assert verdicts[:3] == [None] * 3
+    assert verdicts[3].fields["reason"] == (
+        "test rmse 2.7500 is more than 0.5 above 2.0000, the best of 3 evaluations"
+    )
+    assert (memory.good.server, int(memory.round)) == (1, 1)
 
 
 def test_every_rollback_lowers_further_from_the_same_state():
