@@ -246,8 +246,16 @@ def summary(
       tier_accuracy by name, worst_tier_accuracy and tier_spread (best minus worst). On
       their own test examples, if any tier has some, tier_test_accuracy by name and
       worst_tier_test_accuracy, or as the task's measure is called.
+
+    Raises:
+      ValueError: the record lacks the task's measure.
     """
     fields = task.record(scores.whole)
+    if task.measure.key not in fields:
+        raise ValueError(
+            f"task {task!r}: expected a record with {task.measure.key!r}, which its "
+            f"measure names, got {', '.join(fields)}"
+        )
     if mixes is not None and "class_accuracy" in fields:
         fields |= _by_class_mix(fields["class_accuracy"], mixes, names)
     return fields | _on_own(scores, names, task)

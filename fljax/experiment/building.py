@@ -43,6 +43,7 @@ from fljax.nn import network
 from fljax.plans import cost_model, costs, typical
 from fljax.runs import guard, simulation
 from fljax.runtime import memory, mesh, programs
+from fljax.tasks import base as tasks_base
 from fljax.updates import aggregate as aggregates
 from fljax.updates import codecs
 
@@ -195,9 +196,8 @@ def _network(
         )
     if task.positions and "positions" not in parameters:
         raise ValueError(
-            f"--network: expected transformer or char_transformer for "
-            f"--task={config.task}, which wants an output at every position, got "
-            f"{config.network!r}"
+            f"--network: expected transformer or char_transformer for task {task!r}, "
+            f"which wants an output at every position, got {config.network!r}"
         )
     options = {"tracked": running, "vocabulary": data.vocabulary}
     options["reference_quirks"] = config.frozen.reference_quirks
@@ -366,6 +366,8 @@ def build(
     else:
         network.check(net, data, task.positions)
         own["network"] = f"{net.name} ({OWN})"
+    if data.task is not None:
+        tasks_base.check_traced(task, net, data)
     parts = split(config, data)
     shards = partition.index_table(parts)
     made = _fleet(config, len(parts))

@@ -62,8 +62,9 @@ class Means(NamedTuple):
 class Task(abc.ABC):
     """What labels mean; a frozen dataclass, since compiled programs are keyed by it.
 
-    A task of one's own is given with its data, `Dataset(..., task=Mine())`. `loss` is
-    all that it needs; what it leaves out is as below.
+    A task of one's own is given with its data, `Dataset(..., task=Mine())`. On labels
+    that are floats like the outputs `loss` is all that it needs; what it leaves out is
+    as below. One of class numbers builds on `Classification`.
 
     Attributes:
       measure: what the network is judged by first; a field of `record`.
@@ -132,7 +133,7 @@ class Task(abc.ABC):
         return kinds.any_numbers(name, data)
 
     def noise(self, key: types.Key, shape: tuple[int, ...]) -> types.Array:
-        """Draws labels for calibration, before any data is seen.
+        """Draws labels for calibration, before any data is seen; floats, by itself.
 
         Args:
           key: of the draw.
@@ -147,6 +148,44 @@ class Task(abc.ABC):
         """Gives the shape of the outputs for a batch of a size."""
         length = net.input_shape[:1] if self.positions else ()
         return (size, *length, net.num_classes)
+
+
+def check_traced(task: Task, net: network.Network, data: types.Dataset) -> None:
+    """Checks what a task of one's own makes of the outputs and labels that it will see.
+
+    Args:
+      task: it is traced, not run.
+      net: whose outputs.
+      data: whose labels, checked.
+
+    Raises:
+      ValueError: one line that says what was expected and what came.
+    """
+    outputs = jax.ShapeDtypeStruct(task.shape(net, 2), jnp.float32)
+    labels = jax.ShapeDtypeStruct((2, *data.y_train.shape[1:]), data.y_train.dtype)
+    mask = jax.ShapeDtypeStruct((2,), jnp.float32)
+    seen = f"outputs {_batch(outputs)} and labels {_batch(labels)}"
+    try:
+        loss = jax.eval_shape(task.loss, outputs, labels, mask)
+        key = jax.random.key(0)
+        drawn = jax.eval_shape(lambda key: task.noise(key, outputs.shape), key)
+        jax.eval_shape(task.loss, outputs, drawn, mask)
+        jax.eval_shape(task.scores, outputs, labels, mask)
+    except Exception as error:  # whatever a task of the user's raises
+        gist = " ".join(str(error).split())[:300]
+        raise ValueError(
+            f"task {task!r}: expected it to take {seen}, got "
+            f"{type(error).__name__}: {gist}"
+        ) from error
+    if getattr(loss, "shape", None) != ():
+        raise ValueError(
+            f"task {task!r}: expected a loss [] of {seen}, got one of shape "
+            f"{list(loss.shape) if hasattr(loss, 'shape') else type(loss).__name__}"
+        )
+
+
+def _batch(x: jax.ShapeDtypeStruct) -> str:
+    return f"{x.dtype}[{', '.join(['B', *map(str, x.shape[1:])])}]"
 
 
 def mean(values: types.Array, mask: types.Array) -> types.Array:

@@ -11,6 +11,7 @@ import pytest
 import fljax
 from fljax import experiment, tasks
 from fljax.engine import evaluate
+from fljax.tasks import base
 from tests.tasks import problems
 
 NAMES = tuple(problems.BY_NAME)
@@ -137,6 +138,48 @@ def test_a_task_of_ones_own(tmp_path):
     assert "Pinball(quantile=0.9)" in (tmp_path / "config.json").read_text()
     with pytest.raises(ValueError, match=r"task: .*quantile=0\.9.*quantile=0\.5"):
         fljax.run(own(Pinball(0.5), rounds=7), tmp_path)
+
+
+@dataclasses.dataclass(frozen=True)
+class Each(Pinball):
+    """A loss for each example."""
+
+    def loss(self, outputs, labels, mask):
+        """Forgets the mean."""
+        return jnp.mean(outputs - labels, axis=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Broken(Pinball):
+    """A loss of other shapes."""
+
+    def loss(self, outputs, labels, mask):
+        """Multiplies what cannot be."""
+        return jnp.sum(outputs @ labels)
+
+
+@pytest.mark.parametrize(
+    ("task", "words"),
+    [
+        (Each(), r"expected a loss \[\] of outputs float32\[B, 2\] and .* shape \[2\]"),
+        (Broken(0.5), r"\(quantile=0.5\): expected it to take .*\[B, 2\], got \w+: "),
+    ],
+)
+def test_a_loss_that_cannot_be_traced_is_one_line(task, words):
+    with pytest.raises(ValueError, match=f"^task {type(task).__name__}.*{words}") as e:
+        own(task)
+    assert "\n" not in str(e.value)
+
+
+def test_a_measure_that_no_record_has_is_one_line():
+    class Wrong(Pinball):
+        measure = tasks.Measure("pinball", "pinball")
+
+    sums = evaluate.Scores(base.Means(np.ones(()), np.ones(())))
+    with pytest.raises(
+        ValueError, match=r"expected a record with 'pinball', .* test_l"
+    ):
+        evaluate.summary(sums, None, (), Wrong())
 
 
 class Nameless(fljax.Task):
