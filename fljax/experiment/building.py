@@ -43,7 +43,6 @@ from fljax.nn import network
 from fljax.plans import cost_model, costs, typical
 from fljax.runs import guard, simulation
 from fljax.runtime import memory, mesh, programs
-from fljax.tasks import base as tasks_base
 from fljax.updates import aggregate as aggregates
 from fljax.updates import codecs
 
@@ -367,7 +366,7 @@ def build(
         network.check(net, data, task.positions)
         own["network"] = f"{net.name} ({OWN})"
     if data.task is not None:
-        tasks_base.check_traced(task, net, data)
+        tasks.check_traced(task, net, data)
     parts = split(config, data)
     shards = partition.index_table(parts)
     made = _fleet(config, len(parts))

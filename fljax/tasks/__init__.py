@@ -7,6 +7,7 @@ from fljax import notation
 from fljax.tasks import base, classification, multilabel, regression, tokens
 from fljax.tasks.base import Measure as Measure
 from fljax.tasks.base import Task as Task
+from fljax.tasks.base import check_traced as check_traced
 from fljax.tasks.classification import Classification as Classification
 from fljax.tasks.multilabel import MultiLabel as MultiLabel
 from fljax.tasks.regression import Regression as Regression

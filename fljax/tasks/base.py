@@ -161,9 +161,10 @@ def check_traced(task: Task, net: network.Network, data: types.Dataset) -> None:
     Raises:
       ValueError: one line that says what was expected and what came.
     """
-    outputs = jax.ShapeDtypeStruct(task.shape(net, 2), jnp.float32)
-    labels = jax.ShapeDtypeStruct((2, *data.y_train.shape[1:]), data.y_train.dtype)
-    mask = jax.ShapeDtypeStruct((2,), jnp.float32)
+    size = 13  # unlike most numbers of outputs, that one is not taken for the other
+    outputs = jax.ShapeDtypeStruct(task.shape(net, size), jnp.float32)
+    labels = jax.ShapeDtypeStruct((size, *data.y_train.shape[1:]), data.y_train.dtype)
+    mask = jax.ShapeDtypeStruct((size,), jnp.float32)
     seen = f"outputs {_batch(outputs)} and labels {_batch(labels)}"
     try:
         loss = jax.eval_shape(task.loss, outputs, labels, mask)
@@ -179,8 +180,8 @@ def check_traced(task: Task, net: network.Network, data: types.Dataset) -> None:
         ) from error
     if getattr(loss, "shape", None) != ():
         raise ValueError(
-            f"task {task!r}: expected a loss [] of {seen}, got one of shape "
-            f"{list(loss.shape) if hasattr(loss, 'shape') else type(loss).__name__}"
+            f"task {task!r}: expected a loss [] of {seen}, got "
+            f"{_batch(loss) if hasattr(loss, 'shape') else type(loss).__name__}"
         )
 
 

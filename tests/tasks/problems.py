@@ -46,7 +46,6 @@ def language():
     blocks = (
         transformer.Embedding(VOCABULARY, 8),
         transformer.EncoderLayer(8, dropout=0.0, causal=True),
-        transformer.EncoderLayer(8, dropout=0.0, causal=True),
         transformer.Classifier(VOCABULARY, positions=True),
     )
     return fljax.Network(
@@ -116,7 +115,7 @@ def settings(task, **fields):
     return fljax.Config(**(small | fields))
 
 
-def ready(task, **fields):
-    """Builds an experiment of a task."""
-    data, net = BY_NAME[task]()
-    return fljax.build(settings(task, **fields), data, net)
+def ready(name, **fields):
+    """Builds an experiment of the task of a name."""
+    data, net = BY_NAME[name]()
+    return fljax.build(settings(**{"task": name} | fields), data, net)

@@ -48,7 +48,7 @@ def test_the_loss_falls(task):
     assert result.final[f"worst_tier_{measure.key}"] == measure.worst(own.values())
 
 
-@pytest.mark.parametrize("task", NAMES)
+@pytest.mark.parametrize("task", ["tokens", "regression", "multilabel"])
 def test_frozen_blocks_train_it_too(task):
     result = fljax.run(problems.ready(task, algorithm="cocofl", rounds=2))
     assert all(np.isfinite(r["train_loss"]) for r in result.records)
@@ -56,7 +56,7 @@ def test_frozen_blocks_train_it_too(task):
     assert any("0-" not in plan for r in result.records for plan in r["plans"])
 
 
-@pytest.mark.parametrize("task", ["tokens", "regression", "multilabel"])
+@pytest.mark.parametrize("task", ["tokens", "regression"])
 def test_clients_side_by_side_are_as_one_by_one(task):
     (record,) = fljax.run(problems.ready(task, rounds=1, client_width=2)).records
     alone = run(task).records[0]
@@ -161,7 +161,10 @@ class Broken(Pinball):
 @pytest.mark.parametrize(
     ("task", "words"),
     [
-        (Each(), r"expected a loss \[\] of outputs float32\[B, 2\] and .* shape \[2\]"),
+        (
+            Each(),
+            r"expected a loss \[\] of outputs float32\[B, 2\] and .*, got float32\[B\]",
+        ),
         (Broken(0.5), r"\(quantile=0.5\): expected it to take .*\[B, 2\], got \w+: "),
     ],
 )
