@@ -163,7 +163,7 @@ class Broken(Pinball):
     [
         (
             Each(),
-            r"expected a loss \[\] of outputs float32\[B, 2\] and .*, got float32\[B\]",
+            r"a loss \[\] of outputs float32\[B, 2\] and .*, got float32\[B\]",
         ),
         (Broken(0.5), r"\(quantile=0.5\): expected it to take .*\[B, 2\], got \w+: "),
     ],
