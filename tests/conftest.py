@@ -106,8 +106,19 @@ NET = network.Network(
     (8, 8, 1),
     3,
 )
-MESH = mesh.make()
 FULL, MIDDLE, LATE = plans.Plan(0, 4), plans.Plan(2, 2), plans.Plan(3, 4)
+
+
+@functools.cache
+def _mesh():
+    return mesh.make()
+
+
+def __getattr__(name):
+    """Gives MESH, made when it is asked for: the first device reads XLA_FLAGS."""
+    if name == "MESH":
+        return _mesh()
+    raise AttributeError(name)
 
 
 def make_data(seed: int = 0, examples: int = 40, classes: int = 3) -> client.Data:
@@ -173,7 +184,7 @@ def federated(net, problem, table, tiers, **changes):
         federation.Model(net, network.counts(net), table),
         problem.training,
         rules,
-        federation.Layout(MESH),
+        federation.Layout(_mesh()),
         seed=3,
     )
     return fed.having(**changes)

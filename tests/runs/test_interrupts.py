@@ -13,7 +13,8 @@ class Deaf:
         signal.raise_signal(signal.SIGINT)
         time.sleep(.01)
 Deaf()
-time.sleep(20)
+for _ in range(400):  # it is heard between two steps of Python
+    time.sleep(.05)
 """,
     # Twice, while the main thread is in a step that takes long.
     "twice": """
