@@ -106,6 +106,7 @@ def test_padding_repeats_the_augmented_first_example(problem):
         jax.effects_barrier()
     (whole, _), (padded, mask) = sorted(seen, key=lambda s: -s[1].sum())
     assert mask.tolist() == [1, 1, 0, 0]
-    np.testing.assert_array_equal(padded[2:], np.stack([padded[0]] * 2))
+    # Lanes of a vector and what is left of one may draw with other last bits.
+    np.testing.assert_allclose(padded[2:], np.stack([padded[0]] * 2), atol=1e-6)
     assert np.any(whole[2:] != whole[0])
     assert np.any(padded[1] != padded[0])
