@@ -381,6 +381,58 @@ def measure_tiers(repeats: int, roof: Figures) -> Figures:
     }
 
 
+# Algorithms whose rounds are compared, the first one with the others.
+METHODS: dict[str, Figures] = {
+    **{
+        name: {"algorithm": name}
+        for name in (
+            *("fedavg", "fedprox", "fedavgm", "fedadam", "fedyogi", "fedadagrad"),
+            *("scaffold", "feddyn", "fednova"),
+        )
+    },
+    **{
+        codec: {"codec": codec}
+        for codec in (
+            *("clip:1", "top_k:0.01", "random_k:0.01", "qsgd:4", "uniform:4"),
+            *("ternary", "signsgd", "drive", "eden:2"),
+        )
+    },
+    "median": {"aggregate": "median"},
+    "trimmed_mean": {"aggregate": "trimmed_mean:0.2"},
+    "power_of_choice": {"selection": "power_of_choice:20"},
+}
+
+
+def measure_methods(name: str, repeats: int) -> Iterator[tuple[str, Figures]]:
+    """Times rounds of algorithms and of what they are put together from, in turns.
+
+    Args:
+      name: of the workload.
+      repeats: rounds to time of each.
+
+    Yields:
+      Of each the seconds a round, and the median's ratio to the first one's.
+    """
+    load, made, states = workloads.BY_NAME[name], {}, {}
+    for method, fields in METHODS.items():
+        settings = workloads.config(load, **fields)
+        made[method] = experiment.algorithm(workloads.build(load, settings))
+        states[method] = made[method].init()
+    times: dict[str, list[float]] = {method: [] for method in made}
+    for index in range(repeats + 2):
+        for method, algorithm in made.items():
+            assignment = algorithm.assign(states[method], index)
+            start = time.perf_counter()
+            states[method], _ = algorithm.round(states[method], assignment)
+            jax.block_until_ready(states[method].server.blocks)
+            times[method].append(time.perf_counter() - start)
+    first = statistics.median(next(iter(times.values()))[2:])  # two compile
+    for method, seconds in times.items():
+        figures = _spread(seconds[2:])
+        ratio = figures["median_seconds"] / first
+        yield f"{name} {method}", {**figures, "ratio": ratio}
+
+
 def measure_cohorts(
     name: str, repeats: int, roof: Figures
 ) -> Iterator[tuple[str, Figures | str]]:
@@ -438,6 +490,8 @@ def _figures(name: str, roof: Figures) -> Iterator[tuple[str, Any]]:
         yield from measure_windows(repeats, roof).items()
     elif name == "tiers":
         yield from measure_tiers(repeats, roof).items()
+    elif name == "methods":
+        yield from measure_methods("small_cnn", repeats)
     elif name == "cohort":
         for load in ("logistic", "small_cnn"):
             yield from measure_cohorts(load, repeats, roof)
@@ -457,7 +511,7 @@ _WITH_COSTS = ("mobilenetv2_cocofl", "tiers")
 
 def _check() -> None:
     """Checks the flags, before anything is measured."""
-    known = (*workloads.BY_NAME, "windows", "tiers", "cohort")
+    known = (*workloads.BY_NAME, "windows", "tiers", "cohort", "methods")
     for name in _WORKLOAD.value or [""]:
         if name not in known:
             raise configs.unknown("workload", name, known)

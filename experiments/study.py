@@ -1,8 +1,9 @@
-"""Studies of devices: algorithms, widths of codes, policies, under several settings.
+"""Studies: algorithms, widths of codes, policies, under several settings.
 
     python -m experiments.study --study=imbalance --dataset=npz:fashion_mnist.npz
     python -m experiments.study --study=bits --dataset=npz:fashion_mnist.npz
     python -m experiments.study --study=policies --dataset=npz:fashion_mnist.npz
+    python -m experiments.study --study=algorithms --dataset=npz:fashion_mnist.npz
 
 All flags of `experiments.train` hold for every run; a study changes what it is about.
 WORKDIR gets table.md, summary.json, curves.png and a run folder for each run. Stop it
@@ -108,7 +109,40 @@ _POLICIES = cross(
     },
 )
 
-STUDIES = {"imbalance": _IMBALANCE, "bits": _BITS, "policies": _POLICIES}
+# Rates of the servers' rules are about what each was published with on images.
+_ALGORITHMS = cross(
+    {"Dirichlet .3": {"partition": "dirichlet", "alpha": 0.3}},
+    {
+        **{
+            name: {"algorithm": name}
+            for name in (
+                *("fedavg", "cocofl", "fedprox:0.01", "scaffold", "feddyn:0.1"),
+                *("fednova", "fedavgm:0.5", "fedadam:0.01", "fedyogi:0.01"),
+                "fedadagrad:0.03",
+            )
+        },
+        **{
+            f"fedavg, {codec}": {"algorithm": "fedavg", "codec": codec}
+            for codec in ("top_k:0.01", "qsgd:4", "drive", "signsgd")
+        },
+        **{
+            f"fedavg, {aggregate}": {"algorithm": "fedavg", "aggregate": aggregate}
+            for aggregate in ("median", "trimmed_mean:0.2")
+        },
+        "fedavg, power of choice": {
+            "algorithm": "fedavg",
+            "selection": "power_of_choice:20",
+        },
+        "cocofl, drive": {"algorithm": "cocofl", "codec": "drive"},
+    },
+)
+
+STUDIES = {
+    "imbalance": _IMBALANCE,
+    "bits": _BITS,
+    "policies": _POLICIES,
+    "algorithms": _ALGORITHMS,
+}
 
 config_flags.define_flags(skip=("seed",))
 _TARGET = config_flags.target()
