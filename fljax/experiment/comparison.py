@@ -59,9 +59,20 @@ class Comparison:
 
     @property
     def measure(self) -> tasks.Measure:
-        """Gives what the networks are judged by first: that of the first run."""
+        """Gives what all networks are judged by first.
+
+        Raises:
+          ValueError: they are of different tasks.
+        """
         runs = (result for seeds in self.results.values() for result in seeds.values())
-        return next((run.measure for run in runs), tasks.DEFAULT.measure)
+        found = list(dict.fromkeys(run.measure for run in runs))
+        if len(found) > 1:
+            keys = " and ".join(measure.key for measure in found)
+            raise ValueError(
+                f"expected runs of one task in a table or picture, got some that go by "
+                f"{keys}; `records` has them all"
+            )
+        return found[0] if found else tasks.DEFAULT.measure
 
     def plot(self, path: str | os.PathLike[str] | None = None) -> Any:
         """Draws accuracy by round, upload and virtual time, and of the worst tier.

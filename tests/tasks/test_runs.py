@@ -96,6 +96,12 @@ def test_tables_and_pictures_show_what_the_task_goes_by(tmp_path):
     assert len(figure.axes[0].lines) == 1
 
 
+def test_what_goes_by_other_measures_is_not_compared():
+    runs = {name: {11: run(name)} for name in ("regression", "multilabel")}
+    with pytest.raises(ValueError, match="go by rmse and macro_f1; `records`"):
+        fljax.Comparison(runs).table()
+
+
 def test_a_run_folder_goes_on_with_its_task_alone(tmp_path):
     ready = problems.ready("multilabel", task="multilabel:0.4")
     fljax.run(ready, tmp_path)
@@ -136,8 +142,24 @@ def test_a_task_of_ones_own(tmp_path):
     assert result.final["worst_tier_test_loss"] >= result.final["test_loss"] - 1e-6
     assert f"test loss {losses[-1]:.4f}" in repr(result)
     assert "Pinball(quantile=0.9)" in (tmp_path / "config.json").read_text()
+    data, net = problems.regression()
+    kept = fljax.restore(tmp_path, data=data._replace(task=Pinball()), net=net)
+    assert kept.final == result.final
     with pytest.raises(ValueError, match=r"task: .*quantile=0\.9.*quantile=0\.5"):
         fljax.run(own(Pinball(0.5), rounds=7), tmp_path)
+
+
+def test_a_task_that_is_defined_anew_is_another_program():
+    def define():
+        @dataclasses.dataclass(frozen=True)
+        class Mine(Pinball):
+            pass
+
+        return Mine
+
+    one, two = define(), define()
+    assert one() == one(0.9) != one(0.8)
+    assert one() != two()  # as where a cell of a notebook runs again
 
 
 @dataclasses.dataclass(frozen=True)
