@@ -26,10 +26,9 @@ from fljax import (
     types,
 )
 from fljax.algorithms import base, centralized, cocofl, fedavg_drop
-from fljax.data import checks, load, partition
+from fljax.data import augment, checks, load, partition
 from fljax.devices import arrivals, fleet, fleet_sources
 from fljax.engine import (
-    augment,
     client,
     client_rows,
     evaluate,

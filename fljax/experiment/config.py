@@ -19,12 +19,11 @@ from typing import Any
 
 from fljax import algorithms, bounds, models, notation, policies, tasks
 from fljax import devices as kinds
-from fljax.data import load
+from fljax.data import augment, load
 from fljax.devices import arrivals, fleet_sources
 from fljax.devices import clock as clocks
 from fljax.devices import failures as faults
 from fljax.devices import fleet as fleets
-from fljax.engine import augment
 from fljax.kernels import specs
 from fljax.runs import guard
 from fljax.updates import aggregate as aggregates

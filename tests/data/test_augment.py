@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fljax.engine import augment, client, single
+from fljax.data import augment
+from fljax.engine import client, single
 from tests import conftest
 from tests.engine import test_cohort
 
