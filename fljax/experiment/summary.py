@@ -176,7 +176,9 @@ def _reached(
 
 
 def _of_run(
-    records: Sequence[simulation.Record], target: float, measure: tasks.Measure
+    records: Sequence[simulation.Record],
+    target: float = 0.0,
+    measure: tasks.Measure = tasks.DEFAULT.measure,
 ) -> dict[str, float]:
     """Takes the figures of one run: the last evaluation, the sums of all rounds.
 
