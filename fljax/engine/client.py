@@ -313,6 +313,11 @@ def _batch(static: Static, start: Start, rows, mask, key) -> program.Batch:
     return program.Batch(x, start.data.y[rows], mask, key, task=training.task)
 
 
+def _params(blocks: tuple) -> tuple:
+    """Takes the parameters of blocks, None of those that are not in the program."""
+    return tuple(None if block is None else block["params"] for block in blocks)
+
+
 def train(
     static: Static, start: Start, one: Client, places: tuple | None = None
 ) -> Result:
@@ -331,7 +336,7 @@ def train(
     net, training, spec, span = static.net, static.training, static.spec, static.span
     mask = tuple(span.start <= i < span.stop for i in range(net.num_blocks))
     begun = trees.keep(start.state, mask)
-    params = tuple(None if block is None else block["params"] for block in begun)
+    params = _params(begun)
     optimizer = make_optimizer(training, start.learning_rate)
     local, shared, own = static.seams.local, start.shared, one.own
     if local is not None:
@@ -352,7 +357,7 @@ def train(
         done = static.program.step(net, spec, blocks, batch, mine)
         # Weights are read before they are updated: else XLA updates copies of them.
         gradients = lax.optimization_barrier(done.gradients)
-        params = tuple(None if block is None else block["params"] for block in trained)
+        params = _params(trained)
         moves, optimizer_state = optimizer.update(gradients, optimizer_state, params)
         params = optax.apply_updates(params, moves)
         new = _next(trained, params, done, span.start, probed)
@@ -384,8 +389,7 @@ def train(
         zeros = jax.tree.map(jnp.zeros_like, params)
         return lax.fori_loop(0, steps // training.local_epochs, add, zeros)
 
-    moved = tuple(None if block is None else block["params"] for block in delta)
-    done = local_rule.Local(moved, steps, start.learning_rate, gradient)
+    done = local_rule.Local(_params(delta), steps, start.learning_rate, gradient)
     sent = local.finish(shared, own, done)
     delta = tuple(
         block and {**block, "params": p}

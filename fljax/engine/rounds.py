@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.sharding import NamedSharding
+from jax.sharding import Mesh, NamedSharding
 
 from fljax import trees, types
 from fljax.devices import arrivals, clock, failures
@@ -237,9 +237,11 @@ class Rounds:
             sums,
             bounds.l2,
             self.everywhere(rate),
-            seams=self.seams,
-            sizes=self.sizes if self.fed.rules.norm_bound else (),
-            devices=self.fed.layout.devices,
+            static=Ending(
+                self.seams,
+                self.sizes if self.fed.rules.norm_bound else (),
+                self.fed.layout.devices,
+            ),
         )
         if bounds.waiting:
             large = np.asarray(failed) == totals.TOO_LARGE
@@ -287,12 +289,24 @@ def states_after(sums: totals.Sums) -> types.Array | None:
     return None if sums.states is None else jnp.sum(sums.states, axis=0)
 
 
-@functools.partial(jax.jit, static_argnames=("seams", "sizes", "devices"))
-def server_step(state, sums, l2, rate, *, seams, sizes, devices):
-    """Adds up the devices' sums and ends the round; every device gets the result.
+class Ending(NamedTuple):
+    """What the end of a round depends on beside shapes; hashable.
 
-    The usual L2 norms of updates are kept where `sizes` of the blocks are given.
+    Attributes:
+      seams: how updates become one, and how the server moves.
+      sizes: of the blocks, where usual L2 norms of updates are kept; else empty.
+      devices: the mesh.
     """
+
+    seams: kinds.Seams
+    sizes: norm_bound.Sizes | tuple[()]
+    devices: Mesh
+
+
+@functools.partial(jax.jit, static_argnames=("static",))
+def server_step(state, sums, l2, rate, *, static: Ending):
+    """Adds up the devices' sums and ends the round; every device gets the result."""
+    seams, sizes, devices = static
     added = totals.total(sums._replace(states=None))
     located = totals.located(added, seams.aggregate, state.blocks)
     new = server.step(state, added.totals, seams.server, rate, located)
