@@ -47,16 +47,30 @@ _FACE = {
     "Frozen": "kernels.specs",
     "Text": "data.load",
     "Task": "tasks.base",
-    # algorithms and policies
+    # algorithms, by name as in settings
     "Algorithm": "algorithms.base",
     "averaging": "algorithms.averaging",
     "cocofl": "algorithms.cocofl",
     "fedavg": "algorithms.fedavg",
     "fedavg_drop": "algorithms.fedavg_drop",
     "centralized": "algorithms.centralized",
+    "fedprox": "algorithms.fedprox",
+    "fedavgm": "algorithms.fedavgm",
+    "fedadam": "algorithms.fedopt",
+    "fedyogi": "algorithms.fedopt",
+    "fedadagrad": "algorithms.fedopt",
+    "scaffold": "algorithms.scaffold",
+    "feddyn": "algorithms.feddyn",
+    "fednova": "algorithms.fednova",
+    # what one's own is made of
     "Policy": "policies.base",
     "policy": "policies.windows:from_function",
     "Selection": "policies.selection",
+    "LocalRule": "updates.local_rule",
+    "Codec": "updates.codecs",
+    "Aggregate": "updates.aggregate",
+    "ServerRule": "updates.server_rule",
+    "server_rule": "updates.server_rule",
 }
 
 _PACKAGES = (
@@ -101,6 +115,14 @@ if TYPE_CHECKING:  # the same for editors and type checkers; a test compares
     from fljax.algorithms.cocofl import cocofl as cocofl
     from fljax.algorithms.fedavg import fedavg as fedavg
     from fljax.algorithms.fedavg_drop import fedavg_drop as fedavg_drop
+    from fljax.algorithms.fedavgm import fedavgm as fedavgm
+    from fljax.algorithms.feddyn import feddyn as feddyn
+    from fljax.algorithms.fednova import fednova as fednova
+    from fljax.algorithms.fedopt import fedadagrad as fedadagrad
+    from fljax.algorithms.fedopt import fedadam as fedadam
+    from fljax.algorithms.fedopt import fedyogi as fedyogi
+    from fljax.algorithms.fedprox import fedprox as fedprox
+    from fljax.algorithms.scaffold import scaffold as scaffold
     from fljax.data.load import Text as Text
     from fljax.devices.clock import Clock as Clock
     from fljax.devices.failures import Rates as Failures  # noqa: F401
@@ -130,6 +152,11 @@ if TYPE_CHECKING:  # the same for editors and type checkers; a test compares
     from fljax.runs.simulation import Hooks as Hooks
     from fljax.tasks.base import Task as Task
     from fljax.types import Dataset as Dataset
+    from fljax.updates.aggregate import Aggregate as Aggregate
+    from fljax.updates.codecs import Codec as Codec
+    from fljax.updates.local_rule import LocalRule as LocalRule
+    from fljax.updates.server_rule import ServerRule as ServerRule
+    from fljax.updates.server_rule import server_rule as server_rule
 
 __all__ = [*_FACE, "__version__"]
 

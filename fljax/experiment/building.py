@@ -784,15 +784,15 @@ def _part(name: str, part: Any) -> str:
     """Names a part of an algorithm.
 
     Raises:
-      ValueError: its repr is of this process alone.
+      ValueError: its repr is of this process alone, or that of others as well.
     """
     if callable(part) and not dataclasses.is_dataclass(part):
         return _full_name(part)
-    if re.search(r" at 0x[0-9a-f]+", repr(part)):
+    if re.search(r" at 0x[0-9a-f]+|<lambda>|<locals>", repr(part)):
         raise ValueError(
             f"{name}: expected one that a run folder can tell from others, got "
-            f"{bounds.shown(part)}; make it a frozen dataclass whose fields are "
-            f"numbers, texts or functions with a name"
+            f"{bounds.shown(part)}; define it outside of functions, as a frozen "
+            f"dataclass of numbers, texts and dataclasses"
         )
     return repr(part)
 

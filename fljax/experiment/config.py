@@ -278,9 +278,9 @@ def check_algorithm(text: str) -> None:
     name, colon, _ = text.partition(":")
     if name not in algorithms.BY_NAME:
         raise ValueError(
-            f"expected {', '.join(algorithms.BY_NAME)}, got {name!r}"
-            f"{bounds.nearest(name, algorithms.BY_NAME)}; one of your own is a "
-            f"function in Python, see {OWN_ALGORITHM}"
+            f"expected {', '.join(algorithms.BY_NAME)}, or one of your own in Python "
+            f"({OWN_ALGORITHM}), got {name!r}"
+            f"{bounds.nearest(name, algorithms.BY_NAME)}"
         )
     if colon and name in WITH_BUDGETS:
         raise ValueError(

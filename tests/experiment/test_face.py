@@ -1,12 +1,14 @@
 """The face: `import fljax` gives names, lazily; an experiment is a call."""
 
 import ast
+import dataclasses
 import importlib
 import json
 import pathlib
 import subprocess
 import sys
 
+import optax
 import pytest
 
 import fljax
@@ -57,7 +59,7 @@ def test_every_name_is_there_and_known_to_type_checkers():
         else:
             assert found is getattr(importlib.import_module(module), there)
         assert name in dir(fljax)
-    assert 25 <= len(fljax._FACE) <= 40
+    assert 25 <= len(fljax._FACE) <= 50
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         fljax.nothing  # noqa: B018
 
@@ -139,6 +141,43 @@ def test_an_algorithm_without_a_name_is_refused_for_a_folder(tmp_path):
         fljax.run(none)
     with pytest.raises(ValueError, match=r"expected a fljax.Config or .* got a dict"):
         fljax.run({})
+
+
+def optimizer(rate):
+    """Makes a server optimizer of the user's own."""
+    return optax.sgd(rate)
+
+
+def test_a_piece_without_a_name_is_refused_for_a_folder(tmp_path):
+    @dataclasses.dataclass(frozen=True)
+    class Inner(fljax.ServerRule):
+        rate: object = 1.0
+
+        def step(self, state, params, got):
+            return got.delta, state
+
+    def made(rule):
+        def inner(fed):
+            plan = fljax.policies.full(fed.model.net.num_blocks)
+            return fljax.averaging(fed, plan, constrained=False, server=rule)
+
+        inner.__qualname__ = "inner"
+        return fljax.build(SETTINGS, algorithm=inner)
+
+    schedule = optax.constant_schedule(0.1)
+    for nameless in (
+        fljax.server_rule(lambda rate: optax.sgd(rate), 1.0),
+        fljax.server_rule(optax.sgd, schedule),
+        Inner(),
+    ):
+        with pytest.raises(ValueError, match="server: expected one that a run folder"):
+            fljax.run(made(nameless), tmp_path / "x")
+    assert not (tmp_path / "x").exists()
+    for rule, name in (
+        (fljax.server_rule(optax.sgd, 0.1), "optax.sgd(0.1)"),
+        (fljax.server_rule(optimizer, 0.1), "tests.optimizer(0.1)"),
+    ):
+        assert experiment.resolved(made(rule))["parts.server"] == name
 
 
 def test_what_is_compared_is_built_once_a_seed(ready, result, monkeypatch):

@@ -1,13 +1,18 @@
 """The examples of the documentation run; Flax modules as blocks, in every role."""
 
+import json
 import pathlib
 import re
+import sys
+import types as python_types
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from flax import linen as nn
 
+import fljax
 from fljax import plans, types
 from fljax.engine import client, single
 from fljax.kernels import specs
@@ -15,12 +20,17 @@ from fljax.nn import flax_block, layers, network
 from tests import conftest
 
 DOCS = pathlib.Path(__file__).resolve().parents[2] / "docs"
+TUTORIALS = sorted(path.stem for path in (DOCS / "tutorials").glob("*.md"))
+
+
+def examples_of(text):
+    return re.findall(r"```python\n(.*?)```", text, re.DOTALL)
 
 
 @pytest.mark.long
 def test_the_notebook_of_the_readme_runs():
     text = (DOCS.parent / "README.md").read_text()
-    (example,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    (example,) = examples_of(text)
     names: dict = {}
     exec(compile(example, "README.md", "exec"), names)
     assert len(names["result"].records) == 20
@@ -30,7 +40,7 @@ def test_the_notebook_of_the_readme_runs():
 def test_the_examples_of_your_own_run(capsys):
     text = (DOCS / "your_own.md").read_text()
     assert "experiments" not in text
-    examples = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    examples = examples_of(text)
     assert len(examples) == 6
     assert len(examples[0].strip().splitlines()) <= 15
     assert all(len(e.strip().splitlines()) <= 30 for e in examples)
@@ -41,6 +51,85 @@ def test_the_examples_of_your_own_run(capsys):
     assert len(shown) == 6
     assert all(0 <= accuracy <= 1 for accuracy in shown)
     assert min(shown[:2]) > 0.6  # the classes can be told by a linear layer
+
+
+def tutorial(name, where, monkeypatch, capsys):
+    """Runs a page as a script in a folder; gives its names and what it printed."""
+    examples = examples_of((DOCS / "tutorials" / f"{name}.md").read_text())
+    names: dict = {"__name__": name}
+    monkeypatch.chdir(where)
+    # Dataclasses look for the module of what they decorate.
+    monkeypatch.setitem(sys.modules, name, python_types.ModuleType(name))
+    for example in examples:
+        exec(compile(example, f"{name}.md", "exec"), names)
+    return names, capsys.readouterr().out.splitlines()
+
+
+@pytest.mark.long
+def test_the_tutorial_of_algorithms_runs_and_its_folder_names_it(
+    tmp_path, monkeypatch, capsys
+):
+    names, (accuracy,) = tutorial("algorithm", tmp_path, monkeypatch, capsys)
+    assert float(accuracy) > 0.3
+    stored = json.loads((tmp_path / "runs/mine/config.json").read_text())["config"]
+    assert stored["algorithm"] == "algorithm.mine (given in Python)"
+    parts = {key: value for key, value in stored.items() if key.startswith("parts.")}
+    assert parts == {
+        "parts.codec": "TopK(share=0.1)",
+        "parts.aggregate": "TrimmedMean(share=0.2)",
+        "parts.local": "Proximal(mu=0.1)",
+    }
+    kept = fljax.restore("runs/mine", algorithm=names["mine"])
+    assert kept.records == names["result"].records
+
+
+# What each page prints, and what of it must hold.
+PRINTED = {
+    "fedprox": lambda a, rows: float(a) > 0.6 and rows.startswith("Rows(width=650"),
+    # 10 clients with 650 values of 4 bits, and 4 bytes
+    "codec": lambda sent: int(sent) == 10 * (650 * 4 // 8 + 4),
+    "median": lambda mean, middle: float(middle) > max(0.6, float(mean)),
+    "selection": lambda times: times == str(np.full(20, 3)),
+    "server_optimizer": lambda adam, own: min(float(adam), float(own)) > 0.4,
+    "loss": lambda accuracy, loss: float(accuracy) > 0.6 and 0 < float(loss) < 0.8,
+}
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", PRINTED)
+def test_a_tutorial_runs(name, tmp_path, monkeypatch, capsys):
+    _, printed = tutorial(name, tmp_path, monkeypatch, capsys)
+    assert PRINTED[name](*printed), printed
+
+
+def test_all_tutorials_are_short_run_and_linked():
+    assert sorted([*PRINTED, "algorithm"]) == TUTORIALS
+    for name in TUTORIALS:
+        examples = examples_of((DOCS / "tutorials" / f"{name}.md").read_text())
+        assert "\nimport fljax\n" in f"\n{examples[0]}"
+        assert all(len(e.strip().splitlines()) <= 25 for e in examples)
+    text = (DOCS / "tutorials" / "algorithm.md").read_text()
+    assert all(f"]({name}.md)" in text for name in PRINTED)
+
+
+def test_links_of_the_documentation_lead_somewhere():
+    pages = [DOCS.parent / "README.md", *DOCS.rglob("*.md")]
+    for page in pages:
+        for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+            if link.startswith("http"):
+                continue
+            target, _, heading = link.partition("#")
+            path = (page.parent / target) if target else page
+            assert path.exists(), (page, link)
+            if heading:
+                assert heading in headings(path), (page, link)
+
+
+def headings(path):
+    """Gives a page's headings as links name them."""
+    lines = re.findall(r"^#+ (.*)$", path.read_text(), re.MULTILINE)
+    plain = (re.sub(r"[^\w\- ]", "", line).strip().lower() for line in lines)
+    return {line.replace(" ", "-") for line in plain}
 
 
 def _net(first):
