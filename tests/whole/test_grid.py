@@ -1,0 +1,297 @@
+"""Every pair of choices runs to a sound end, or is refused in one line.
+
+A covering array (Cohen et al., "The AETG system", 1997): in few runs, each of which
+takes a value of every factor, any two values of two factors meet once at least. Pairs
+that make no sense together are in `REFUSED`, and nowhere else.
+"""
+
+import itertools
+
+import jax
+import numpy as np
+import pytest
+
+import fljax
+from fljax.models import mobilenetv2, small_convnet, transformer
+
+FACTORS = {
+    "algorithm": (
+        *("fedavg", "fedavg_drop", "centralized", "fedprox", "fedavgm", "fedadam"),
+        *("fedyogi", "fedadagrad", "scaffold", "feddyn", "fednova", "cocofl"),
+    ),
+    "codec": (
+        *("none", "top_k:.1", "random_k:.1", "qsgd:4", "uniform:4", "ternary"),
+        *("signsgd", "drive", "eden:2", "clip:1+top_k:.1"),
+    ),
+    "policy": (
+        *("random_maximal", "uniform", "largest", "largest_compute", "balanced"),
+        *("round_robin", "online", "adaptive_bits"),
+    ),
+    "task": ("classification", "tokens", "regression", "multilabel"),
+    "clock": ("plain", "drop", "carry", "buffer"),
+    "aggregate": ("mean", "median", "trimmed_mean:.2"),
+    "selection": ("uniform", "power_of_choice:20", "oort"),
+    "client_optimizer": ("sgd", "momentum", "adamw"),
+    "rollback": ("none", "server", "tier"),
+    "weighting": ("uniform", "examples"),
+    "norm_bound": (0.0, 3.0),
+    "failures": ("none", "some"),
+    "client_width": (1, 2),
+    "programs": ("one", "windows"),
+}
+
+
+def but(factor, *values):
+    """Gives the other values of a factor."""
+    return tuple(value for value in FACTORS[factor] if value not in values)
+
+
+# Values of one factor, values of another, and the flag of the error.
+REFUSED = (
+    ("algorithm", ("centralized",), "codec", but("codec", "none"), "--codec"),
+    ("algorithm", ("centralized",), "aggregate", but("aggregate", "mean"),
+     "--aggregate"),
+    ("algorithm", ("centralized",), "selection", but("selection", "uniform"),
+     "--selection"),
+    ("algorithm", ("scaffold", "feddyn"), "weighting", ("examples",), "--weighting"),
+    ("algorithm", ("scaffold", "feddyn"), "aggregate", but("aggregate", "mean"),
+     "--aggregate"),
+    ("algorithm", ("scaffold", "feddyn"), "clock", ("carry",), "--clock.late"),
+    ("algorithm", ("scaffold", "feddyn"), "clock", ("buffer",), "--clock.buffer"),
+    ("algorithm", ("scaffold",), "client_optimizer", ("momentum",), "--momentum"),
+    ("algorithm", ("scaffold", "fednova"), "client_optimizer", ("adamw",),
+     "--client_optimizer"),
+    ("weighting", ("examples",), "aggregate", but("aggregate", "mean"), "--aggregate"),
+    ("rollback", ("tier",), "algorithm", but("algorithm", "cocofl"),
+     "--rollback.lowers"),
+    ("rollback", ("tier",), "policy", ("uniform",), "--rollback.lowers"),
+)  # fmt: skip
+
+
+def refused():
+    """Lists the pairs that are refused, each as a set, with the flag."""
+    return {
+        frozenset([(one, a), (two, b)]): flag
+        for one, left, two, right, flag in REFUSED
+        for a, b in itertools.product(left, right)
+    }
+
+
+def pairs():
+    """Lists all pairs of values of two factors, each as a set."""
+    return [
+        frozenset([(one, a), (two, b)])
+        for one, two in itertools.combinations(FACTORS, 2)
+        for a, b in itertools.product(FACTORS[one], FACTORS[two])
+    ]
+
+
+def covering():
+    """Makes runs in which all pairs meet that are not refused; always the same."""
+    never = refused()
+    left = dict.fromkeys(pair for pair in pairs() if pair not in never)
+    runs = []
+    while left:
+        taken = dict(next(iter(left)))
+        for factor in FACTORS:
+            if factor in taken:
+                continue
+
+            def gain(value, factor=factor, taken=taken):
+                met = [frozenset([item, (factor, value)]) for item in taken.items()]
+                if not never.keys().isdisjoint(met):
+                    return -1
+                return sum(pair in left for pair in met)
+
+            # The first of the best; which is first moves on from run to run.
+            values = FACTORS[factor]
+            turned = [values[(len(runs) + i) % len(values)] for i in range(len(values))]
+            taken[factor] = max(turned, key=gain)
+            assert gain(taken[factor]) >= 0, (factor, taken)
+        for pair in itertools.combinations(taken.items(), 2):
+            left.pop(frozenset(pair), None)
+        runs.append({factor: taken[factor] for factor in FACTORS})
+    return runs
+
+
+CLOCKS = {
+    "plain": fljax.Clock(),
+    "drop": fljax.Clock(deadline=1.2),
+    "carry": fljax.Clock(deadline=1.2, late="carry"),
+    "buffer": fljax.Clock(buffer=2),
+}
+FAILURES = {
+    "none": fljax.Failures(),
+    "some": fljax.Failures(
+        drop=0.1, lost=0.1, truncated=0.1, duplicated=0.1, delayed=0.1, nonfinite=0.2
+    ),
+}
+OPTIMIZERS = {
+    "sgd": {},
+    "momentum": {"momentum": 0.9},
+    "adamw": {"client_optimizer": "adamw"},
+}
+ROLLBACKS = {
+    "none": fljax.Rollback(),
+    "server": fljax.Rollback(drop=0.3, loss=5.0),
+    "tier": fljax.Rollback(loss=5.0, lowers="tier"),
+}
+SIZES = (10, 3, 8, 5, 4, 10)  # examples of the clients
+OUTPUTS, WORDS, LENGTH = 3, 7, 5
+
+
+def settings(taken):
+    """Turns a run of the grid into settings."""
+    rate = 0.01 if taken["client_optimizer"] == "adamw" else 0.05
+    named = ("algorithm", "codec", "policy", "task", "aggregate", "selection",
+             "weighting", "norm_bound", "client_width", "programs")  # fmt: skip
+    return fljax.Config(
+        **{name: taken[name] for name in named},
+        **OPTIMIZERS[taken["client_optimizer"]],
+        clock=CLOCKS[taken["clock"]],
+        failures=FAILURES[taken["failures"]],
+        rollback=ROLLBACKS[taken["rollback"]],
+        partition="natural",
+        clients_per_round=3,
+        rounds=2,
+        local_epochs=1,
+        batch_size=4,
+        lr=rate,
+        seed=1,
+    )
+
+
+def data(task):
+    """Draws images of 8 x 8, or texts."""
+    generator = np.random.default_rng(2)
+    number = sum(SIZES)
+    users = np.repeat(np.arange(len(SIZES)), SIZES)
+    if task == "tokens":
+        x = generator.integers(1, WORDS, (number, LENGTH)).astype(np.int32)
+        y = np.roll(x, -1, axis=1)
+        return fljax.Dataset(x, y, x, y, WORDS, users=users, vocabulary=WORDS)
+    classes = np.arange(number) % OUTPUTS
+    x = generator.normal(size=(number, 8, 8, 1)) + classes[:, None, None, None]
+    x = x.astype(np.float32)
+    rows = np.eye(OUTPUTS)[classes]
+    y = {
+        "classification": classes.astype(np.int32),
+        "regression": rows.astype(np.float32),
+        "multilabel": rows.astype(np.int32),
+    }[task]
+    return fljax.Dataset(x, y, x, y, OUTPUTS, users=users)
+
+
+CONVNET = fljax.Network(
+    "third_convnet",
+    (
+        mobilenetv2.Outer(4, 3),
+        small_convnet.ConvBlock(8, 2),
+        mobilenetv2.Classifier(OUTPUTS),
+    ),
+    (8, 8, 1),
+    OUTPUTS,
+)
+TEXTNET = fljax.Network(
+    "third_transformer",
+    (
+        transformer.Embedding(WORDS, 4),
+        transformer.EncoderLayer(4, 1, 0.0, causal=True),
+        transformer.Classifier(WORDS, positions=True),
+    ),
+    (LENGTH,),
+    WORDS,
+    vocabulary=WORDS,
+)
+
+
+def network(taken):
+    """Gives the smallest network that fits; None: of the settings."""
+    if taken["task"] == "tokens":
+        return TEXTNET
+    return CONVNET if taken["algorithm"] == "cocofl" else None
+
+
+def build(taken):
+    """Builds the experiment of a run of the grid."""
+    net = network(taken)
+    config = settings(taken)
+    if net is None:
+        config = fljax.experiment.config.replace(config, {"network": "logistic"})
+    return fljax.build(config, data(taken["task"]), net)
+
+
+def numbers(value):
+    """Yields all numbers of a record."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list | tuple):
+        for item in value:
+            yield from numbers(item)
+    elif isinstance(value, int | float):
+        yield value
+
+
+def check(taken):
+    """Runs, and checks what came of it."""
+    ready = build(taken)
+    before = fljax.experiment.algorithm(ready).init()
+    result = fljax.run(ready)
+    assert [record["round"] for record in result.records] == [0, 1]
+    for record in result.records:
+        assert np.all(np.isfinite([*numbers(record)])), record
+    for leaf in jax.tree.leaves((result.state.server, result.state.policy)):
+        assert np.all(np.isfinite(leaf)), result.records
+    took_part = sum(record["participants"] for record in result.records)
+    old, new = (jax.tree.leaves(s.server.blocks) for s in (before, result.state))
+    moved = any(np.any(a != b) for a, b in zip(old, new, strict=True))
+    undone = any("rollback" in record for record in result.records)
+    assert moved == bool(took_part) or undone, result.records
+    if taken["algorithm"] != "centralized":
+        assert sum(record["download_bytes"] for record in result.records) > 0
+        began = {record["round"]: record["participants"] for record in result.records}
+        assert all(
+            record["upload_bytes"] > 0
+            for record in result.records
+            if began[record["round"]]
+        )
+    if result.state.clients is not None:
+        rows = result.state.clients
+        assert 0 <= rows.visited <= took_part
+        assert np.all(np.isfinite(rows.gather(np.arange(len(SIZES)))))
+    return result
+
+
+RUNS = covering()
+
+
+def test_every_pair_is_run_or_refused():
+    never = refused()
+    assert never.keys() <= set(pairs())
+    met = {frozenset(p) for run in RUNS for p in itertools.combinations(run.items(), 2)}
+    assert met == set(pairs()) - never.keys()
+    assert len(RUNS) < 200
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("index", range(len(RUNS)))
+def test_runs(index):
+    check(RUNS[index])
+
+
+USUAL = {factor: values[0] for factor, values in FACTORS.items()}
+
+
+@pytest.mark.parametrize(
+    ("pair", "flag"),
+    [(dict(pair), flag) for pair, flag in refused().items()],
+    ids=lambda x: "-".join(map(str, x.values())) if isinstance(x, dict) else x,
+)
+def test_refused(pair, flag):
+    taken = USUAL | pair
+    if "algorithm" not in pair and "rollback" in pair:
+        taken["algorithm"] = "cocofl"
+    with pytest.raises(ValueError) as error:  # before there is anything to run
+        fljax.experiment.algorithm(build(taken))
+    (line,) = str(error.value).splitlines()
+    assert line.startswith(flag)
