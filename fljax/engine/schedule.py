@@ -380,13 +380,13 @@ def make(
     """
     if fed.rules.clients_per_round > len(candidates):
         raise ValueError(
-            f"clients_per_round: expected at most {len(candidates)}, the clients that "
-            f"may take part, got {fed.rules.clients_per_round}"
+            f"--clients_per_round: expected at most {len(candidates)}, the clients "
+            f"that may take part, got {fed.rules.clients_per_round}"
         )
     if fed.rules.clock.buffer > len(candidates):
         raise ValueError(
-            f"clock: expected a buffer of at most {len(candidates)}, the clients that "
-            f"may take part, got {fed.rules.clock.buffer}"
+            f"--clock.buffer: expected at most {len(candidates)}, the clients that may "
+            f"take part, got {fed.rules.clock.buffer}"
         )
     if not isinstance(fed.rules.selection, selection.Selection):
         kind = type(fed.rules.selection).__name__

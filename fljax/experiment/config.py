@@ -383,9 +383,9 @@ def check(config: Config) -> None:
     with naming("aggregate"):
         aggregate = notation.make(config.aggregate, aggregates.BY_NAME)
     if config.algorithm == "centralized" and (codec or aggregate.sees_updates):
-        flag = "codec" if codec else "aggregate"
+        flag, usual = ("codec", "none") if codec else ("aggregate", "mean")
         raise ValueError(
-            f"--{flag}: expected none beside --algorithm=centralized, which sends "
+            f"--{flag}: expected {usual} beside --algorithm=centralized, which sends "
             f"nothing, got {getattr(config, flag)!r}"
         )
     with naming("task"):

@@ -5,6 +5,7 @@ takes a value of every factor, any two values of two factors meet once at least.
 that make no sense together are in `REFUSED`, and nowhere else.
 """
 
+import dataclasses
 import itertools
 
 import jax
@@ -136,7 +137,7 @@ ROLLBACKS = {
     "server": fljax.Rollback(drop=0.3, loss=5.0),
     "tier": fljax.Rollback(loss=5.0, lowers="tier"),
 }
-SIZES = (10, 3, 8, 5, 4, 10)  # examples of the clients
+SIZES = (10, 3, 8, 5, 4, 10, 6, 2, 7)  # examples of the clients
 OUTPUTS, WORDS, LENGTH = 3, 7, 5
 
 
@@ -295,3 +296,16 @@ def test_refused(pair, flag):
         fljax.experiment.algorithm(build(taken))
     (line,) = str(error.value).splitlines()
     assert line.startswith(flag)
+    for factor in {"codec", "aggregate", "selection"} & pair.keys():
+        if flag == f"--{factor}":  # what it proposes is a value
+            assert f": expected {FACTORS[factor][0]} " in line
+
+
+def test_a_buffer_of_more_than_are_able_names_its_flag():
+    able = len(fljax.algorithms.fedavg_drop.unconstrained(build(USUAL).federation))
+    taken = settings(USUAL | {"algorithm": "fedavg_drop"})
+    clock = fljax.Clock(buffer=able + 1)
+    taken = dataclasses.replace(taken, network="logistic", clock=clock)
+    ready = fljax.build(taken, data("classification"))
+    with pytest.raises(ValueError, match=f"^--clock.buffer: expected at most {able}, "):
+        fljax.experiment.algorithm(ready)
