@@ -101,9 +101,10 @@ def _bench(workload: str, *more: str, repeats: int = 20) -> tuple[str, ...]:
     return head + tiny + more
 
 
-def _cocofl(*more: str, repeats: int = 20) -> tuple[str, ...]:
-    costs = (f"--cost_table={_TABLE.value}",) if _TABLE.value else ()
-    return _bench("mobilenetv2_cocofl", *costs, *more, repeats=repeats)
+def _cocofl(*more: str, clients: str = "", repeats: int = 20) -> tuple[str, ...]:
+    table = _TABLE.value and pathlib.Path(_TABLE.value).resolve()
+    costs = (f"--cost_table={table}",) if table else ()
+    return _bench(f"mobilenetv2_cocofl{clients}", *costs, *more, repeats=repeats)
 
 
 def items(scratch: pathlib.Path) -> list[Item]:
@@ -121,14 +122,17 @@ def items(scratch: pathlib.Path) -> list[Item]:
         return f"--trace={scratch / name}"
 
     before = _BEFORE.value and str(pathlib.Path(_BEFORE.value).resolve())
+    wide = "--client_width=5"
     main_split = ("--partition=resource_correlated", "--alpha=0.1")
     made = [
         Item("cocofl_bf16", _cocofl(half, trace("cocofl")), beside="fedavg_bf16"),
         Item("fedavg_bf16", _bench("mobilenetv2", half)),
         Item("before_bf16", _cocofl(half), beside="fedavg_bf16", folder=before),
+        Item("cocofl_5_wide_bf16", _cocofl(half, wide), beside="fedavg_bf16"),
         Item("main_bf16", _cocofl(half, *main_split), beside="cocofl_bf16"),
         Item("cocofl_f32", _cocofl(), beside="fedavg_f32"),
         Item("fedavg_f32", _bench("mobilenetv2")),
+        Item("fedavg_5_wide_bf16", _bench("mobilenetv2", half, wide)),
         Item(
             "small",
             _bench("small_cnn,logistic,femnist_cnn", trace("small")),
@@ -151,9 +155,19 @@ def items(scratch: pathlib.Path) -> list[Item]:
             _cocofl(half, "--programs=windows", repeats=2),
             beside="cocofl_bf16",
         ),
+        Item(
+            "100_clients_16_wide_bf16",
+            _cocofl(half, "--client_width=16", clients="_100", repeats=5),
+            beside="before_100_clients_bf16",
+        ),
+        Item(
+            "before_100_clients_bf16",
+            _cocofl(half, clients="_100", repeats=5),
+            folder=before,
+        ),
         *_dry_runs(scratch),
     ]
-    asked = [item for item in made if item.name != "before_bf16" or before]
+    asked = [item for item in made if before or not item.name.startswith("before")]
     return [i for i in asked if i.name in _ITEMS.value] if _ITEMS.value else asked
 
 

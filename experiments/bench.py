@@ -40,7 +40,7 @@ _JSON = flags.DEFINE_string("json", "", "File that the figures go to as well.")
 _COST_TABLE = flags.DEFINE_string(
     "cost_table",
     "",
-    "Measured costs of MobileNetV2's windows for mobilenetv2_cocofl and tiers; empty: "
+    "Measured costs of MobileNetV2's windows for CoCoFL's workloads and tiers; empty: "
     "a model of them.",
 )
 _LONGEST = define.number(
@@ -506,7 +506,7 @@ def _figures(name: str, roof: Figures) -> Iterator[tuple[str, Any]]:
         yield from measure(chosen, repeats, roof, **fields)
 
 
-_WITH_COSTS = ("mobilenetv2_cocofl", "tiers")
+_WITH_COSTS = ("mobilenetv2_cocofl", "mobilenetv2_cocofl_100", "tiers")
 
 
 def _check() -> None:
@@ -517,7 +517,7 @@ def _check() -> None:
             raise configs.unknown("workload", name, known)
     if _COST_TABLE.value and not set(_WORKLOAD.value) & set(_WITH_COSTS):
         raise ValueError(
-            f"--cost_table: expected with {' or '.join(_WITH_COSTS)}, got "
+            f"--cost_table: expected with {', '.join(_WITH_COSTS)}, got "
             f"--workload={','.join(_WORKLOAD.value)}"
         )
     path = pathlib.Path(_JSON.value or "figures.json")

@@ -58,6 +58,11 @@ BY_NAME = {
     "mobilenetv2_cocofl": Workload(
         shape=(32, 32, 3), examples=500, fields=_MOBILENET | {"algorithm": "cocofl"}
     ),
+    "mobilenetv2_cocofl_100": Workload(
+        shape=(32, 32, 3),
+        examples=128,
+        fields=_MOBILENET | {"algorithm": "cocofl", "clients_per_round": 100},
+    ),
     "pfl_cifar10": Workload(
         shape=(32, 32, 3),
         examples=50,
