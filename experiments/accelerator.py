@@ -191,7 +191,7 @@ def _dry_runs(scratch: pathlib.Path) -> Iterator[Item]:
                 *("--rounds=50", "--workdir="),
                 "--num_clients=100",
             )
-            yield Item(f"{preset}_{programs}", command, waits=False)
+            yield Item(f"{preset}_{programs}", command, limit=150, waits=False)
 
 
 def write_data(scratch: pathlib.Path) -> None:
@@ -201,7 +201,7 @@ def write_data(scratch: pathlib.Path) -> None:
       scratch: the folder.
     """
     generator, clients, each = np.random.default_rng(0), 100, 256
-    letters = list("abcdefghijklmnopqrstuvwxyz ")
+    letters = np.array(list("abcdefghijklmnopqrstuvwxyz "))
 
     def text(length: int) -> str:
         return "".join(generator.choice(letters, length))
@@ -225,10 +225,10 @@ def write_data(scratch: pathlib.Path) -> None:
         y_test=y[:992],
         users=owners,
     )
-    words = [text(6).replace(" ", "q") for _ in range(20_000)]
+    words = np.array([text(6).replace(" ", "q") for _ in range(4000)])
     with open(scratch / "imdb.jsonl", "w") as file:
-        for number in range(size):
-            said = " ".join(generator.choice(words, 300))
+        for number in range(40 * clients):
+            said = " ".join(generator.choice(words, 200))
             file.write(json.dumps({"text": said, "label": number % 2}) + "\n")
 
 
@@ -357,7 +357,8 @@ def _ended(one: _Running, well: bool) -> list[tuple[str, ...]]:
     lines = one.log.read_text(errors="replace").strip().splitlines()
     found = rows(one.item.name, _read(one))
     if not one.item.waits:  # a dry run says it in lines
-        found = [(one.item.name, "; ".join(lines[:4]), *[""] * 6)] if well else []
+        said = "; ".join(line for line in lines if " each" in line or " step" in line)
+        found = [(one.item.name, said, *[""] * 6)] if well else []
     if not well:
         print(f"{one.item.name} did not end:", *lines[-8:], sep="\n    ", flush=True)
         found.append((one.item.name, "not finished", *[""] * 6))
@@ -387,7 +388,7 @@ def ratios(medians: dict[str, float], every: list[Item]) -> list[str]:
 
 def _main() -> None:
     end = time.monotonic() + _SECONDS.value
-    out = pathlib.Path(_OUT.value or "figures")
+    out = pathlib.Path(_OUT.value or "figures").resolve()
     out.mkdir(parents=True, exist_ok=True)
     table, medians = [_line(COLUMNS), _line(("---",) * 8)], dict[str, float]()
     devices: set[str] = set()
