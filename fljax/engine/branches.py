@@ -42,6 +42,28 @@ def when(condition: types.Array, function: Callable, operands: tuple, place):
     )
 
 
+def or_zeros(condition: types.Array | None, function: Callable, operands: tuple):
+    """Runs a function if a condition holds, and gives zeros otherwise.
+
+    Args:
+      condition: [] bool, the same for all clients of a chunk; None: it holds.
+      function: of the operands.
+      operands: arrays.
+
+    Returns:
+      The results of the function, or zeros of their shapes.
+    """
+    if condition is None:
+        return function(*operands)
+    shapes = jax.eval_shape(function, *operands)
+    return lax.cond(
+        condition,
+        function,
+        lambda *_: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes),
+        *operands,
+    )
+
+
 class Differentiable:
     """A function whose gradient is taken in two halves that only arrays connect.
 

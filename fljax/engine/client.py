@@ -319,7 +319,11 @@ def _params(blocks: tuple) -> tuple:
 
 
 def train(
-    static: Static, start: Start, one: Client, places: tuple | None = None
+    static: Static,
+    start: Start,
+    one: Client,
+    places: tuple | None = None,
+    present: types.Array | None = None,
 ) -> Result:
     """Trains one client for a round.
 
@@ -329,6 +333,7 @@ def train(
       one: its examples and draws.
       places: of `places`, if no other client runs beside it; what is in them does not
         matter.
+      present: of `Program.present`, if others run beside it.
 
     Returns:
       The client's result.
@@ -352,7 +357,7 @@ def train(
         rows, valid = batch_of(i)
         batch = _batch(static, start, rows, valid, jax.random.fold_in(noise_key, i))
         batch = batch._replace(observe=i + 1 == steps)
-        mine = program.Own(one.window, places)
+        mine = program.Own(one.window, places, present)
         blocks = program.Blocks(start.frozen, trained)
         done = static.program.step(net, spec, blocks, batch, mine)
         # Weights are read before they are updated: else XLA updates copies of them.

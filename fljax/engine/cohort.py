@@ -157,18 +157,83 @@ def gather(
     )
 
 
+class Roles(NamedTuple):
+    """What clients of several windows compute that run side by side.
+
+    Each block runs in all roles that a client of the chunk has.
+
+    Attributes:
+      windows: [A, 2] of the clients.
+      operations: [n] of the blocks' forward passes, in any unit. A trained block takes
+        three times as many, one that is frozen after the window two.
+    """
+
+    windows: np.ndarray
+    operations: np.ndarray
+
+    def work(self, ordered: np.ndarray, width: int) -> np.ndarray:
+        """Gives what a client of each chunk [chunks] computes, of a full step.
+
+        Args:
+          ordered: places in the cohort of a group's clients, a chunk after the other.
+          width: W.
+        """
+        first, last = self.windows[ordered].T[..., None]
+        blocks, starts = np.arange(len(self.operations)), range(0, len(ordered), width)
+        roles = blocks < first, (first <= blocks) & (blocks <= last), last < blocks
+        before, inside, behind = (np.logical_or.reduceat(r, starts) for r in roles)
+        return (
+            (before + 3 * inside + 2 * behind)
+            @ self.operations
+            / (3 * self.operations.sum())
+        )
+
+
+def chunks(
+    members: np.ndarray, work: np.ndarray, width: int, roles: Roles | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Orders the clients of a group so that their chunks take little.
+
+    Either those with the most work come first, so that those of a chunk take about as
+    long, or, if that takes less, those with like windows stand together.
+
+    Args:
+      members: places in the cohort of the group's clients.
+      work: as of `spread`; so are `width` and `roles`.
+      width: W.
+      roles: None: work is all.
+
+    Returns:
+      Places in the cohort, a chunk after the other; how long each chunk takes.
+    """
+    starts = range(0, len(members), width)
+
+    def loads(ordered: np.ndarray) -> np.ndarray:
+        longest = width * np.maximum.reduceat(work[ordered], starts)
+        return longest if roles is None else longest * roles.work(ordered, width)
+
+    by_work = members[np.argsort(-work[members], kind="stable")]
+    if roles is None or width == 1:
+        return by_work, loads(by_work)
+    first, last = roles.windows[by_work].T
+    by_window = by_work[np.lexsort((last, first))]
+    ordered = min((by_work, by_window), key=lambda places: loads(places).sum())
+    return ordered, loads(ordered)
+
+
 def spread(
     groups: Sequence[np.ndarray],
     work: np.ndarray,
     devices: int,
     width: int,
     size: int | None = None,
+    roles: Roles | None = None,
 ) -> list[Group]:
     """Deals the chunks of all groups out to the devices, evenly by work.
 
-    Within a group the clients with the most work come first, so that those of a chunk
-    take about as long, and each chunk goes to the device with the least work so far
-    (Graham, SIAM J. Appl. Math. 1969), as long as it has room.
+    Clients of a chunk take about as long or have like windows, see `chunks`, and each
+    chunk goes to the device with the least work so far (Graham, SIAM J. Appl. Math.
+    1969), as long as it has room.
 
     Args:
       groups: for each plan the places in the cohort of its clients.
@@ -176,28 +241,29 @@ def spread(
       devices: D.
       width: W.
       size: K, of the cohort with its padding; None: A.
+      roles: what the windows of a chunk add to its work; None: nothing.
 
     Returns:
       A group for each plan, all of the same shape.
     """
     size = len(work) if size is None else size
-    chunks = -(-size // width)
-    room = -(-chunks // devices) * width
+    most = -(-size // width)  # chunks of a group
+    room = -(-most // devices) * width
     queue, result = [(0.0, d) for d in range(devices)], []  # a heap of (load, device)
     for members in groups:
-        ordered = members[np.argsort(-work[members], kind="stable")]
+        ordered, loads = chunks(members, work, width, roles)
         positions = np.full((devices, room), size, np.int32)
         sizes = np.zeros(devices, np.int32)
         without_room: list[tuple[float, int]] = []
-        for start, most in zip(
-            range(0, len(ordered), width), work[ordered[::width]].tolist(), strict=True
+        for start, takes in zip(
+            range(0, len(ordered), width), loads.tolist(), strict=True
         ):
             chunk = ordered[start : start + width]
             load, d = heapq.heappop(queue)
             positions[d, sizes[d] : sizes[d] + len(chunk)] = chunk
             sizes[d] += len(chunk)
             left = queue if sizes[d] < room else without_room
-            heapq.heappush(left, (load + width * most, d))
+            heapq.heappush(left, (load + takes, d))
         for device in without_room:
             heapq.heappush(queue, device)
         result.append(Group(positions, sizes))

@@ -17,7 +17,7 @@ from fljax.data import partition
 from fljax.devices import clock as clocks
 from fljax.devices import failures as faults
 from fljax.devices import fleet as fleets
-from fljax.engine import client, mixed, program, single
+from fljax.engine import client, cohort, mixed, program, single
 from fljax.nn import network
 from fljax.plans import costs
 from fljax.policies import selection as selections
@@ -176,6 +176,27 @@ def programs(fed: Federation, assigned: Sequence[plans.Plan]) -> list[program.Pr
     return [mixed.Mixed(p.bits if p.bits in widths else min(widths)) for p in assigned]
 
 
+def roles(fed: Federation, assigned: Sequence[plans.Plan]) -> cohort.Roles | None:
+    """Gives what clients of several windows compute side by side.
+
+    Args:
+      fed: the federation.
+      assigned: the plans of the round's clients.
+
+    Returns:
+      What their chunks are made by; None where nobody shares a chunk with another
+      window.
+    """
+    of_any = [program.any_window for program in programs(fed, assigned)]
+    if fed.layout.width == 1 or not any(of_any):
+        return None
+    counts = fed.model.counts
+    return cohort.Roles(
+        np.array([(plan.first, plan.last) for plan in assigned]),
+        np.array([count.macs + count.depthwise_macs for count in counts], float),
+    )
+
+
 def work(
     fed: Federation, assigned: Sequence[plans.Plan], alone: np.ndarray
 ) -> np.ndarray:
@@ -187,13 +208,16 @@ def work(
       alone: [K], what their windows alone compute of it.
 
     Returns:
-      [K]; 1 where clients of all windows run side by side in a program, and compute
-      all that any of them needs.
+      [K]; what its chunk does of each client that shares one with other windows.
     """
-    if fed.layout.width == 1:
+    beside = roles(fed, assigned)
+    if beside is None:
         return alone
-    of_any = [program.any_window for program in programs(fed, assigned)]
-    return np.where(of_any, 1.0, alone)
+    clients, width = np.arange(len(assigned)), fed.layout.width
+    ordered, loads = cohort.chunks(clients, np.ones(len(clients)), width, beside)
+    shares = np.empty(len(clients))
+    shares[ordered] = np.repeat(loads / width, width)[: len(clients)]
+    return shares
 
 
 def round_key(seed: int, round_index: int) -> types.Key:

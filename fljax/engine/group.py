@@ -43,11 +43,14 @@ class _Carry(NamedTuple):
     places: tuple | None
 
 
-def _train_chunk(train, chunk: cohorts.Clients, places):
+def _train_chunk(train, chunk: cohorts.Clients, places, static: client.Static):
     """Trains the W clients of a chunk; their results [W, ...], and the places."""
     arguments = chunk.ids, chunk.starts, chunk.counts, chunk.windows, chunk.states
-    if chunk.ids.shape[0] > 1:
-        return jax.vmap(functools.partial(train, places=None))(*arguments), None
+    if static.width > 1:
+        real, n = chunk.counts > 0, static.net.num_blocks
+        # What is not mapped stays one condition for all of them.
+        present = static.program.present(chunk.windows, real, n)
+        return jax.vmap(functools.partial(train, present=present))(*arguments), None
     # A client axis of 1 would still batch every product.
     single = train(*jax.tree.map(lambda x: x[0], arguments), places=places)
     row = jax.tree.map(lambda x: x[None], single._replace(places=None))
@@ -92,18 +95,18 @@ def _run_on_device(
     static, width = static._replace(training=fitting), static.width
     start, span = _started(static, begun), static.span
 
-    def train(number, begin, count, window, state, places):
+    def train(number, begin, count, window, state, places=None, present=None):
         slots = begin + jnp.arange(capacity)
         indices = clients.indices.at[slots].get(mode="clip")
         key = jax.random.fold_in(begun.key, number)
         own = seams.parted(static.seams, begun.blocks, state).own
         one = client.Client(indices, count, key, (window[0], window[1]), own)
-        return client.train(static, start, one, places)
+        return client.train(static, start, one, places, present)
 
     def chunk_step(i, carry: _Carry) -> _Carry:
         positions = lax.dynamic_slice_in_dim(group.positions, i * width, width)
         chunk = _chunk(clients, positions)
-        result, places = _train_chunk(train, chunk, carry.places)
+        result, places = _train_chunk(train, chunk, carry.places, static)
         sent = sending.received(static, begun, chunk, result)
         return _Carry(
             _added(carry.totals, sent),

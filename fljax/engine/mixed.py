@@ -3,8 +3,8 @@
 A program for every window makes dozens of programs, and where clients run side by side
 it leaves most of an accelerator idle (a window has one or two clients a round). Here
 each block has the three roles in one program, and takes the one that the client's
-window says: one client alone by a branch; clients side by side compute all three and
-select, more arithmetic in one chunk.
+window says: one client alone by a branch; clients side by side run the block in those
+roles that one of their chunk has, and each selects its own.
 
 What a client does not take passes no gradient on.
 """
@@ -69,6 +69,11 @@ class Mixed(program.Program):
         """Keeps the blocks outside the client's window as they were."""
         return tuple(map(trees.select, inside(own.window, len(new)), new, old))
 
+    def present(self, windows, real, num_blocks) -> types.Array:
+        """Tells which roles the clients of a chunk have."""
+        roles = role_of(windows[:, :1], windows[:, 1:], jnp.arange(num_blocks))
+        return jnp.stack([jnp.any((roles == r) & real[:, None], 0) for r in range(3)])
+
     def trains(self, windows, num_blocks) -> types.Array:
         """Tells which blocks each client's window holds."""
         return jax.vmap(lambda w: inside((w[0], w[1]), num_blocks))(windows)
@@ -97,6 +102,11 @@ def inside(window: tuple[types.Array, types.Array], num_blocks: int) -> types.Ar
     first, last = window
     blocks = jnp.arange(num_blocks)
     return (first <= blocks) & (blocks <= last)
+
+
+def role_of(first, last, block) -> types.Array:
+    """Numbers the role of a block: 0 before the window, 1 in it, 2 after it."""
+    return (first <= block).astype(jnp.int32) + (last < block)
 
 
 class Place(NamedTuple):
@@ -290,28 +300,40 @@ def _branch(i: int, block: _Block, window, passed: _Passed, state: dict, place: 
     return _Passed(codes, value, largest), records, pull, new
 
 
-def _select(i: int, block: _Block, window, passed: _Passed, state: dict, place: None):
-    """Runs a block in all roles and selects; as `_branch`, but needs no place."""
+def _select(i: int, block: _Block, window, passed: _Passed, state: dict, present: list):
+    """Runs a block in the roles that are present and selects the client's own.
+
+    Returns:
+      As `_branch`, but for the place.
+    """
     first, last = window
-    role = (first <= i).astype(jnp.int32) + (last < i)
-    codes = block.before(passed.codes)
-    prefix = signals.to_float(codes)
-
-    def run(value, params, backward):
-        trained, update = block.train(value, params, backward)
-        results, largest = [prefix.astype(trained.dtype), trained], None
-        if block.after is not None:
-            late, largest = block.after(value)
-            results.append(late)
-        records = trees.select(role == 1, update, _records(state))
-        return lax.select_n(role, *results), (largest, records)
-
+    role = role_of(first, last, i)
+    before, inside, behind = present
+    train, after = block.train, block.after
     operands = (passed.value, state["params"], state["backward"])
-    fixed = block.train.fixed
-    value, pull, (largest, records) = jax.vjp(
-        functools.partial(run, *operands[:fixed]), *operands[fixed:], has_aux=True
-    )
-    return _Passed(codes, value, largest), records, pull, place
+    codes = branches.or_zeros(before, block.before, (passed.codes,))
+    (trained, update), kept = branches.or_zeros(inside, train.forward, operands)
+    results, largest = [signals.to_float(codes).astype(trained.dtype), trained], None
+    if after is not None:
+        (late, largest), kept_after = branches.or_zeros(
+            behind, after.forward, operands[:1]
+        )
+        results.append(late)
+    value = lax.select_n(role, *results)
+    records = trees.select(role == 1, update, _records(state))
+
+    def pull(cotangent):
+        own = jnp.where(role == 1, cotangent, 0)
+        *given, params, backward = branches.or_zeros(
+            inside, train.backward, (operands, kept, own)
+        )
+        if after is not None:
+            arguments = (operands[:1], kept_after, cotangent)
+            (late,) = branches.or_zeros(behind, after.backward, arguments)
+            given = [jnp.where(role == 2, late, given[0])]
+        return *given, params, backward
+
+    return _Passed(codes, value, largest), records, pull
 
 
 def gradient_step(
@@ -329,23 +351,28 @@ def gradient_step(
       blocks: all of them, frozen by `freeze` and trained.
       batch: what to train on.
       own: the client's window; places of a client that no other one runs beside, whose
-        blocks branch; given up to the result. None: all roles run, and one is selected.
+        blocks branch; given up to the result. Without them blocks run in all roles that
+        the clients of the chunk have, and the client's own is selected.
 
     Returns:
       Gradients of params and backward ranges of all blocks, 0 outside the window;
       new norms and ranges of all blocks, those of the state outside; the places.
     """
-    window, places = own
-    run: Callable = _select if places is None else _branch
-    given = (None,) * net.num_blocks if places is None else places
+    window, places, present = own
     make = _blocks(net, spec, blocks, batch, window)
     passed, updates, pulls, used = _Passed(batch.x, batch.x, None), [], [], []
-    for i, (state, place) in enumerate(zip(blocks.trained, given, strict=True)):
+    for i, state in enumerate(blocks.trained):
         block = make(i, passed)
-        passed, update, pull, place = run(i, block, window, passed, state, place)
+        if places is None:
+            roles = [None] * 3 if present is None else list(present[:, i])
+            passed, update, pull = _select(i, block, window, passed, state, roles)
+        else:
+            passed, update, pull, place = _branch(
+                i, block, window, passed, state, places[i]
+            )
+            used.append(place)
         updates.append(update)
         pulls.append(pull)
-        used.append(place)
     loss, pull = jax.vjp(batch.loss, passed.value)
     cotangent = pull(jnp.ones_like(loss))
     gradients = []

@@ -64,10 +64,13 @@ class Own(NamedTuple):
     Attributes:
       window: that it trains, where windows are data.
       places: of `Program.places`; None where clients run side by side.
+      present: of `Program.present`, that all clients of a chunk share; None: any role
+        may be.
     """
 
     window: Window | None = None
     places: tuple | None = None
+    present: types.Array | None = None
 
 
 class Stepped(NamedTuple):
@@ -184,6 +187,21 @@ class Program(abc.ABC):
     @abc.abstractmethod
     def settle(self, new: tuple, old: tuple, own: Own) -> tuple:
         """Gives the state after a step: the old one where the client does not train."""
+
+    @abc.abstractmethod
+    def present(
+        self, windows: types.Array, real: types.Array, num_blocks: int
+    ) -> types.Array | None:
+        """Tells which roles the clients of a chunk have; None: that is known.
+
+        Args:
+          windows: [W, 2], of the clients.
+          real: [W], which of them are no padding.
+          num_blocks: n.
+
+        Returns:
+          [3, n] bool: frozen before the window, trained, frozen after it.
+        """
 
     @abc.abstractmethod
     def trains(self, windows: types.Array, num_blocks: int) -> types.Array:

@@ -200,13 +200,14 @@ class Rounds:
         fed, ids, assigned = self.fed, assignment.ids, assignment.plans
         times = self.planned.time_shares(assigned)
         counts = np.asarray(fed.population.shards.counts)
-        load = counts[ids] * federation.work(fed, assigned, times)
+        roles = federation.roles(fed, assigned)
+        load = counts[ids] * (times if roles is None else 1.0)
         ages = (assignment.round - assignment.outcome.arrived.versions).tolist()
         keys = list(zip(ages, self.programs(assignment), strict=True))
         by_key = cohort.group_by(keys, ids)
         devices, width = fed.layout.devices, fed.layout.width
         groups = cohort.spread(
-            [rows for _, rows in by_key], load, devices.size, width, self.size
+            [rows for _, rows in by_key], load, devices.size, width, self.size, roles
         )
         return [
             _Members(age, kind, mesh.distribute(devices, rows))

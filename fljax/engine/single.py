@@ -65,6 +65,10 @@ class Single(program.Program):
         """Gives the new state: what does not train is not in it."""
         return new
 
+    def present(self, windows, real, num_blocks) -> None:
+        """Tells nothing: every client has the plan's roles."""
+        return
+
     def trains(self, windows, num_blocks) -> types.Array:
         """Tells that every client trains the whole window."""
         span = self.span(num_blocks)

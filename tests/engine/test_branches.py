@@ -23,6 +23,25 @@ def test_a_function_runs_or_its_place_is_left(condition):
     assert (doubled.tolist(), more.tolist()) == expected
 
 
+@pytest.mark.parametrize("condition", [True, False, None])
+def test_a_function_runs_or_gives_zeros_for_all_that_are_mapped(condition):
+    @jax.jit
+    def doubled(x, condition):
+        def one(x):
+            return branches.or_zeros(condition, lambda x: (2 * x, x > 1), (x,))
+
+        return jax.vmap(one)(x)
+
+    x = jnp.arange(3.0)
+    twice, above = doubled(x, condition)
+    expected = ([0] * 3, [False] * 3)
+    if condition is not False:
+        expected = ([0, 2, 4], [False, False, True])
+    assert (twice.tolist(), above.tolist()) == expected
+    body = str(jax.make_jaxpr(doubled)(x, condition))
+    assert ("cond[" in body) == (condition is not None)  # it is no select
+
+
 def test_two_halves_give_the_gradient():
     @jax.jit
     def halves(x, w, g):

@@ -331,6 +331,25 @@ def test_every_client_is_dealt_out_once(work, num_devices, width, num_groups):
         assert (np.sort(few.positions, axis=None)[len(members) :] == len(work)).all()
 
 
+def test_clients_of_like_windows_run_side_by_side_unless_their_work_differs():
+    # Blocks of 1 and 2 operations: training both takes 9, the second alone 1 before it
+    # and 3 x 2; side by side they take 1 + 3 and 3 x 2.
+    windows = np.array([[0, 1], [1, 1], [0, 1], [1, 1]])
+    roles = cohort.Roles(windows, np.array([1.0, 2.0]))
+    np.testing.assert_allclose(roles.work(np.array([0, 1, 3]), 2), [10 / 9, 7 / 9])
+    late = cohort.Roles(np.array([[0, 0]]), np.array([1.0, 2.0]))
+    assert late.work(np.array([0]), 1) == pytest.approx((3 + 2 * 2) / 9)
+    everybody, alike = np.arange(4), np.array([4, 4, 3, 3])
+    ordered, loads = cohort.chunks(everybody, alike, 2, roles)
+    assert ordered.tolist() == [0, 2, 1, 3]
+    np.testing.assert_allclose(loads, [2 * 4, 2 * 4 * 7 / 9])
+    ordered, loads = cohort.chunks(everybody, np.array([9, 9, 1, 1]), 2, roles)
+    assert ordered.tolist() == [0, 1, 2, 3]
+    np.testing.assert_allclose(loads, [2 * 9 * 10 / 9, 2 * 10 / 9])
+    (dealt,) = cohort.spread([everybody], alike, 1, 2, roles=roles)
+    assert dealt.positions.tolist() == [[0, 2, 1, 3]]
+
+
 def test_the_load_is_near_even():
     work = np.random.default_rng(0).integers(1, 100, 400)
     (group,) = cohort.spread([np.arange(400)], work, 8, 1)

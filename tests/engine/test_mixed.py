@@ -276,14 +276,28 @@ def test_who_trains_everything_needs_no_program_of_its_width():
     assert federation.programs(fed, assigned) == expected
 
 
-def test_side_by_side_in_a_shared_program_everybody_computes_a_full_step():
+def test_clients_of_a_chunk_compute_each_others_roles():
     assigned, alone = [plans.full(8), plans.Plan(2, 3)], np.array([1, 0.25])
 
-    def work(assigned=assigned, **fields):
-        return federation.work(small(**fields).federation, assigned, alone).tolist()
+    def work(**fields):
+        return federation.work(small(**fields).federation, assigned, alone)
 
-    assert work() == work(client_width=2, programs="windows") == [1, 0.25]
-    assert work(client_width=2) == [1, 1]
+    assert work().tolist() == work(client_width=2, programs="windows").tolist()
+    assert work().tolist() == [1, 0.25]
+    # Both train all blocks, those before the window forward and behind it both ways.
+    first, second = work(client_width=2)
+    assert first == second > 1
+
+
+def test_roles_that_a_chunk_has_by_hand():
+    windows = jnp.array([[0, 0], [1, 2], [0, 3]])
+    kind = mixed.Mixed()
+    expected = [[1, 0, 0, 0], [1, 1, 1, 0], [0, 1, 1, 1]]  # of the first two
+    real = jnp.array([True, True, False])
+    np.testing.assert_array_equal(kind.present(windows, real, 4), expected)
+    everybody = kind.present(windows, jnp.ones(3, bool), 4)
+    np.testing.assert_array_equal(everybody[1], [True] * 4)
+    assert single.Single(plans.Plan(0, 1)).present(windows, real, 4) is None
 
 
 class Frames(nn.Module):

@@ -82,7 +82,7 @@ def test_windows_that_share_a_program_are_one():
     assert cost.upload_bytes == dry_run.estimate(made()).upload_bytes
 
 
-def test_side_by_side_every_client_computes_everything():
+def test_side_by_side_clients_compute_what_others_of_their_chunk_need():
     def steps(**fields):
         ready = made(**fields)
         algorithm = experiment.algorithm(ready)
@@ -91,7 +91,7 @@ def test_side_by_side_every_client_computes_everything():
     apart, shared, side_by_side = (
         steps(**f) for f in ({"programs": "windows"}, {}, {"client_width": 2})
     )
-    assert apart == shared < side_by_side == 4 * 3
+    assert apart == shared < side_by_side <= 2 * 4 * 3  # all three roles of each block
 
 
 def test_a_rehearsal_is_what_the_rounds_do_without_training(fed):
