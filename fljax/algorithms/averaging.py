@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fljax import policies
-from fljax.algorithms import base
+from fljax.algorithms import base, pieces
 from fljax.devices import arrivals
 from fljax.engine import books, client_rows, federation, initial, schedule
 from fljax.engine import rounds as engine
@@ -143,7 +143,7 @@ def averaging(
         makes no sense together.
     """
     seams = kinds.Seams(local, fed.rules.codec, fed.rules.aggregate, server)
-    _check(fed, seams)
+    blocks = _check(fed, seams)
     everyone = (
         np.arange(len(fed.population.shards.counts))
         if candidates is None
@@ -153,17 +153,23 @@ def averaging(
     rounds = engine.make(fed, planned, len(everyone), seams)
     made = _Averaging(fed, policy, len(everyone), planned, rounds, seams)
     functions = made.init, made.assign, made.round, rounds.programs, made.rehearse
-    keeps = kinds.state_size(seams, initial.shapes(fed)) if seams.keeps else 0
+    keeps = kinds.state_size(seams, blocks) if seams.keeps else 0
     return base.Algorithm(*functions, _named(fed, seams), keeps)
 
 
-def _check(fed: federation.Federation, seams: kinds.Seams) -> None:
-    """Refuses what makes no sense together, in one line."""
+def _check(fed: federation.Federation, seams: kinds.Seams) -> tuple[dict, ...]:
+    """Refuses what makes no sense, in one line; gives the shapes that this takes."""
+    pieces.check_kinds(seams)
     if seams.aggregate.sees_updates and fed.rules.weighting != "uniform":
         raise ValueError(
             f"--aggregate: expected mean beside --weighting={fed.rules.weighting}, "
             f"since a {seams.aggregate} gives every client the same weight"
         )
+    if seams == kinds.NONE:
+        return ()
+    blocks = initial.shapes(fed)
+    pieces.check_traced(seams, blocks)
+    return blocks
 
 
 _ANYBODY = selection.Uniform()

@@ -258,6 +258,7 @@ def restore(
         read back.
     """
     if ready is None:
+        _check_given(folder, {"dataset": data, "network": net, "algorithm": algorithm})
         settings = _settings(folder)
         ready = experiment.build(settings, data, net, algorithm, workdir=folder)
     free = {*_MAY_CHANGE, *_ROUNDING, "rounds"}
@@ -275,6 +276,27 @@ def restore(
         os.fspath(folder), experiment.algorithm(ready), experiment.rollback(ready)
     )
     return Result(ready, state, writers.read_metrics(folder)[:rounds])
+
+
+def _check_given(
+    folder: str | os.PathLike[str], given: Mapping[str, object | None]
+) -> None:
+    """Refuses to build what was given in Python from settings that cannot know it.
+
+    Raises:
+      ValueError: something is missing.
+    """
+    stored = writers.described(folder).config
+    missing = [
+        f"{name}: {stored[name]!r} in the folder"
+        for name, value in given.items()
+        if value is None and experiment.OWN in str(stored.get(name, ""))
+    ]
+    if missing:
+        raise ValueError(
+            f"{folder} holds another run ({'; '.join(missing)}); pass what ran there, "
+            f"with the data, net and algorithm that were given in Python"
+        )
 
 
 def _settings(folder: str | os.PathLike[str]) -> configs.Config:

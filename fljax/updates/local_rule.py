@@ -70,7 +70,7 @@ class LocalRule:
         Returns:
           A tuple over the same blocks.
         """
-        raise NotImplementedError  # of rules that keep none
+        raise NotImplementedError("a rule that keeps a state makes it in `own`")
 
     def transform(
         self, shared: tuple | None, own: tuple | None

@@ -156,5 +156,13 @@ def server_rule(
 
     Returns:
       The rule.
+
+    Raises:
+      ValueError: the factory is none.
     """
+    if not callable(factory):
+        raise ValueError(
+            f"server_rule: expected what makes an optimizer, and its arguments, such "
+            f"as server_rule(optax.adam, 1e-2), got a {type(factory).__name__}"
+        )
     return Optax(factory, arguments, tuple(sorted(named.items())))

@@ -307,7 +307,7 @@ def test_scaffold_refuses_what_makes_no_sense(changes, line):
 @pytest.mark.parametrize(
     ("algorithm", "line"),
     [
-        ("fedproxx", "--algorithm: .*did you mean 'fedprox'.*docs/tutorials/algorithm"),
+        ("fedproxx", "--algorithm: .*docs/tutorials/algorithm.*did you mean 'fedprox'"),
         ("fedprox:-1", "--algorithm: fedprox: mu: expected 0 or more"),
         ("fedprox:a", "--algorithm: fedprox: mu: expected a number"),
         ("fedprox:1:2", "--algorithm: expected fedprox:MU, got"),

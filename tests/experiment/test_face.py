@@ -120,7 +120,7 @@ def test_an_own_algorithm_is_named_in_the_folder(ready, result, tmp_path):
     assert stored["algorithm"] == f"{__name__}.mine (given in Python)"
     with pytest.raises(ValueError, match="another configuration"):
         fljax.run(ready, tmp_path)
-    with pytest.raises(ValueError, match="holds another run"):
+    with pytest.raises(ValueError, match=r"holds another run \(algorithm: '.*mine"):
         fljax.restore(tmp_path)
     assert fljax.restore(tmp_path, **data, algorithm=mine).records == done.records
 
