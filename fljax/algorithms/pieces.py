@@ -80,12 +80,28 @@ def check_traced(seams: kinds.Seams, blocks: tuple[dict, ...]) -> None:
             return codec.apply(jax.random.key(0), update, None, memory)
 
         _same(codec, "apply", (vector, memory), coded, vector, memory)
+        _check_message(codec, vector.size)
     if aggregate != kinds.NONE.aggregate:
         here = _array(_CLIENTS, dtype=jnp.bool_)
         rows = _array(_CLIENTS, *vector.shape)
         _same(aggregate, "locate", vector, aggregate.locate, rows, here)
     if seams.server != kinds.NONE.server or seams.local is not None:
         _check_rules(seams, blocks, params)
+
+
+def _check_message(codec: codecs.Codec, size: int) -> None:
+    """Insists on a message."""
+    try:
+        said = codec.message(codecs.Message(size), size)
+        if isinstance(said, codecs.Message) and said.bytes >= 0:
+            return
+        came = bounds.shown(said)
+    except Exception as error:  # whatever a codec of the user's raises
+        came = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+    raise ValueError(
+        f"{codec!r}: expected message to give a codecs.Message of {size} numbers, got "
+        f"{came}"
+    )
 
 
 def _check_rules(seams: kinds.Seams, blocks: tuple[dict, ...], params: tuple) -> None:

@@ -52,6 +52,16 @@ class Forgets(Codec):
 
 
 @dataclasses.dataclass(frozen=True)
+class Counts(Codec):
+    """Gives bytes instead of a message, or fails."""
+
+    fails: bool = False
+
+    def message(self, message, size):
+        return message.total if self.fails else 4 * size
+
+
+@dataclasses.dataclass(frozen=True)
 class Aggregate(fljax.Aggregate):
     """Gives a number instead of a vector, or fails."""
 
@@ -122,6 +132,11 @@ class Unhashable(Local):
         (
             {"codec": Forgets()},
             r"expected apply to give \('\[10\]', \('\[10\]',\)\)",
+        ),
+        ({"codec": Counts()}, "expected message to give a .*Message of 10 .* got 40"),
+        (
+            {"codec": Counts(10, True)},
+            "expected message .* got AttributeError: .*tot",
         ),
         ({"aggregate": Aggregate()}, r"expected locate to give \[10\], got \[\]"),
         ({"aggregate": Aggregate(True)}, "expected locate to run on .* TypeError: dot"),
