@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import fljax
-from fljax.models import mobilenetv2, small_convnet, transformer
+from tests import small
 
 FACTORS = {
     "algorithm": (
@@ -137,8 +137,6 @@ ROLLBACKS = {
     "server": fljax.Rollback(drop=0.3, loss=5.0),
     "tier": fljax.Rollback(loss=5.0, lowers="tier"),
 }
-SIZES = (10, 3, 8, 5, 4, 10, 6, 2, 7)  # examples of the clients
-OUTPUTS, WORDS, LENGTH = 3, 7, 5
 
 
 def settings(taken):
@@ -162,55 +160,11 @@ def settings(taken):
     )
 
 
-def data(task):
-    """Draws images of 8 x 8, or texts."""
-    generator = np.random.default_rng(2)
-    number = sum(SIZES)
-    users = np.repeat(np.arange(len(SIZES)), SIZES)
-    if task == "tokens":
-        x = generator.integers(1, WORDS, (number, LENGTH)).astype(np.int32)
-        y = np.roll(x, -1, axis=1)
-        return fljax.Dataset(x, y, x, y, WORDS, users=users, vocabulary=WORDS)
-    classes = np.arange(number) % OUTPUTS
-    x = generator.normal(size=(number, 8, 8, 1)) + classes[:, None, None, None]
-    x = x.astype(np.float32)
-    rows = np.eye(OUTPUTS)[classes]
-    y = {
-        "classification": classes.astype(np.int32),
-        "regression": rows.astype(np.float32),
-        "multilabel": rows.astype(np.int32),
-    }[task]
-    return fljax.Dataset(x, y, x, y, OUTPUTS, users=users)
-
-
-CONVNET = fljax.Network(
-    "third_convnet",
-    (
-        mobilenetv2.Outer(4, 3),
-        small_convnet.ConvBlock(8, 2),
-        mobilenetv2.Classifier(OUTPUTS),
-    ),
-    (8, 8, 1),
-    OUTPUTS,
-)
-TEXTNET = fljax.Network(
-    "third_transformer",
-    (
-        transformer.Embedding(WORDS, 4),
-        transformer.EncoderLayer(4, 1, 0.0, causal=True),
-        transformer.Classifier(WORDS, positions=True),
-    ),
-    (LENGTH,),
-    WORDS,
-    vocabulary=WORDS,
-)
-
-
 def network(taken):
     """Gives the smallest network that fits; None: of the settings."""
     if taken["task"] == "tokens":
-        return TEXTNET
-    return CONVNET if taken["algorithm"] == "cocofl" else None
+        return small.TEXTNET
+    return small.CONVNET if taken["algorithm"] == "cocofl" else None
 
 
 def build(taken):
@@ -219,7 +173,7 @@ def build(taken):
     config = settings(taken)
     if net is None:
         config = fljax.experiment.config.replace(config, {"network": "logistic"})
-    return fljax.build(config, data(taken["task"]), net)
+    return fljax.build(config, small.data(taken["task"]), net)
 
 
 def numbers(value):
@@ -259,7 +213,7 @@ def check(taken):
     if result.state.clients is not None:
         rows = result.state.clients
         assert 0 <= rows.visited <= took_part
-        assert np.all(np.isfinite(rows.gather(np.arange(len(SIZES)))))
+        assert np.all(np.isfinite(rows.gather(np.arange(len(small.SIZES)))))
     return result
 
 
@@ -292,7 +246,7 @@ def test_refused(pair, flag):
     taken = USUAL | pair
     if "algorithm" not in pair and "rollback" in pair:
         taken["algorithm"] = "cocofl"
-    with pytest.raises(ValueError) as error:  # before there is anything to run
+    with pytest.raises(ValueError, match=flag) as error:  # before anything can run
         fljax.experiment.algorithm(build(taken))
     (line,) = str(error.value).splitlines()
     assert line.startswith(flag)
@@ -306,6 +260,6 @@ def test_a_buffer_of_more_than_are_able_names_its_flag():
     taken = settings(USUAL | {"algorithm": "fedavg_drop"})
     clock = fljax.Clock(buffer=able + 1)
     taken = dataclasses.replace(taken, network="logistic", clock=clock)
-    ready = fljax.build(taken, data("classification"))
+    ready = fljax.build(taken, small.data())
     with pytest.raises(ValueError, match=f"^--clock.buffer: expected at most {able}, "):
         fljax.experiment.algorithm(ready)
