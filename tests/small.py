@@ -4,6 +4,7 @@ import numpy as np
 
 import fljax
 from fljax.models import mobilenetv2, small_convnet, transformer
+from tests import conftest
 
 SIZES = (10, 3, 8, 5, 4, 10, 6, 2, 7)  # examples of the clients
 OUTPUTS, WORDS, LENGTH = 3, 7, 5
@@ -81,6 +82,15 @@ def rounds(ready, number):
         state = new
 
 
-def rows(state):
+def rows(state, clients=len(SIZES)):
     """Gives the rows of all clients, [N, S]."""
-    return state.clients.gather(np.arange(len(SIZES)))
+    return state.clients.gather(np.arange(clients))
+
+
+def assert_alike(one, two, clients=len(SIZES)):
+    """Asserts that the server's state and the clients' rows agree to last bits."""
+    conftest.assert_close(one.server, two.server)
+    assert (one.clients is None) == (two.clients is None)
+    if one.clients is not None:
+        assert one.clients.visited == two.clients.visited
+        conftest.assert_close(rows(one, clients), rows(two, clients))

@@ -9,22 +9,13 @@ import pytest
 import fljax
 from fljax import plans
 from fljax.engine import schedule
-from tests import conftest, small
+from tests import small
 
 
 def end(ready, number):
     """Gives the state after rounds."""
     *_, (_, _, state, _) = small.rounds(ready, number)
     return state
-
-
-def assert_alike(one, two):
-    """Asserts that the server's state and the clients' rows agree to last bits."""
-    conftest.assert_close(one.server, two.server)
-    assert (one.clients is None) == (two.clients is None)
-    if one.clients is not None:
-        assert one.clients.visited == two.clients.visited
-        conftest.assert_close(small.rows(one), small.rows(two))
 
 
 # --- side by side
@@ -50,7 +41,7 @@ LONG = functools.partial(pytest.param, marks=pytest.mark.long)
 )
 def test_side_by_side_clients_are_as_one_by_one(method):
     one, three = (end(small.build(client_width=width, **method), 3) for width in (1, 3))
-    assert_alike(one, three)
+    small.assert_alike(one, three)
     first = fljax.experiment.algorithm(small.build(**method)).init()
     moved = [
         np.abs(a - b).max()
@@ -76,7 +67,7 @@ def test_windows_in_one_program_send_what_those_of_their_own_do(codec):
 
     own = run(programs="windows")
     for width in (1, 2):
-        assert_alike(own, run(programs="one", client_width=width))
+        small.assert_alike(own, run(programs="one", client_width=width))
 
 
 # --- who keeps its row
