@@ -96,6 +96,9 @@ def received(
     finite = jnp.all(jnp.isfinite(sent), axis=1) & jnp.isfinite(result.loss)
     if coded.finite is not None:
         finite &= coded.finite
+    for beside in (coded.message, result.numbers, coded.state):
+        if beside is not None:  # it would spoil what server or client keep
+            finite &= jnp.all(jnp.isfinite(beside), axis=1)
     limit = jnp.sum(jnp.where(trained[:, None], begun.limits[:, span], 0.0), axis=2)
     small = jnp.all(jnp.sum(jnp.square(l2), axis=2) <= limit, axis=1)
     verdict = jnp.where(

@@ -1,14 +1,18 @@
 """What clients send and keep: side by side as one by one, and who keeps its row."""
 
+import dataclasses
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import fljax
-from fljax import plans
+from fljax import plans, trees
+from fljax.algorithms import scaffold
 from fljax.engine import schedule
+from fljax.engine import sums as totals
 from tests import small
 
 
@@ -177,3 +181,40 @@ def test_late_clients_code_with_the_memory_of_their_start():
         np.testing.assert_allclose(flat(weights(after)), expected, atol=2e-6)
         np.testing.assert_allclose(small.rows(after), memories, atol=2e-6)
     assert len(ages) > 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Spoilt(scaffold.Corrected):
+    """Clients of two steps send or keep what is not finite beside a sound update."""
+
+    what: str = "message"
+
+    numbers = 1
+
+    def finish(self, shared, own, local):
+        """Spoils a part."""
+        wrong = jnp.where(local.steps == 2, jnp.nan, 1.0)
+        done = super().finish(shared, own, local)._replace(numbers=jnp.ones(1))
+        part = jax.tree.map(lambda x: x * wrong, getattr(done, self.what))
+        return done._replace(**{self.what: part})
+
+
+def spoilt(fed, what):
+    full = fljax.policies.full(fed.model.net.num_blocks)
+    local, server = Spoilt(what=what), scaffold.Control(len(small.SIZES))
+    return fljax.averaging(fed, full, constrained=False, local=local, server=server)
+
+
+@pytest.mark.parametrize("what", ["message", "own", LONG("numbers")])
+def test_what_is_not_finite_beside_an_update_is_refused_with_it(what):
+    made = spoilt(small.build(clients_per_round=6).federation, what)
+    before = made.init()
+    assignment = made.assign(before, 0)
+    after, report = made.round(before, assignment)
+    wrong = np.array([-(-small.SIZES[i] // 4) == 2 for i in assignment.ids])
+    assert wrong.any()
+    assert not wrong.all()
+    failed = np.asarray(report.failed)[: len(wrong)]
+    assert failed.tolist() == (wrong * totals.NOT_FINITE).tolist()
+    assert changed(before, after) == sorted(assignment.ids[~wrong].tolist())
+    assert trees.all_finite(after.server)

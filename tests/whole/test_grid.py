@@ -139,6 +139,17 @@ ROLLBACKS = {
 }
 
 
+# Of devices so able that small networks have several windows for each tier.
+TIERS = tuple(
+    fljax.Tier(name=name, share=share, time=time, upload=upload, memory=memory)
+    for name, share, time, upload, memory in (
+        ("strong", 0.4, 1.0, 1.0, 1.0),
+        ("medium", 0.3, 0.8, (0.7, 1.0), 0.95),
+        ("weak", 0.3, 0.6, (0.5, 1.0), 0.8),
+    )
+)
+
+
 def settings(taken):
     """Turns a run of the grid into settings."""
     rate = 0.01 if taken["client_optimizer"] == "adamw" else 0.05
@@ -150,6 +161,7 @@ def settings(taken):
         clock=CLOCKS[taken["clock"]],
         failures=FAILURES[taken["failures"]],
         rollback=ROLLBACKS[taken["rollback"]],
+        tiers=TIERS,
         partition="natural",
         clients_per_round=3,
         rounds=2,
