@@ -144,8 +144,8 @@ TIERS = tuple(
     fljax.Tier(name=name, share=share, time=time, upload=upload, memory=memory)
     for name, share, time, upload, memory in (
         ("strong", 0.4, 1.0, 1.0, 1.0),
-        ("medium", 0.3, 0.8, (0.7, 1.0), 0.95),
-        ("weak", 0.3, 0.6, (0.5, 1.0), 0.8),
+        ("medium", 0.3, 0.95, (0.9, 1.0), 1.0),
+        ("weak", 0.3, 0.8, (0.6, 1.0), 0.9),
     )
 )
 
