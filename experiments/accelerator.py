@@ -1,10 +1,10 @@
 """Measures on an accelerator what docs/performance.md leaves open, within a limit.
 
-    python -m experiments.accelerator --table=MobileNet.json --seconds=480 --out=figures
+    python -m experiments.accelerator --table=MobileNet.json --figures=figures
 
 Every item is a process of its own. Several compile at a time; as soon as one is ready,
 the others are stopped while it is timed, and its rows are printed. Whoever ends this
-early loses no row that was printed, nor what lies in --out. `--before=FOLDER` times
+early loses no row that was printed, nor what lies in --figures. `--before=FOLDER` times
 CoCoFL of another checkout beside this one's.
 """
 
@@ -31,7 +31,7 @@ _TABLE = flags.DEFINE_string(
     "table", "", "The published cost table of MobileNetV2; empty: a model of it."
 )
 _SECONDS = define.number("seconds", 480.0, "When to end.", least=1, most=1e5)
-_OUT = flags.DEFINE_string("out", "", "Folder for figures, logs and the table.")
+_FIGURES = flags.DEFINE_string("figures", "", "Folder for figures, logs and the table.")
 _AT_ONCE = define.number("at_once", 4, "Items that compile at a time.", least=1)
 _BEFORE = flags.DEFINE_string(
     "before", "", "Another checkout, whose CoCoFL is timed beside; empty: none."
@@ -388,7 +388,7 @@ def ratios(medians: dict[str, float], every: list[Item]) -> list[str]:
 
 def _main() -> None:
     end = time.monotonic() + _SECONDS.value
-    out = pathlib.Path(_OUT.value or "figures").resolve()
+    out = pathlib.Path(_FIGURES.value or "figures").resolve()
     out.mkdir(parents=True, exist_ok=True)
     table, medians = [_line(COLUMNS), _line(("---",) * 8)], dict[str, float]()
     devices: set[str] = set()

@@ -380,19 +380,8 @@ def train(
         return result
 
     def gradient():
-        """Averages it over the first epoch's batches, at the start."""
-        blocks, mine = program.Blocks(start.frozen, begun), program.Own(one.window)
-
-        def add(i, mean):
-            rows, valid = batch_of(i)
-            key = jax.random.fold_in(noise_key, steps + i)
-            batch = _batch(static, start, rows, valid, key)
-            done = static.program.step(net, spec, blocks, batch, mine)
-            share = jnp.sum(valid) / one.size
-            return jax.tree.map(lambda m, g: m + share * g, mean, done.gradients)
-
-        zeros = jax.tree.map(jnp.zeros_like, params)
-        return lax.fori_loop(0, steps // training.local_epochs, add, zeros)
+        key = jax.random.fold_in(noise_key, steps)
+        return _mean_gradient(static, start, one, begun, batch_of, key)
 
     done = local_rule.Local(_params(delta), steps, start.learning_rate, gradient)
     sent = local.finish(shared, own, done)
@@ -403,6 +392,24 @@ def train(
     return result._replace(
         delta=delta, own=sent.own, message=sent.message, numbers=sent.numbers
     )
+
+
+def _mean_gradient(
+    static: Static, start: Start, one: Client, begun: tuple, batch_of, key: types.Key
+) -> tuple:
+    """Averages the gradient over an epoch's batches, at what a client began with."""
+    blocks, mine = program.Blocks(start.frozen, begun), program.Own(one.window)
+
+    def add(i, mean):
+        rows, valid = batch_of(i)
+        batch = _batch(static, start, rows, valid, jax.random.fold_in(key, i))
+        done = static.program.step(static.net, static.spec, blocks, batch, mine)
+        share = jnp.sum(valid) / one.size
+        return jax.tree.map(lambda m, g: m + share * g, mean, done.gradients)
+
+    once = static.training._replace(local_epochs=1)
+    zeros = jax.tree.map(jnp.zeros_like, _params(begun))
+    return lax.fori_loop(0, steps_of(one.size, once), add, zeros)
 
 
 def freeze(static: Static, state: tuple[dict, ...], key: types.Key | None) -> tuple:

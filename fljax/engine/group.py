@@ -45,14 +45,14 @@ class _Carry(NamedTuple):
 
 def _train_chunk(train, chunk: cohorts.Clients, places, static: client.Static):
     """Trains the W clients of a chunk; their results [W, ...], and the places."""
-    arguments = chunk.ids, chunk.starts, chunk.counts, chunk.windows, chunk.states
+    rows = chunk.ids, chunk.starts, chunk.counts, chunk.windows, chunk.states
     if static.width > 1:
         real, n = chunk.counts > 0, static.net.num_blocks
         # What is not mapped stays one condition for all of them.
         present = static.program.present(chunk.windows, real, n)
-        return jax.vmap(functools.partial(train, present=present))(*arguments), None
+        return jax.vmap(functools.partial(train, present=present))(rows), None
     # A client axis of 1 would still batch every product.
-    single = train(*jax.tree.map(lambda x: x[0], arguments), places=places)
+    single = train(jax.tree.map(lambda x: x[0], rows), places=places)
     row = jax.tree.map(lambda x: x[None], single._replace(places=None))
     return row, single.places
 
@@ -95,7 +95,8 @@ def _run_on_device(
     static, width = static._replace(training=fitting), static.width
     start, span = _started(static, begun), static.span
 
-    def train(number, begin, count, window, state, places=None, present=None):
+    def train(row, places=None, present=None):
+        number, begin, count, window, state = row
         slots = begin + jnp.arange(capacity)
         indices = clients.indices.at[slots].get(mode="clip")
         key = jax.random.fold_in(begun.key, number)

@@ -338,6 +338,11 @@ def replace(config: Config, changes: Mapping[str, Any]) -> Config:
 def algorithm_fields(entry: str) -> dict[str, Any]:
     """Reads ALGORITHM or cocofl:POLICY into fields of the configuration."""
     name, colon, policy = entry.partition(":")
+    if policy in policies.BY_NAME and name not in WITH_BUDGETS:
+        raise ValueError(
+            f"--algorithms: expected a policy beside {', '.join(WITH_BUDGETS)} only, "
+            f"got {entry!r}"
+        )
     if not colon or name not in WITH_BUDGETS:
         with naming("algorithms"):
             check_algorithm(entry)

@@ -547,7 +547,7 @@ def test_a_buffer_fills_whatever_share_drops_out(fed):
         assert len(assignment.ids) == 2
         state = state._replace(timeline=assignment.outcome.timeline)
     wide = many.having(clock=clock.Clock(buffer=301))
-    with pytest.raises(ValueError, match="buffer of at most 300"):
+    with pytest.raises(ValueError, match="buffer: expected at most 300"):
         fedavg.fedavg(wide)
 
 
