@@ -12,6 +12,7 @@ from typing import ClassVar
 import jax
 import jax.numpy as jnp
 import optax
+from jax import lax
 
 from fljax import policies
 from fljax.algorithms import averaging, base, fedprox, refusals
@@ -42,16 +43,26 @@ class Normalized(local_rule.LocalRule):
 
     def finish(self, shared, own, local):
         """Normalizes the update."""
-        steps = jnp.maximum(local.steps, 1).astype(jnp.float32)
-        length, leading = steps, steps
-        if self.momentum:
-            r = self.momentum
-            length = leading = (steps - r * (1 - r**steps) / (1 - r)) / (1 - r)
-        if self.mu:
-            pull = local.learning_rate * self.mu
-            length, leading = (1 - (1 - pull) ** steps) / pull, steps
+        steps = jnp.maximum(local.steps, 1)
+        length = _length(steps, self.momentum, local.learning_rate * self.mu)
+        leading = steps.astype(jnp.float32) if self.mu else length
         delta = jax.tree.map(lambda d: d / length, local.delta)
         return local_rule.Finished(delta, numbers=leading[None])
+
+
+def _length(steps, momentum: float, pull):
+    """Adds up a_i step by step, as the authors' code does.
+
+    The sums in closed form are differences of nearly equal numbers where momentum is
+    near 1 or the pull near 0.
+    """
+
+    def step(_, carry):
+        length, velocity = carry
+        velocity = momentum * velocity + 1.0
+        return (1.0 - pull) * length + velocity, velocity
+
+    return lax.fori_loop(0, steps, step, (jnp.zeros(()), jnp.zeros(())))[0]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -114,6 +114,24 @@ def test_fednova_by_hand():
     assert float(a) == pytest.approx(2.9, rel=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("momentum", "mu", "steps", "length"),
+    [
+        # v <- r v + 1, a <- a + v; or a <- (1 - e mu) a + 1, with e = .1.
+        (0.9, 0.0, 3, 1 + 1.9 + 2.71),
+        (0.999999, 0.0, 3, 1 + 1.999999 + 2.999997),
+        (0.0, 1.0, 3, 1 + 0.9 + 0.81),
+        (0.0, 1e-8, 4, 4),
+        (0.0, 1e-3, 4, 4 - 6e-4),
+    ],
+)
+def test_fednova_counts_what_steps_sum_to(momentum, mu, steps, length):
+    done = fednova.Normalized(momentum, mu).finish(None, None, local(1.0, steps))
+    assert 1 / value(done.delta)[0] == pytest.approx(length, rel=1e-6)
+    (leading,) = done.numbers
+    assert float(leading) == pytest.approx(steps if mu else length, rel=1e-6)
+
+
 def test_feddyn_by_hand():
     done = feddyn.Regularized(1.0).finish(None, params(0.0), local(1.0, 1))
     assert value(done.own)[0] == -1
