@@ -143,8 +143,9 @@ class Schedule:
         profile, row = devices.profile, devices.row
         speed, upload, _ = profile.limits.mean(axis=-1)[row].T
         steps = client.steps_of(counts, self.fed.training)
-        sent = np.full(len(row), self.full_bytes)
-        job = clock.Job(self.full_bytes, steps, 1 / speed, sent)
+        full = self.catalogue.row[plans.full(self.fed.model.net.num_blocks)]
+        sent = np.full(len(row), self.catalogue.sent[full])
+        job = clock.Job(self.download_bytes, steps, 1 / speed, sent)
         seconds = clock.durations(self.clock, job, profile.download[row], upload)
         return selection.Clients(counts, seconds.sum(axis=1))
 

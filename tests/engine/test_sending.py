@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 import fljax
-from fljax import plans, trees
-from fljax.algorithms import scaffold
+from fljax import plans, policies, trees
+from fljax.algorithms import cocofl, scaffold
 from fljax.engine import schedule
 from fljax.engine import sums as totals
 from tests import small
@@ -56,16 +56,35 @@ def test_side_by_side_clients_are_as_one_by_one(method):
     assert max(moved) > 1e-3
 
 
+def corrected_windows(fed):
+    """Makes SCAFFOLD of windows."""
+    return fljax.averaging(
+        fed,
+        policies.BY_NAME["random_maximal"](cocofl.setting(fed)),
+        local=scaffold.Corrected(),
+        server=scaffold.Control(len(small.SIZES)),
+    )
+
+
 @pytest.mark.parametrize(
-    "codec", ["top_k:.1", *(LONG(codec) for codec in ("qsgd:4", "drive"))]
+    ("make", "changes"),
+    [
+        (None, {"codec": "top_k:.1"}),
+        LONG(None, {"codec": "qsgd:4"}),
+        LONG(None, {"codec": "drive"}),
+        LONG(None, {"aggregate": "median"}),
+        LONG(corrected_windows, {"codec": "top_k:.1"}),
+    ],
+    ids=["top_k", "qsgd", "drive", "median", "corrected"],
 )
-def test_windows_in_one_program_send_what_those_of_their_own_do(codec):
+def test_windows_in_one_program_send_what_those_of_their_own_do(make, changes):
     windows = [plans.Plan(*window) for window in ((0, 1), (1, 1), (1, 2))]
     assignment = schedule.by_hand(0, np.array([0, 4, 8]), windows)
 
-    def run(**changes):
-        settings = {"algorithm": "cocofl", "codec": codec, **changes}
-        made = fljax.experiment.algorithm(small.build(small.CONVNET, **settings))
+    def run(**more):
+        settings = {"algorithm": "cocofl", **changes, **more}
+        fed = small.build(small.CONVNET, **settings).federation
+        made = (make or fljax.cocofl)(fed)
         # One round: codes of frozen blocks multiply last bits.
         return made.round(made.init(), assignment)[0]
 

@@ -6,8 +6,11 @@ import numpy as np
 import pytest
 
 import fljax
-from fljax import plans
+from fljax import plans, policies
+from fljax.algorithms import scaffold
 from fljax.engine import schedule
+from fljax.engine import seams as kinds
+from fljax.updates import codecs
 from tests import small
 
 D = 65 * 3  # parameters of the logistic regression; it has nothing else
@@ -48,6 +51,18 @@ def test_bytes_and_seconds_of_a_client(method, up, down):
         steps = max(math.ceil(small.SIZES[i] / 4) for i in assignment.ids)
         expected = down / 1000 + 0.5 * steps + up / 100
         assert books.seconds == pytest.approx(expected)
+
+
+def test_selections_are_promised_what_rounds_take():
+    tier = fljax.Tier(name="a", share=1.0, time=1, upload=1, memory=1)
+    clock = fljax.Clock(step_seconds=0.5, upload_rate=100.0, download_rate=1000.0)
+    seams = kinds.Seams(codec=codecs.read("drive"), server=scaffold.Control(9))
+    fed = small.build(tiers=(tier,), clock=clock).federation
+    everyone = np.arange(len(small.SIZES))
+    planned = schedule.make(fed, policies.full(1), everyone, False, seams)
+    steps = np.ceil(np.array(small.SIZES) / 4)
+    expected = 8 * D / 1000 + 0.5 * steps + 36 / 100
+    np.testing.assert_allclose(planned.clients.seconds, expected)
 
 
 def test_records_say_the_same():
