@@ -85,11 +85,17 @@ def fednova(fed: federation.Federation, mu: float = 0.0) -> base.Algorithm:
       The algorithm.
 
     Raises:
-      ValueError: clients train otherwise, or with momentum beside mu.
+      ValueError: clients train otherwise, with momentum beside mu, or mu is too large
+        for their rate.
     """
     refusals.plain_sgd(fed, "fednova", momentum=not mu)
     if not 0 <= mu < float("inf"):
         raise ValueError(f"mu: expected 0 or more, got {mu}")
+    first = fed.rules.learning_rate(0)
+    if first * mu >= 1:  # steps would jump over what pulls them
+        raise ValueError(
+            f"mu: expected less than 1 over the learning rate, {1 / first:g}, got {mu}"
+        )
     return averaging.averaging(
         fed,
         policies.full(fed.model.net.num_blocks),

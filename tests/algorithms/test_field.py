@@ -330,6 +330,7 @@ def test_scaffold_refuses_what_makes_no_sense(changes, line):
         ("fedprox:a", "--algorithm: fedprox: mu: expected a number"),
         ("fedprox:1:2", "--algorithm: expected fedprox:MU, got"),
         ("cocofl:balanced", "--algorithm: expected cocofl, with .* in --policy"),
+        ("fednova:5", "--algorithm: fednova: mu: expected less than 1 over .*, 5, got"),
         ("scaffold:3", "--algorithm: scaffold: option: expected 1 or 2"),
     ],
 )
