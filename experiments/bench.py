@@ -413,7 +413,7 @@ def measure_methods(name: str, repeats: int) -> Iterator[tuple[str, Figures]]:
     Yields:
       Of each the seconds a round, and the median's ratio to the first one's.
     """
-    load, made, states = workloads.BY_NAME[name], {}, {}
+    load, made, states = _chosen(name), {}, {}
     for method, fields in METHODS.items():
         settings = workloads.config(load, **fields)
         made[method] = experiment.algorithm(workloads.build(load, settings))
@@ -500,10 +500,15 @@ def _figures(name: str, roof: Figures) -> Iterator[tuple[str, Any]]:
         fields = {field: flags.FLAGS[field].value for field in _FIELDS}
         if name in _WITH_COSTS:
             fields["cost_table"] = _COST_TABLE.value
-        chosen = workloads.BY_NAME[name]
-        if _EXAMPLES.value:
-            chosen = dataclasses.replace(chosen, examples=_EXAMPLES.value)
-        yield from measure(chosen, repeats, roof, **fields)
+        yield from measure(_chosen(name), repeats, roof, **fields)
+
+
+def _chosen(name: str) -> workloads.Workload:
+    """Gives a workload, with as many examples as are asked for."""
+    load = workloads.BY_NAME[name]
+    if not _EXAMPLES.value:
+        return load
+    return dataclasses.replace(load, examples=_EXAMPLES.value)
 
 
 _WITH_COSTS = ("mobilenetv2_cocofl", "mobilenetv2_cocofl_100", "tiers")
