@@ -60,6 +60,8 @@ def small(monkeypatch, name, shape=None, examples=None, **fields):
         fields=load.fields | fields,
     )
     monkeypatch.setitem(workloads.BY_NAME, name, load)
+    # Tests that call a measurement have parsed no flags.
+    monkeypatch.setattr(bench, "_await_turn", lambda: None)
 
 
 def test_a_workload_runs_and_compiles_one_program(tmp_path, capsys, monkeypatch):
