@@ -104,9 +104,7 @@ def feddyn(fed: federation.Federation, alpha: float = 0.01) -> base.Algorithm:
       ValueError: the federation is of another kind.
     """
     name = "feddyn"
-    refusals.equal_weights(fed, name)
-    refusals.nobody_late(fed, name)
-    refusals.plain_mean(fed, name)
+    refusals.plain_rounds(fed, name)
     everyone = len(fed.population.shards.counts)
     return averaging.averaging(
         fed,

@@ -97,7 +97,7 @@ def _check_message(codec: codecs.Codec, size: int) -> None:
             return
         came = bounds.shown(said)
     except Exception as error:  # whatever a codec of the user's raises
-        came = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        came = _gist(error)
     raise ValueError(
         f"{codec!r}: expected message to give a codecs.Message of {size} numbers, got "
         f"{came}"
@@ -151,11 +151,15 @@ def _traced(part: Any, what: str, call: Callable, *given: Any) -> Any:
     try:
         return jax.eval_shape(call, *given)
     except Exception as error:  # whatever a piece of the user's raises
-        gist = " ".join(str(error).split())[:300]
         raise ValueError(
             f"{part!r}: expected {what} to run on float32 arrays of the network, got "
-            f"{type(error).__name__}: {gist}"
+            f"{_gist(error)}"
         ) from error
+
+
+def _gist(error: Exception) -> str:
+    """Says in a line what was raised."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
 def _compare(part: Any, what: str, expected: Any, got: Any) -> None:

@@ -67,3 +67,18 @@ def plain_mean(fed: federation.Federation, name: str) -> None:
             f"--aggregate: expected mean beside {name}, whose server counts with sums "
             f"over the cohort, got {fed.rules.aggregate}"
         )
+
+
+def plain_rounds(fed: federation.Federation, name: str) -> None:
+    """Refuses rounds that are no plain mean over clients of today's network.
+
+    Args:
+      fed: the federation.
+      name: of an algorithm whose server keeps a sum over clients.
+
+    Raises:
+      ValueError: clients weigh differently, may be late, or are not averaged.
+    """
+    equal_weights(fed, name)
+    nobody_late(fed, name)
+    plain_mean(fed, name)

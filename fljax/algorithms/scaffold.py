@@ -107,9 +107,7 @@ def scaffold(fed: federation.Federation, option: int = 2) -> base.Algorithm:
     """
     name = "scaffold"
     refusals.plain_sgd(fed, name)
-    refusals.equal_weights(fed, name)
-    refusals.nobody_late(fed, name)
-    refusals.plain_mean(fed, name)
+    refusals.plain_rounds(fed, name)
     everyone = len(fed.population.shards.counts)
     return averaging.averaging(
         fed,
