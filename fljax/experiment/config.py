@@ -48,8 +48,8 @@ class Config:
     network: str = bounds.field(
         "small_convnet",
         "mobilenetv2, mobilenetv2_gn, mobilenetv2_large, resnet18, resnet50, "
-        "densenet40, small_convnet, cnn, cnn_dropout, logistic, transformer or "
-        "char_transformer.",
+        "resnet20, resnet44, resnet56, densenet40, small_convnet, cnn, cnn_dropout, "
+        "logistic, transformer or char_transformer.",
         choices=models.BY_NAME,
     )
     dataset: str = bounds.field(

@@ -6,6 +6,7 @@ from fljax.models import (
     mobilenetv2,
     plain_cnn,
     resnet,
+    resnet_small,
     small_convnet,
     transformer,
 )
@@ -16,6 +17,9 @@ BY_NAME = {
     "mobilenetv2_large": mobilenetv2.mobilenetv2_large,
     "resnet18": resnet.resnet18,
     "resnet50": resnet.resnet50,
+    "resnet20": resnet_small.resnet20,
+    "resnet44": resnet_small.resnet44,
+    "resnet56": resnet_small.resnet56,
     "densenet40": densenet.densenet40,
     "small_convnet": small_convnet.small_convnet,
     "transformer": transformer.transformer,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from flax import linen as nn
 
-from fljax.nn import layers, network, signals
+from fljax.nn import layers, network, signals, slicing
 
 
 class Logistic(nn.Module):
@@ -23,6 +23,10 @@ class Logistic(nn.Module):
         x = x.reshape(x.shape[0], -1)
         logits = layers.dense(self.num_classes, quantized=False, name="dense")(x, call)
         return signals.to_float(logits)
+
+    def slice(self, at: slicing.Site) -> slicing.Slice:
+        """Keeps all logits, of what enters."""
+        return slicing.Slice(self, {"dense": (at.flattened(), None)}, None)
 
 
 def logistic(

@@ -13,7 +13,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 from flax import linen as nn
 
-from fljax.nn import layers, lone_norms, network, signals
+from fljax.nn import layers, lone_norms, network, signals, slicing
 
 # (expansion, width, blocks, stride of the first)
 GROUPS = (
@@ -53,6 +53,12 @@ def normed(make, *arguments, name: str, group_norm: bool, relu: bool = False, **
     return run
 
 
+def _with_norms(kept: dict) -> dict:
+    """Says of group norms, too, what is kept: the outputs of their products."""
+    of_norms = {f"{name}_norm": (None, outputs) for name, (_, outputs) in kept.items()}
+    return kept | of_norms
+
+
 class Outer(nn.Module):
     """A convolution block that stays in float32 in every role.
 
@@ -85,6 +91,12 @@ class Outer(nn.Module):
             name="conv",
         )(x, call)
 
+    def slice(self, at: slicing.Site) -> slicing.Slice:
+        """Keeps channels of its own."""
+        kept = at.choose("conv", self.features)
+        small = self.clone(features=kept.size)
+        return slicing.Slice(small, _with_norms({"conv": (at.kept, kept)}), kept)
+
 
 class InvertedResidual(nn.Module):
     """Widen, filter depthwise, narrow; the sum with the input at stride 1.
@@ -94,12 +106,15 @@ class InvertedResidual(nn.Module):
       features: output channels.
       stride: of the depthwise convolution.
       group_norm: instead of batch norms.
+      projects: at stride 1 the sum is with a 1 x 1 convolution of the input; None:
+        where the width changes. Sliced, unequal widths may become equal.
     """
 
     expansion: int
     features: int
     stride: int
     group_norm: bool = False
+    projects: bool | None = None
 
     @nn.compact
     def __call__(self, x: signals.Signal, call: layers.Call) -> signals.Signal:
@@ -116,9 +131,32 @@ class InvertedResidual(nn.Module):
         h = layer("project", layers.conv, self.features, 1)(h, call)
         if self.stride != 1:
             return h
-        if channels != self.features:
+        if self._projects(channels):
             x = layer("shortcut", layers.conv, self.features, 1)(x, call)
         return layers.Add(name="add")(h, x, call)
+
+    def _projects(self, channels: int) -> bool:
+        return channels != self.features if self.projects is None else self.projects
+
+    def slice(self, at: slicing.Site) -> slicing.Slice:
+        """Keeps the input's channels where they are added, else its own.
+
+        Inside, as many times as many as enter.
+        """
+        channels, number = (self.expansion * n for n in (at.channels, at.number))
+        inside = at.choose("expand", channels, number)
+        projects = self._projects(at.channels)
+        identity = self.stride == 1 and not projects
+        kept = at.kept if identity else at.choose("project", self.features)
+        parts = {
+            "expand": (at.kept, inside),
+            "filter": (None, inside),
+            "project": (inside, kept),
+            "shortcut": (at.kept, kept),
+        }
+        features = slicing.size(kept, self.features)
+        small = self.clone(features=features, projects=projects)
+        return slicing.Slice(small, _with_norms(parts), kept)
 
 
 class Classifier(nn.Module):
@@ -136,6 +174,10 @@ class Classifier(nn.Module):
         x = jnp.mean(signals.to_float(x), axis=(1, 2))
         logits = layers.dense(self.num_classes, quantized=False, name="dense")(x, call)
         return signals.to_float(logits)
+
+    def slice(self, at: slicing.Site) -> slicing.Slice:
+        """Keeps all logits, of the channels that enter."""
+        return slicing.Slice(self, {"dense": (at.kept, None)}, None)
 
 
 def mobilenetv2(

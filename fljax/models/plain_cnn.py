@@ -10,7 +10,7 @@ from __future__ import annotations
 from flax import linen as nn
 
 from fljax.models import logistic
-from fljax.nn import layers, network, signals
+from fljax.nn import layers, network, signals, slicing
 
 
 class ConvBlock(nn.Module):
@@ -45,6 +45,12 @@ class ConvBlock(nn.Module):
         x = layers.max_pool(x) if self.pool else x
         return layers.Dropout(self.dropout)(x, call) if self.dropout else x
 
+    def slice(self, at: slicing.Site) -> slicing.Slice:
+        """Keeps channels of its own."""
+        kept = at.choose("conv", self.features)
+        small = self.clone(features=kept.size)
+        return slicing.Slice(small, {"conv": (at.kept, kept)}, kept)
+
 
 class DenseBlock(nn.Module):
     """A dense layer with ReLU on the flattened example, and maybe dropout.
@@ -63,6 +69,12 @@ class DenseBlock(nn.Module):
         dense = layers.dense(self.features, relu=True, name="dense")
         x = dense(layers.flatten(x), call)
         return layers.Dropout(self.dropout)(x, call) if self.dropout else x
+
+    def slice(self, at: slicing.Site) -> slicing.Slice:
+        """Keeps channels of its own, and of the image those that enter."""
+        kept = at.choose("dense", self.features)
+        small = self.clone(features=kept.size)
+        return slicing.Slice(small, {"dense": (at.flattened(), kept)}, kept)
 
 
 def cnn(

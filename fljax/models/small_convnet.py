@@ -9,7 +9,7 @@ from __future__ import annotations
 from flax import linen as nn
 
 from fljax.models import mobilenetv2
-from fljax.nn import layers, network, signals
+from fljax.nn import layers, network, signals, slicing
 
 # (width, stride) of blocks 1 to 6
 WIDTHS = ((16, 1), (32, 2), (32, 1), (64, 2), (64, 1), (64, 1))
@@ -32,6 +32,12 @@ class ConvBlock(nn.Module):
         return layers.conv(self.features, 3, self.stride, relu=True, name="conv")(
             x, call
         )
+
+    def slice(self, at: slicing.Site) -> slicing.Slice:
+        """Keeps channels of its own."""
+        kept = at.choose("conv", self.features)
+        small = self.clone(features=kept.size)
+        return slicing.Slice(small, {"conv": (at.kept, kept)}, kept)
 
 
 def small_convnet(

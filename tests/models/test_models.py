@@ -94,6 +94,34 @@ def test_networks_are_as_large_as_the_reference(name):
     assert plans.upload_bytes(plans.full(blocks), counts) == upload
 
 
+# Conformance README, Widths: 294 874, and 691 418 for images of 64 x 64. ResNet56 has
+# six more blocks of two 3 x 3 convolutions and norms in each group than ResNet20.
+@pytest.mark.parametrize(
+    ("name", "side", "blocks", "params"),
+    [
+        ("resnet20", 32, 11, 294_874),
+        ("resnet44", 64, 23, 691_418),
+        (
+            "resnet56",
+            32,
+            29,
+            294_874 + 6 * sum(18 * w * w + 4 * w for w in (16, 32, 64)),
+        ),
+    ],
+)
+def test_small_resnets_are_as_large_as_they_should_be(name, side, blocks, params):
+    net = models.BY_NAME[name]((side, side, 3))
+    counts = network.counts(net)
+    assert len(counts) == blocks
+    assert sum(block.params for block in counts) == params
+    # Ranges are sent of two layers and the sum of a block, of a projection as well;
+    # statistics of their norms: mean, variance and PyTorch's counter.
+    assert counts[1].upload_bytes == 4 * (counts[1].params + 2 * (2 * 16 + 1) + 5)
+    assert plans.upload_bytes(plans.Plan(1, 1), counts) == counts[1].upload_bytes
+    head = network.shapes(net)[-1]["params"]["dense"]["kernel"]
+    assert head.shape == (64 * (side // 16) ** 2, 10)
+
+
 @pytest.mark.parametrize("name", TABLES)
 def test_upload_of_every_window_is_the_published_one(name, shared):
     file, size = TABLES[name]
