@@ -18,7 +18,7 @@ from flax import linen as nn
 from jax import lax
 
 from fljax import types
-from fljax.nn import attention, layers, lone_norms, network, signals
+from fljax.nn import attention, layers, lone_norms, network, signals, slicing
 
 FEATURES = 128
 LAYERS = 6
@@ -47,11 +47,14 @@ class Embedding(nn.Module):
       vocabulary: number of token ids; 0 is padding.
       features: width of the vectors.
       appended: tokens of padding that are put behind the text.
+      full: width of which a sliced one's positions are a part, by `Call.columns`, since
+        those of a narrower network would have other frequencies; None: `features`.
     """
 
     vocabulary: int
     features: int = FEATURES
     appended: int = 0
+    full: int | None = None
 
     @nn.compact
     def __call__(self, x: types.Array, call: layers.Call) -> signals.Padded:
@@ -65,7 +68,8 @@ class Embedding(nn.Module):
         length = tokens.shape[1]
         valid = (tokens != 0).at[:, 0].set(True)
         places = jnp.where(valid, jnp.arange(length) + 1, 0)
-        y = table[tokens] + jnp.asarray(sinusoids(length + 1, self.features))[places]
+        y = table[tokens] + self._positions(length + 1, call)[places]
+        y = y * call.scale if trained and call.scale != 1.0 else y
         values = length * self.features
         layers.count(
             self,
@@ -80,6 +84,18 @@ class Embedding(nn.Module):
         shape = (self.vocabulary, self.features)
         return self.param("embedding", nn.initializers.normal(1.0), shape)
 
+    def _positions(self, number: int, call: layers.Call) -> types.Array:
+        table = sinusoids(number, self.full or self.features)
+        if call.columns is None:
+            return jnp.asarray(table[:, : self.features])
+        return jnp.take(jnp.asarray(table), call.columns, axis=1, mode="clip")
+
+    def slice(self, at: slicing.Site) -> slicing.Slice:
+        """Keeps channels of its own, of all tokens."""
+        kept = at.choose("embedding", self.features)
+        small = self.clone(features=kept.size, full=self.full or self.features)
+        return slicing.Slice(small, {"embedding": (None, kept)}, kept)
+
 
 class EncoderLayer(nn.Module):
     """Self-attention and two dense layers, each with a sum and a norm after it.
@@ -89,12 +105,14 @@ class EncoderLayer(nn.Module):
       heads: of the attention.
       dropout: rate, of what either part adds.
       causal: no position attends to a later one.
+      attended: channels that the heads share; None: as many as enter.
     """
 
     inner: int = FEATURES
     heads: int = HEADS
     dropout: float = DROPOUT
     causal: bool = False
+    attended: int | None = None
 
     @nn.compact
     def __call__(self, x: signals.Padded, call: layers.Call) -> signals.Padded:
@@ -111,7 +129,8 @@ class EncoderLayer(nn.Module):
             # Several layers read it: see `programs.compiler_options`.
             return layers.on_values(lax.optimization_barrier, h)
 
-        q, k, v = (dense(name, x.value) for name in ("query", "key", "value"))
+        attended = self.attended or channels
+        q, k, v = (dense(name, x.value, attended) for name in ("query", "key", "value"))
         attend = attention.Attention(self.heads, self.causal, name="attention")
         h = dense("output", attend(q, k, v, x.valid, call))
         middle = joined(1, x.value, h)
@@ -120,6 +139,25 @@ class EncoderLayer(nn.Module):
         # Scale and bias of both norms, which the reference leaves trainable.
         layers.count(self, after=4 * channels)
         return signals.Padded(y, x.valid)
+
+    def slice(self, at: slicing.Site) -> slicing.Slice:
+        """Keeps all heads, of each as many channels, in which queries meet keys."""
+        attended = self.attended or at.channels
+        query = at.choose_of_heads("query", attended, self.heads)
+        value = at.choose_of_heads("value", attended, self.heads)
+        inner = at.choose("widen", self.inner)
+        parts = {
+            "query": (at.kept, query),
+            "key": (at.kept, query),
+            "value": (at.kept, value),
+            "output": (value, at.kept),
+            "norm1": (None, at.kept),
+            "widen": (at.kept, inner),
+            "narrow": (inner, at.kept),
+            "norm2": (None, at.kept),
+        }
+        small = self.clone(inner=inner.size, attended=value.size)
+        return slicing.Slice(small, parts, at.kept)
 
 
 class Classifier(nn.Module):
@@ -158,6 +196,10 @@ class Classifier(nn.Module):
         if not self.reference_quirks:
             return logits
         return logits[:, :, -1] if self.last else jax.nn.softmax(logits)
+
+    def slice(self, at: slicing.Site) -> slicing.Slice:
+        """Keeps all logits, of the channels that enter."""
+        return slicing.Slice(self, {"dense": (at.kept, None)}, None)
 
 
 def transformer(

@@ -49,6 +49,11 @@ class Call(NamedTuple):
       fresh: running statistics become the batch's whatever the momentum: calibration.
       key: for dropout and stochastic rounding, which `network.run` splits by block;
         None: neither.
+      scale: static; what a trained product gives is multiplied by it, before its norm:
+        1 / s in a network of width s is HeteroFL's scaler. Not of the last block,
+        which gives logits.
+      columns: [n] int32, the channels of the full network that a sliced block gives,
+        for an embedding, whose positions have no parameters; None: the leading ones.
     """
 
     role: types.Role = types.Role.TRAINED
@@ -59,6 +64,8 @@ class Call(NamedTuple):
     first: bool | types.Array = False
     fresh: bool = False
     key: types.Key | None = None
+    scale: float = 1.0
+    columns: types.Array | None = None
 
 
 @jax.custom_vjp
@@ -280,6 +287,9 @@ class Product(nn.Module):
         probed = self._probing(call.spec)
         x = probed(x, "input")
         product = self.operation.floats(x, kernel)
+        if call.scale != 1.0:
+            product = product * call.scale
+            bias = bias if self.norm or bias is None else bias * call.scale
         _count(self, x, product, kernel)
         y = probed(product, "product")
         if self.norm:

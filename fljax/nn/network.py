@@ -131,6 +131,8 @@ def run(
     for index, (block, variables, call) in enumerate(
         zip(blocks, state, calls, strict=True), start=first
     ):
+        if index + 1 == network.num_blocks:
+            call = call._replace(scale=1.0)
         x, update = block.apply(
             variables, x, call, mutable=list(mutable), rngs=_streams(call.key, index)
         )

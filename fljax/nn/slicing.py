@@ -32,6 +32,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from jax import lax
 
 from fljax import types
 from fljax.nn import layers, network, signals
@@ -315,6 +316,22 @@ def places(net: network.Network, cut: Cut, choose: Choose = leading) -> Places:
     return tuple(of_block(*pair) for pair in zip(parts, state, strict=True))
 
 
+def _leads(kept) -> bool:
+    """Tells whether kept channels are known to be the leading ones: no gather, then."""
+    return isinstance(kept, np.ndarray) and np.array_equal(kept, np.arange(kept.size))
+
+
+def _inverse(kept: types.ArrayLike, channels: int) -> types.Array:
+    """Tells where each channel lies among those kept [n]; n where it does not.
+
+    By comparing all with all: scatters take long to compile, and there are many. The
+    barrier keeps it from being computed anew for every value that is gathered by it.
+    """
+    same = jnp.asarray(kept)[:, None] == jnp.arange(channels)
+    lies = jnp.where(same, jnp.arange(kept.size)[:, None], kept.size)
+    return lax.optimization_barrier(jnp.min(lies, axis=0))
+
+
 def take(tree: types.Tree, places: Places) -> types.Tree:
     """Cuts the kept part out of a tree of the full network.
 
@@ -328,8 +345,10 @@ def take(tree: types.Tree, places: Places) -> types.Tree:
 
     def leaf(x, axes):
         for axis, kept in enumerate(axes):
-            if kept is not None:
-                x = jnp.take(x, kept, axis, mode="clip", unique_indices=True)
+            if _leads(kept):
+                x = lax.slice_in_dim(x, 0, kept.size, axis=axis)
+            elif kept is not None:
+                x = jnp.take(x, kept, axis, mode="clip")
         return x
 
     return jax.tree.map(leaf, tree, places)
@@ -349,10 +368,12 @@ def put(tree: types.Tree, places: Places, like: types.Tree) -> types.Tree:
 
     def leaf(x, axes, full):
         for axis, kept in enumerate(axes):
-            if kept is not None:
-                # A gather: where each channel lies in the slice, or past its end.
-                missing = jnp.full(full.shape[axis], kept.size, jnp.int32)
-                where = missing.at[kept].set(jnp.arange(kept.size, dtype=jnp.int32))
+            if _leads(kept):
+                widths = [(0, 0, 0)] * x.ndim
+                widths[axis] = (0, full.shape[axis] - kept.size, 0)
+                x = lax.pad(x, jnp.zeros((), x.dtype), widths)
+            elif kept is not None:
+                where = _inverse(kept, full.shape[axis])
                 x = jnp.take(x, where, axis, mode="fill", fill_value=0)
         return x
 

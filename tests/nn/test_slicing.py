@@ -1,5 +1,7 @@
 """Networks of a smaller width: what is kept of which layer, by hand; and back."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +9,16 @@ import pytest
 from flax import linen as nn
 
 from fljax import models
-from fljax.models import logistic, mobilenetv2, plain_cnn, resnet, small_convnet
+from fljax.models import (
+    densenet,
+    logistic,
+    mobilenetv2,
+    plain_cnn,
+    resnet,
+    resnet_small,
+    small_convnet,
+    transformer,
+)
 from fljax.nn import layers, network, slicing
 from tests import conftest
 
@@ -78,7 +89,11 @@ CHOICES = {
     "random": slicing.random(4),
 }
 # The others are of the same blocks, and take long to trace.
-SLICED = ("small_convnet", "cnn", "cnn_dropout", "resnet18", "resnet20")
+SLICED = (
+    *("mobilenetv2", "mobilenetv2_gn", "resnet18", "resnet20", "resnet50"),
+    *("densenet40", "transformer", "char_transformer"),
+    *("small_convnet", "cnn", "cnn_dropout"),
+)
 
 
 def by_name(name):
@@ -105,12 +120,23 @@ def test_what_is_kept_fits_the_network_of_that_width(name, cut):
 
 @pytest.mark.parametrize("name", CHOICES)
 def test_put_undoes_take(name):
-    net = models.BY_NAME["resnet20"]((8, 8, 3), 5)
+    net = network_of(
+        mobilenetv2.Outer(6, 3),
+        resnet.BasicBlock(7, 2, projection=3),
+        resnet_small.Classifier(2),
+        shape=(8, 8, 3),
+    )
     state, places = state_of(net), slicing.places(net, THIRD, CHOICES[name])
     small = jax.jit(slicing.take)(state, places)
-    back = jax.jit(slicing.put)(small, places, state)
-    conftest.assert_same_bits(slicing.take(back, places), small)
-    held = slicing.put(jax.tree.map(jnp.ones_like, small), places, state)
+    put = jax.jit(slicing.put)
+    back = put(small, places, state)
+    conftest.assert_same_bits(jax.jit(slicing.take)(back, places), small)
+    # Known while tracing, leading channels are slices; the values are the same.
+    closed = jax.jit(lambda x: slicing.put(x, places, state))(small)
+    conftest.assert_same_bits(closed, back)
+    closed = jax.jit(lambda x: slicing.take(x, places))(state)
+    conftest.assert_same_bits(closed, small)
+    held = put(jax.tree.map(np.ones_like, small), places, state)
     for x, y, h in zip(*map(jax.tree.leaves, (back, state, held)), strict=True):
         assert set(np.unique(h)) <= {0.0, 1.0}
         np.testing.assert_array_equal(x, np.where(h, y, 0))
@@ -122,13 +148,14 @@ def test_put_undoes_take(name):
 
 
 def test_places_may_differ_from_client_to_client():
-    net = small_convnet.small_convnet((8, 8, 1), 3)
+    net = network_of(mobilenetv2.Outer(6, 3), mobilenetv2.Classifier(2))
     state = state_of(net)
     all_places = [slicing.places(net, HALF, slicing.rolling(r)) for r in range(3)]
     stacked = jax.tree.map(lambda *x: np.stack(x), *all_places)
-    together = jax.vmap(slicing.take, in_axes=(None, 0))(state, stacked)
+    together = jax.jit(jax.vmap(slicing.take, in_axes=(None, 0)))(state, stacked)
+    take = jax.jit(slicing.take)
     for r, places in enumerate(all_places):
-        alone = slicing.take(state, places)
+        alone = take(state, places)
         conftest.assert_same_bits(jax.tree.map(lambda x, r=r: x[r], together), alone)
 
 
@@ -235,6 +262,119 @@ def test_depthwise_layers_and_norms_follow(group_norm):
     assert of(places, 1, norm)["scale"][0].tolist() == inside
     assert of(places, 1, "project")["kernel"][2].tolist() == inside
     assert of(places, 1, "project")["kernel"][3].tolist() == [4, 0]
+
+
+def test_what_is_kept_of_a_joined_axis_is_kept_of_its_segments():
+    blocks = densenet.Stem(10), *[densenet.DenseBlock(4, 6)] * 2, densenet.Transition()
+    net = network_of(*blocks, densenet.Classifier(2), shape=(8, 8, 1))
+    floor = slicing.Cut(0.3, "floor")
+    places = slicing.places(net, floor, slicing.rolling(1))
+    # Floors of .3 times 10, 14, 18 are 3, 4, 5: one new channel each, though
+    # .3 * 4 = 1.2. Old channels lie before new ones.
+    assert of(places, 1, "norm")["scale"][0].tolist() == [9, 0, 1]
+    assert of(places, 1, "narrow")["kernel"][2].tolist() == [9, 0, 1]
+    assert of(places, 1, "narrow")["scale"][0].tolist() == [5]
+    assert of(places, 1, "filter")["kernel"][3].tolist() == [3]
+    assert of(places, 2, "norm")["scale"][0].tolist() == [9, 0, 1, 13]
+    assert of(places, 3, "norm")["bias"][0].tolist() == [9, 0, 1, 13, 17]
+    # Half of 18 leave; floor(.3 * 9) = 2 of them, not half of 5 as by itself.
+    assert of(places, 3, "conv")["kernel"][3].tolist() == [8, 0]
+    assert of(places, 4, "dense")["kernel"][0].tolist() == [8, 0]
+    # By the ceiling there are 3, 5 and 6: two new ones, then one.
+    places = slicing.places(net, THIRD)
+    assert of(places, 3, "norm")["scale"][0].tolist() == [0, 1, 2, 10, 11, 14]
+    small = slicing.sliced(net, THIRD)
+    assert [b.growth for b in small.blocks[1:3]] == [2, 1]
+    assert small.blocks[3].features == 3
+
+
+def text_network():
+    encoder = transformer.EncoderLayer(inner=6, heads=2, dropout=0.0)
+    blocks = transformer.Embedding(9, 8), encoder, transformer.Classifier(2)
+    return network.Network("texts", blocks, (5,), 2, vocabulary=9)
+
+
+def test_every_head_keeps_channels_and_queries_meet_keys():
+    net = text_network()
+    places = slicing.places(net, HALF, slicing.rolling(1))
+    kept = [7, 0, 1, 2]
+    assert of(places, 0, "embedding")[0] is None
+    assert of(places, 0, "embedding")[1].tolist() == kept
+    # Two heads of four channels: 3 and 0 of the first, 3 and 0 of the second.
+    heads = [3, 0, 7, 4]
+    for name in ("query", "key", "value"):
+        assert of(places, 1, name)["kernel"][0].tolist() == kept
+        assert of(places, 1, name)["kernel"][1].tolist() == heads
+    assert [k.tolist() for k in of(places, 1, "output")["kernel"]] == [heads, kept]
+    assert [k.tolist() for k in of(places, 1, "widen")["kernel"]] == [kept, [5, 0, 1]]
+    assert [k.tolist() for k in of(places, 1, "narrow")["kernel"]] == [[5, 0, 1], kept]
+    assert of(places, 1, "norm2")["scale"][0].tolist() == kept
+    drawn = slicing.places(net, HALF, slicing.random(5))
+    q, k, v = (of(drawn, 1, n)["kernel"][1] for n in ("query", "key", "value"))
+    np.testing.assert_array_equal(q, k)
+    assert np.array_equal(q[:2] + 4, q[2:])
+    assert v.size == 4
+
+
+def test_positions_are_columns_of_the_full_table():
+    net = text_network()
+    small = slicing.sliced(net, HALF)
+    x = jnp.array([[1, 2, 0, 3, 0]])
+    state = state_of(net)
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def run(net, state, columns=None):
+        call = layers.Call(columns=columns)
+        return network.run(net, state[:1], x, [call])[0]
+
+    full = run(net, state)
+    for choose in CHOICES.values():
+        places = slicing.places(net, HALF, choose)
+        columns = places[0]["params"]["embedding"][1]
+        y = run(small, slicing.take(state[:1], places[:1]), columns)
+        np.testing.assert_array_equal(y.value, full.value[..., columns])
+    places = slicing.places(net, HALF)
+    y = run(small, slicing.take(state[:1], places[:1]))
+    np.testing.assert_array_equal(y.value, full.value[..., :4])
+
+
+@pytest.mark.parametrize("norm", [False, True])
+def test_the_scaler_multiplies_products_before_their_norm(norm):
+    x = jnp.arange(12.0).reshape(4, 3)
+    block = layers.dense(2, norm=norm, relu=True, quantized=False)
+    net = network_of(block, logistic.Logistic(2), shape=(3,))
+    state = state_of(net)
+    plain, scaled = (layers.Call(scale=scale) for scale in (1.0, 4.0))
+    (y, _), (z, _) = (network.run(net, state[:1], x, [c]) for c in (plain, scaled))
+    params = state[0]["params"]
+    if norm:
+        # The norm takes the scale out again but for its eps: variances are 16 times.
+        product = 4 * x @ params["kernel"]
+        var = product.var(axis=0)
+        expected = (product - product.mean(axis=0)) / np.sqrt(var + 1e-5)
+        expected = np.maximum(expected * params["scale"] + params["bias"], 0)
+    else:
+        expected = 4 * y
+    np.testing.assert_allclose(z, expected, rtol=1e-5, atol=1e-6)
+    # Logits are not scaled, and what is not asked for adds no operation.
+    (y, _), (z, _) = (
+        network.run(net, state[1:], x[:, :2], [call], 1) for call in (plain, scaled)
+    )
+    np.testing.assert_array_equal(y, z)
+
+
+def text_of(net, call):
+    def run(state, x):
+        return network.run(net, state, x, [call] * net.num_blocks)[0]
+
+    return str(jax.make_jaxpr(run)(network.shapes(net), network.zeros(net)))
+
+
+def test_no_scaler_is_no_operation():
+    net = small_convnet.small_convnet((8, 8, 1), 3)
+    assert text_of(net, layers.Call(scale=1.0)) == text_of(net, layers.Call())
+    scaled = text_of(net, layers.Call(scale=2.0))
+    assert scaled.count(" mul ") == text_of(net, layers.Call()).count(" mul ") + 7
 
 
 class Silent(nn.Module):
