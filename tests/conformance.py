@@ -2,10 +2,10 @@
 
     python -m tests.conformance DIR [--tables=DIR]
 
-DIR may hold block_*.npz (of mobilenet, resnet, densenet and encoder), net_*.npz and
-trace_*.npz (of the networks of `reference_names.NETWORKS`), splits_*.npz and
-maximal_windows.json (which needs the cost tables). Exits with 1 if a case falls short
-of its limit, 2 if there was nothing to replay.
+DIR may hold block_*.npz (of mobilenet, resnet, densenet and encoder), net_*.npz,
+trace_*.npz and width_*.npz (of the networks of `reference_names.NETWORKS`),
+splits_*.npz and maximal_windows.json (which needs the cost tables). Exits with 1 if a
+case falls short of its limit, 2 if there was nothing to replay.
 """
 
 from __future__ import annotations
@@ -732,9 +732,14 @@ def _replay_of(path: pathlib.Path) -> Callable[[str, Any], Iterator[Line]] | Non
         return replay_block if known else None
     if kind == "net":
         return replay_network if rest in reference_names.NETWORKS else None
-    if kind == "trace":
-        known = str(np.load(path)["network"]) in reference_names.NETWORKS
-        return replay_trace if known else None
+    if kind in ("trace", "width"):
+        if str(np.load(path)["network"]) not in reference_names.NETWORKS:
+            return None
+        # Which itself needs this module.
+        from tests import conformance_widths
+
+        of_width = conformance_widths.replay_of(rest)
+        return replay_trace if kind == "trace" else of_width
     return replay_splits if kind == "splits" else None
 
 

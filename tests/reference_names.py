@@ -115,6 +115,13 @@ def _table(block) -> dict:
     return _GROUP_NORM if getattr(block, "group_norm", False) else _BLOCKS[type(block)]
 
 
+def _tables(block) -> tuple[dict, ...]:
+    """Lists the spellings inside a block; small ResNets name the shortcut's layers."""
+    table = _table(block)
+    named = {"shortcut": ("shortcut.conv", "shortcut.bn")}
+    return (table, table | named) if "shortcut" in table else (table,)
+
+
 def names_of(block, shapes: dict) -> Names:
     """Names a block of its own; shapes as of `jax.eval_shape` of its init."""
     return _of(_table(block), shapes, "")
@@ -216,9 +223,10 @@ def _spellings(net: network.Network) -> list[tuple[dict, ...]]:
         return tuple(
             {
                 ours: tuple(f"{prefix}.{name}" if name else "" for name in theirs)
-                for ours, theirs in _table(block).items()
+                for ours, theirs in table.items()
             }
             for prefix in prefixes
+            for table in _tables(block)
         )
 
     if net.name == "densenet40":

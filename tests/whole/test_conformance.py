@@ -8,7 +8,7 @@ import pytest
 
 from fljax import models
 from fljax.nn import network
-from tests import conformance, conftest, reference_names
+from tests import conformance, conformance_widths, conftest, reference_names
 
 
 def check(lines):
@@ -68,6 +68,39 @@ def test_network(path):
     assert check(conformance.replay_network(path.stem, np.load(path)))
 
 
+@cases("width")
+def test_slices_of_a_width(path):
+    data = np.load(path)
+    if "runs" in data.files:
+        lines = conformance_widths.slice_lines(conformance_widths.case_of("", data))
+        assert check(lines) == 1 + 2 * len(data["runs"])
+
+
+class Altered(dict):
+    """A file of results in which something is not as the reference has it."""
+
+    @property
+    def files(self):
+        return list(self)
+
+
+def test_other_channels_or_values_fall_short(shared):
+    data = Altered(np.load(shared / "conformance/width_resnet20_s0.5.npz"))
+    data["runs"] = np.array(["fedrolex_r1"])
+    data["fedrolex_r1/in"] = data["fedrolex_r1/in"][::-1]
+    data["fedrolex_r1/probe"] = data["fedrolex_r1/probe"] * (1 + 1e-3)
+    lines = conformance_widths.slice_lines(conformance_widths.case_of("", data))
+    assert [line.passed for line in lines] == [True, False, False]
+
+
+@pytest.mark.long
+@cases("width")
+def test_width(path):
+    replay = conformance_widths.replay_of(path.stem)
+    if replay is not None:
+        assert check(replay(path.stem, np.load(path)))
+
+
 def test_seed_and_range_of_a_file(tmp_path):
     np.savez(tmp_path / "a.npz", seed=21)
     np.savez(tmp_path / "b.npz", x=0)
@@ -90,7 +123,7 @@ def test_noise_is_drawn_per_value():
 
 
 def test_files_without_a_replay_are_named(tmp_path, capsys):
-    np.savez(tmp_path / "width_resnet20_mean.npz", seed=7)
+    np.savez(tmp_path / "other_resnet20_mean.npz", seed=7)
     np.savez(tmp_path / "trace_other_w0-1.npz", network="other")
     assert conformance.main([str(tmp_path)]) == 2
     assert capsys.readouterr().out.count("skipped: no replay for it") == 2

@@ -41,14 +41,14 @@ def test_the_examples_of_your_own_run(capsys):
     text = (DOCS / "your_own.md").read_text()
     assert "experiments" not in text
     examples = examples_of(text)
-    assert len(examples) == 5
+    assert len(examples) == 6
     assert len(examples[0].strip().splitlines()) <= 15
     assert all(len(e.strip().splitlines()) <= 30 for e in examples)
     names: dict = {"__name__": "your_own"}
     for example in examples:
         exec(compile(example, "your_own.md", "exec"), names)
     shown = [float(line) for line in capsys.readouterr().out.splitlines()]
-    assert len(shown) == 5
+    assert len(shown) == 6
     assert all(0 <= accuracy <= 1 for accuracy in shown)
     assert min(shown[:2]) > 0.6  # the classes can be told by a linear layer
 
