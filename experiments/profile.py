@@ -113,7 +113,7 @@ def measure(
         num_blocks=fed.model.net.num_blocks,
         listed=listed,
         time=np.array(times) / times[full],
-        upload=cost_model.upload_share(listed, fed.model.counts),
+        upload=cost_model.upload_share(listed, {1.0: fed.model.counts}),
         memory=memory / memory[full],
         full_step_seconds=times[full],
         full_step_memory_gb=memory[full] / 1e9,
@@ -137,7 +137,7 @@ def complete(
       The table of all windows; measured figures stay as they are.
     """
     every = plans.all_windows(len(counts))
-    time, memory = cost_model.predict(device_class, every, counts, batch)
+    time, memory = cost_model.predict(device_class, every, {1.0: counts}, batch)
     row = {plan: i for i, plan in enumerate(every)}
     known = [row[plan] for plan in measured.listed]
     time[known], memory[known] = measured.time, measured.memory
@@ -145,7 +145,7 @@ def complete(
         num_blocks=len(counts),
         listed=every,
         time=np.maximum(time, 1e-6),
-        upload=np.maximum(cost_model.upload_share(every, counts), 1e-9),
+        upload=np.maximum(cost_model.upload_share(every, {1.0: counts}), 1e-9),
         memory=np.maximum(memory, 1e-6),
         full_step_seconds=measured.full_step_seconds,
         full_step_memory_gb=measured.full_step_memory_gb,

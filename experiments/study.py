@@ -1,5 +1,6 @@
 """Studies: algorithms, widths of codes, policies, under several settings.
 
+    python -m experiments.study --study=methods --dataset=npz:fashion_mnist.npz
     python -m experiments.study --study=imbalance --dataset=npz:fashion_mnist.npz
     python -m experiments.study --study=bits --dataset=npz:fashion_mnist.npz
     python -m experiments.study --study=policies --dataset=npz:fashion_mnist.npz
@@ -137,7 +138,40 @@ _ALGORITHMS = cross(
     },
 )
 
+# What the method is measured against, under the same budgets: full training of all, or
+# of who can; less of what is sent; narrower networks; windows. `fit` gives every tier
+# the widest network of its budgets, where the published halves leave some of them.
+_METHODS = cross(
+    {
+        f"{how} imbalance, {data}": {"tiers": tiers, **fields}
+        for how, tiers in (("mild", _MILD), ("strong", _STRONG))
+        for data, fields in (
+            ("IID", {"partition": "iid"}),
+            ("Dirichlet .3", {"partition": "dirichlet", "alpha": 0.3}),
+            ("resource-correlated", _CORRELATED),
+        )
+    },
+    {
+        **{
+            name: {"algorithm": name}
+            for name in (
+                *("fedavg", "fedavg_drop", "heterofl", "heterofl:levels=fit"),
+                *("fjord", "fedrolex:levels=fit", "cocofl", "cocofl_width"),
+            )
+        },
+        "cocofl, balanced": {"algorithm": "cocofl", "policy": "balanced"},
+        **{
+            f"{name}, {codec}": {"algorithm": name, "codec": codec}
+            for name, codec in (
+                *(("fedavg", "top_k:0.01"), ("fedavg", "qsgd:4")),
+                *(("cocofl", "drive"), ("heterofl:levels=fit", "drive")),
+            )
+        },
+    },
+)
+
 STUDIES = {
+    "methods": _METHODS,
     "imbalance": _IMBALANCE,
     "bits": _BITS,
     "policies": _POLICIES,
@@ -149,6 +183,9 @@ _TARGET = config_flags.target()
 for _module in (config_flags, main):
     flags.adopt_module_key_flags(_module)  # `--help` lists them
 _STUDY = flags.DEFINE_string("study", "imbalance", ", ".join(STUDIES) + ".")
+_ONLY = flags.DEFINE_string(
+    "only", "", "Settings of the study whose name has this in it; empty: all."
+)
 _SEEDS = flags.DEFINE_list(
     "seeds", ["1"], "Seeds, comma separated.", allow_override=True
 )
@@ -159,6 +196,7 @@ _COLUMNS = (
     ("worst tier (mix)", "{mean:.3f}", "worst_tier_accuracy"),
     ("worst tier (own)", "{mean:.3f}", "worst_tier_test_accuracy"),
     ("spread (mix)", "{mean:.3f}", "tier_spread"),
+    ("in the same time", "{mean:.3f}", "in_time"),
     ("late", "{mean:.3f}", "late_accuracy"),
     ("late worst (mix)", "{mean:.3f}", "late_worst_tier"),
     ("upload MB", "{mean:.1f}", "upload_megabytes"),
@@ -216,17 +254,38 @@ def run(
     return result
 
 
+def _in_time(
+    records: list[simulation.Record], seconds: float, measure: tasks.Measure
+) -> float:
+    """Gives the last evaluation before the devices' clock says so much; NaN: none."""
+    values = [
+        record[measure.key]
+        for record in records
+        if measure.key in record
+        and "rollback" not in record
+        and record["clock_seconds"] <= seconds
+    ]
+    return values[-1] if values else float("nan")
+
+
 def summarize(
     result, wanted: int, target: float = 0.0, measure: tasks.Measure = _ACCURACY
 ) -> dict[str, dict[str, Any]]:
-    """Computes the figures of every setting and variant, as `summary.summarize`."""
+    """Computes the figures of every setting and variant, as `summary.summarize`.
+
+    Beside them the share of the updates that arrived, and where each was when the
+    first of the setting's runs was through: at the same time of the devices' clock.
+    """
     figures: dict[str, dict[str, Any]] = {}
     for setting, runs in result.items():
         figures[setting] = summary.summarize(runs, target, measure)
+        ends = [seed[-1]["clock_seconds"] for seeds in runs.values() for seed in seeds]
         for name, seeds in runs.items():
             shares = [_arrived(records, wanted) for records in seeds]
             mean = sum(shares) / len(shares)
             figures[setting][name]["arrived"] = {"mean": mean}
+            then = [_in_time(records, min(ends), measure) for records in seeds]
+            figures[setting][name]["in_time"] = {"mean": sum(then) / len(then)}
     return figures
 
 
@@ -258,7 +317,13 @@ def _main() -> None:
     base = config_flags.from_flags(flags.FLAGS, seed=seeds[0])
     measure = config_flags.reached(_TARGET.value, base)
     workdir = main.folder(f"runs/{_STUDY.value}")
-    study = STUDIES[_STUDY.value]
+    every = STUDIES[_STUDY.value]
+    study = {name: each for name, each in every.items() if _ONLY.value in name}
+    if not study:
+        raise ValueError(
+            f"--only: expected part of a setting's name ({'; '.join(every)}), got "
+            f"{_ONLY.value!r}"
+        )
     with main.hooks() as hooks:
         result = run(study, base, seeds, workdir, main.data_cache(), hooks)
     if not main.is_first():

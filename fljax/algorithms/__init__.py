@@ -16,6 +16,13 @@ from fljax.algorithms import (
     fedprox,
     scaffold,
 )
+from fljax.algorithms.widths import (
+    cocofl_width,
+    federated_dropout,
+    fedrolex,
+    fjord,
+    heterofl,
+)
 
 BY_NAME = {
     "cocofl": cocofl.cocofl,
@@ -30,4 +37,9 @@ BY_NAME = {
     "scaffold": scaffold.scaffold,
     "feddyn": feddyn.feddyn,
     "fednova": fednova.fednova,
+    "cocofl_width": cocofl_width.cocofl_width,
+    "heterofl": heterofl.heterofl,
+    "fedrolex": fedrolex.fedrolex,
+    "fjord": fjord.fjord,
+    "federated_dropout": federated_dropout.federated_dropout,
 }

@@ -13,11 +13,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from fljax import policies
-from fljax.algorithms import base, pieces
+from fljax.algorithms import base, pieces, refusals
 from fljax.devices import arrivals
 from fljax.engine import books, client_rows, federation, initial, schedule
 from fljax.engine import rounds as engine
 from fljax.engine import seams as kinds
+from fljax.plans import costs
 from fljax.policies import selection
 from fljax.updates import local_rule, server, server_rule
 
@@ -123,8 +124,8 @@ def averaging(
 ) -> base.Algorithm:
     """Makes an algorithm that averages what each client's plan trained.
 
-    What clients send and how it becomes one (`fed.rules.codec`, `fed.rules.aggregate`)
-    are the federation's.
+    What clients send, how it becomes one and how narrow networks train
+    (`fed.rules.codec`, `aggregate`, `narrowing`) are the federation's.
 
     Args:
       fed: the clients and how they train.
@@ -142,7 +143,8 @@ def averaging(
       ValueError: a round wants more clients than may take part, or what is asked for
         makes no sense together.
     """
-    seams = kinds.Seams(local, fed.rules.codec, fed.rules.aggregate, server)
+    rules = fed.rules
+    seams = kinds.Seams(local, rules.codec, rules.aggregate, server, rules.narrowing)
     blocks = _check(fed, seams)
     everyone = (
         np.arange(len(fed.population.shards.counts))
@@ -154,7 +156,33 @@ def averaging(
     made = _Averaging(fed, policy, len(everyone), planned, rounds, seams)
     functions = made.init, made.assign, made.round, rounds.programs, made.rehearse
     keeps = kinds.state_size(seams, blocks) if seams.keeps else 0
-    return base.Algorithm(*functions, _named(fed, seams), keeps)
+    parts, widest = _named(fed, seams), _widest(fed, seams)
+    notes = _untrained(fed, widest)
+    return base.Algorithm(*functions, parts, keeps, widest, notes, fed)
+
+
+def _widest(fed: federation.Federation, seams: kinds.Seams) -> float:
+    """Gives the width of network that the devices train between them."""
+    if seams.narrowing is None or seams.narrowing.channels.roams:
+        return 1.0
+    table, limits = fed.model.table, fed.population.fleet.profile.limits[..., 1]
+    fits = costs.feasible(table, *costs.floored(table, *limits.T))
+    rows = np.flatnonzero(np.atleast_2d(fits).any(axis=0))
+    return max(table.listed[row].width for row in rows.tolist())
+
+
+def _untrained(fed: federation.Federation, width: float) -> tuple[str, ...]:
+    """Says what of the network no device trains."""
+    if width == 1:
+        return ()
+    everything, trained = (
+        sum(count.params for count in fed.model.at(w)[1]) for w in (1.0, width)
+    )
+    return (
+        f"no device trains more than {width:g} of the channels: of {everything:,} "
+        f"parameters {everything - trained:,} stay as they were drawn, and the network "
+        f"of width {width:g} is evaluated",
+    )
 
 
 def _check(fed: federation.Federation, seams: kinds.Seams) -> tuple[dict, ...]:
@@ -165,6 +193,7 @@ def _check(fed: federation.Federation, seams: kinds.Seams) -> tuple[dict, ...]:
             f"--aggregate: expected mean beside --weighting={fed.rules.weighting}, "
             f"since a {seams.aggregate} gives every client the same weight"
         )
+    refusals.narrow(fed, seams)
     if seams == kinds.NONE:
         return ()
     blocks = initial.shapes(fed)

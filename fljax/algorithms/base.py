@@ -12,6 +12,7 @@ from fljax import types
 from fljax.devices import arrivals
 from fljax.engine import books as round_books
 from fljax.engine import client_rows, program, schedule, single
+from fljax.engine import federation as federations
 from fljax.updates import server
 
 
@@ -105,6 +106,9 @@ class Algorithm(NamedTuple):
       parts: name -> what it is made of, where that is another than usual: a codec, a
         server rule. Their reprs tell run folders apart.
       keeps: values that each client keeps from round to round.
+      evaluated: width of the network that is evaluated: the largest that clients have.
+      notes: a line for each thing that the user should know.
+      federation: as the algorithm has it; None: as it was given.
     """
 
     init: Callable[[], State]
@@ -116,3 +120,6 @@ class Algorithm(NamedTuple):
     ] = _no_rehearsal
     parts: Mapping[str, Any] = MappingProxyType({})
     keeps: int = 0
+    evaluated: float = 1.0
+    notes: tuple[str, ...] = ()
+    federation: federations.Federation | None = None

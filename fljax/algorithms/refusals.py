@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fljax.engine import federation
+from fljax.engine import seams as kinds
 
 
 def plain_sgd(fed: federation.Federation, name: str, momentum: bool = False) -> None:
@@ -82,3 +83,39 @@ def plain_rounds(fed: federation.Federation, name: str) -> None:
     equal_weights(fed, name)
     nobody_late(fed, name)
     plain_mean(fed, name)
+
+
+def narrow(fed: federation.Federation, seams: kinds.Seams) -> None:
+    """Refuses what makes no sense beside networks of several widths.
+
+    Args:
+      fed: the federation.
+      seams: of the algorithm.
+
+    Raises:
+      ValueError: it is one; or there are such networks, and no rule for them.
+    """
+    widths = sorted({plan.width for plan in fed.model.table.listed} - {1.0})
+    if widths and seams.narrowing is None:
+        raise ValueError(
+            f"narrowing: expected a rule for plans of width {widths[0]:g}, such as "
+            f"fljax.Narrowing(), got none"
+        )
+    if seams.narrowing is None:
+        return
+    if seams.aggregate.sees_updates:
+        raise ValueError(
+            f"--aggregate: expected mean beside networks of several widths, which have "
+            f"no value for each other's channels, got {seams.aggregate}"
+        )
+    if seams.local is not None or seams.server.shares:
+        part = seams.local or seams.server
+        raise ValueError(
+            f"narrowing: expected clients that train by their optimizer alone, since "
+            f"their networks differ in width, got {part!r}"
+        )
+    if seams.narrowing.masked and not fed.training.task.classes:
+        raise ValueError(
+            f"masked: expected a task of classes, whose logits it masks, got "
+            f"{fed.training.task!r}"
+        )

@@ -144,13 +144,13 @@ class Job(NamedTuple):
     """What K clients are to do in a round.
 
     Attributes:
-      received: bytes that everybody downloads.
+      received: [K] bytes that they download, or a number for all.
       steps: [K] local steps.
       shares: [K] time of a step, as a share of the full one at speed 1.
       sent: [K] bytes that they upload.
     """
 
-    received: int
+    received: np.ndarray | int
     steps: np.ndarray
     shares: np.ndarray
     sent: np.ndarray

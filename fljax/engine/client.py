@@ -144,6 +144,7 @@ class Result(NamedTuple):
       own: as of `Client`, after the round; None outside of the program's blocks.
       message: of its local rule, shaped like the parameters of delta; None: nothing.
       numbers: [m] likewise.
+      classes: as of `program.Batch`.
     """
 
     delta: tuple
@@ -153,6 +154,7 @@ class Result(NamedTuple):
     own: tuple | None = None
     message: tuple | None = None
     numbers: types.Array | None = None
+    classes: types.Array | None = None
 
 
 def inputs(data: Data, indices: types.Array) -> types.Array:
@@ -310,7 +312,20 @@ def _batch(static: Static, start: Start, rows, mask, key) -> program.Batch:
         x = jnp.where(real, x, x[:1])  # padding repeats the first, see `_batches`
     if net.vocabulary is None:
         x = x.astype(training.precision)
-    return program.Batch(x, start.data.y[rows], mask, key, task=training.task)
+    narrow, width = static.seams.narrowing, static.program.width
+    scale = 1 / width if narrow is not None and narrow.scaler else 1.0
+    labels = start.data.y[rows]
+    return program.Batch(x, labels, mask, key, task=training.task, scale=scale)
+
+
+def _classes(static: Static, start: Start, one: Client) -> types.Array | None:
+    """Tells which classes [C] a client has examples of; None: nobody asks."""
+    narrow = static.seams.narrowing
+    if narrow is None or not narrow.masked:
+        return None
+    real = jnp.arange(one.indices.shape[0]) < one.size
+    labels = start.data.y[one.indices]
+    return jnp.zeros(static.net.num_classes, bool).at[labels].max(real)
 
 
 def _params(blocks: tuple) -> tuple:
@@ -351,12 +366,13 @@ def train(
     shuffle_key, noise_key = jax.random.split(one.key)
     batch_of = _batches(shuffle_key, one.indices, one.size, training)
     probed = spec.gradient_place != "nowhere"
+    classes = _classes(static, start, one)
 
     def step(i, carry):
         trained, optimizer_state, total, places = carry
         rows, valid = batch_of(i)
         batch = _batch(static, start, rows, valid, jax.random.fold_in(noise_key, i))
-        batch = batch._replace(observe=i + 1 == steps)
+        batch = batch._replace(observe=i + 1 == steps, classes=classes)
         mine = program.Own(one.window, places, present)
         blocks = program.Blocks(start.frozen, trained)
         done = static.program.step(net, spec, blocks, batch, mine)
@@ -364,8 +380,10 @@ def train(
         gradients = lax.optimization_barrier(done.gradients)
         params = _params(trained)
         moves, optimizer_state = optimizer.update(gradients, optimizer_state, params)
-        params = optax.apply_updates(params, moves)
-        new = _next(trained, params, done, span.start, probed)
+        moved = optax.apply_updates(params, moves)
+        if done.held is not None:
+            moved = jax.tree.map(jnp.where, done.held, moved, params)
+        new = _next(trained, moved, done, span.start, probed)
         new = static.program.settle(new, trained, mine)
         return new, optimizer_state, total + done.loss * jnp.sum(valid), done.places
 
@@ -375,7 +393,7 @@ def train(
     trained, _, total, places = lax.fori_loop(0, steps, step, carry)
     examples = (one.size * training.local_epochs).astype(jnp.float32)
     delta, loss = trees.subtract(trained, begun), total / jnp.maximum(examples, 1.0)
-    result = Result(delta, loss, examples, places)
+    result = Result(delta, loss, examples, places, classes=classes)
     if local is None:
         return result
 

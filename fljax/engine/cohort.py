@@ -15,6 +15,7 @@ import numpy as np
 from fljax import types
 from fljax.data import partition
 from fljax.engine import client
+from fljax.nn import slicing
 
 
 class Round(NamedTuple):
@@ -30,6 +31,8 @@ class Round(NamedTuple):
         norms is above the sum of the limits over the blocks of its window.
       shared: what the server sends beside the network, shaped like its parameters;
         None: nothing.
+      channels: of `slicing.places`, that clients of a narrower network keep; None: all.
+      whole: blocks of the whole network, where `blocks` are those of a narrower one.
     """
 
     blocks: tuple[dict, ...]
@@ -38,6 +41,21 @@ class Round(NamedTuple):
     learning_rate: types.ArrayLike
     limits: types.ArrayLike
     shared: tuple | None = None
+    channels: slicing.Places | None = None
+    whole: tuple[dict, ...] | None = None
+
+    @property
+    def narrowed(self) -> Round:
+        """Cuts the network out that the clients of a group have."""
+        if self.channels is None:
+            return self
+        cut = slicing.take(self.blocks, self.channels)
+        return self._replace(blocks=cut, whole=self.blocks)
+
+    @property
+    def everything(self) -> tuple[dict, ...]:
+        """Gives the blocks of the whole network."""
+        return self.blocks if self.whole is None else self.whole
 
 
 class Clients(NamedTuple):

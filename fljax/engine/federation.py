@@ -5,8 +5,9 @@ Legend: N all clients, K clients of a round.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -17,9 +18,10 @@ from fljax.data import partition
 from fljax.devices import clock as clocks
 from fljax.devices import failures as faults
 from fljax.devices import fleet as fleets
-from fljax.engine import client, cohort, mixed, program, single
-from fljax.nn import network
-from fljax.plans import costs
+from fljax.engine import client, cohort, mixed, ordered, program, single
+from fljax.nn import narrowing as narrowings
+from fljax.nn import network, slicing
+from fljax.plans import cost_model, costs
 from fljax.policies import selection as selections
 from fljax.updates import aggregate as aggregates
 from fljax.updates import codecs
@@ -50,12 +52,38 @@ class Model(NamedTuple):
     Attributes:
       net: the network.
       counts: of its blocks.
-      table: costs of its windows.
+      table: costs of the plans.
+      device_class: prices of networks that the table has no plan of.
+      rounding: how the channels of a narrower network are counted.
     """
 
     net: network.Network
     counts: tuple[types.BlockCounts, ...]
     table: costs.CostTable
+    device_class: cost_model.Prices = cost_model.GENERIC
+    rounding: Literal["ceil", "floor"] = "ceil"
+
+    def cut(self, width: float) -> slicing.Cut:
+        """Says how a network of a width is cut out of this one."""
+        return slicing.Cut(width, self.rounding)
+
+    def at(self, width: float) -> tuple[network.Network, tuple[types.BlockCounts, ...]]:
+        """Gives the network at a width, and the counts of its blocks."""
+        if width == 1:
+            return self.net, self.counts
+        return _narrow(self.net, self.cut(width))
+
+    @property
+    def by_width(self) -> dict[float, tuple[types.BlockCounts, ...]]:
+        """Gives the counts of the network at each width of the table, and at 1."""
+        widths = {1.0, *(plan.width for plan in self.table.listed)}
+        return {width: self.at(width)[1] for width in sorted(widths)}
+
+
+@functools.cache
+def _narrow(net: network.Network, cut: slicing.Cut):
+    narrow = slicing.sliced(net, cut)
+    return narrow, network.counts(narrow)
 
 
 class Rules(NamedTuple):
@@ -72,6 +100,8 @@ class Rules(NamedTuple):
       codec: what clients send instead of their updates; None: these.
       aggregate: how updates become one.
       selection: who takes part.
+      narrowing: how clients train whose plan asks for a narrower network; None: no plan
+        does.
     """
 
     clients_per_round: int
@@ -83,6 +113,7 @@ class Rules(NamedTuple):
     codec: codecs.Codec | None = None
     aggregate: aggregates.Aggregate = aggregates.Mean()
     selection: selections.Selection = selections.Uniform()
+    narrowing: narrowings.Narrowing | None = None
 
 
 class Layout(NamedTuple):
@@ -169,11 +200,33 @@ def programs(fed: Federation, assigned: Sequence[plans.Plan]) -> list[program.Pr
       something, that of all windows.
     """
     blocks = fed.model.net.num_blocks
-    widths = {plan.bits for plan in assigned if not plans.is_full(plan, blocks)}
-    if not fed.layout.mixed or not widths:
-        return [single.Single(plan) for plan in assigned]
-    # Who trains everything has no codes, and needs no program of its width.
-    return [mixed.Mixed(p.bits if p.bits in widths else min(widths)) for p in assigned]
+    # Of each width of network, those of codes.
+    bits: dict[float, set[int]] = {}
+    for plan in assigned:
+        if plans.freezes(plan, blocks):
+            bits.setdefault(plan.width, set()).add(plan.bits)
+
+    rule = fed.rules.narrowing
+
+    def of(plan: plans.Plan) -> program.Program:
+        if rule is not None and rule.ordered:
+            return _ordered(fed, plan, rule.distill)
+        if not fed.layout.mixed or plan.width not in bits:
+            return single.Single(plan)
+        # Who trains everything has no codes, and needs no program of its bits.
+        met = bits[plan.width]
+        return mixed.Mixed(
+            plan.bits if plan.bits in met else min(met), width=plan.width
+        )
+
+    return list(map(of, assigned))
+
+
+def _ordered(fed: Federation, plan: plans.Plan, distill: bool) -> ordered.Ordered:
+    """Gives the program of a plan whose clients draw narrower networks."""
+    widths = {p.width for p in fed.model.table.listed if p.width <= plan.width}
+    net, rounding = fed.model.net, fed.model.rounding
+    return ordered.Ordered(plan, tuple(sorted(widths)), net, rounding, distill)
 
 
 def roles(fed: Federation, assigned: Sequence[plans.Plan]) -> cohort.Roles | None:

@@ -93,6 +93,7 @@ def _run_on_device(
     capacity = static.program.capacity
     fitting = client.fitting(static.training, capacity)
     static, width = static._replace(training=fitting), static.width
+    begun = begun.narrowed
     start, span = _started(static, begun), static.span
 
     def train(row, places=None, present=None):
@@ -100,7 +101,7 @@ def _run_on_device(
         slots = begin + jnp.arange(capacity)
         indices = clients.indices.at[slots].get(mode="clip")
         key = jax.random.fold_in(begun.key, number)
-        own = seams.parted(static.seams, begun.blocks, state).own
+        own = seams.parted(static.seams, begun.everything, state).own
         one = client.Client(indices, count, key, (window[0], window[1]), own)
         return client.train(static, start, one, places, present)
 
@@ -116,55 +117,19 @@ def _run_on_device(
         )
 
     places = client.places(static, begun.blocks, start.frozen) if width == 1 else None
-    part = _part(sums.totals, begun.blocks, span)
+    part = totals.part(sums.totals, begun, span)
     carry = _Carry(part, sums._replace(totals=None), places)  # type: ignore[arg-type]
     done = lax.fori_loop(0, -(-group.sizes // width), chunk_step, carry)
-    new = _joined(sums.totals, done.totals, begun.blocks, span)
+    new = totals.joined(sums.totals, done.totals, begun, span)
     return jax.tree.map(lambda x: x[None], done.each._replace(totals=new))
-
-
-def _columns(blocks: tuple[dict, ...], span: slice) -> tuple[int, int]:
-    """Says where the blocks of a program begin in all, and how many values they are."""
-    return trees.size(blocks[: span.start]), trees.size(blocks[span])
-
-
-def _part(sums: server.Totals, blocks: tuple[dict, ...], span: slice) -> server.Totals:
-    """Takes the sums of a program's blocks out of those of all; weights are counted."""
-    first, size = _columns(blocks, span)
-    message = sums.message
-    if message is not None:
-        begin, width = _columns(server.params_of(blocks), span)
-        message = lax.slice_in_dim(message, begin, begin + width)
-    return server.Totals(
-        lax.slice_in_dim(sums.deltas, first, first + size),
-        jnp.zeros(span.stop - span.start),
-        jnp.zeros(()),
-        message,
-        sums.numbers,
-    )
-
-
-def _joined(
-    sums: server.Totals, part: server.Totals, blocks: tuple[dict, ...], span: slice
-) -> server.Totals:
-    """Puts the sums of a program's blocks back into those of all."""
-    first, _ = _columns(blocks, span)
-    message = sums.message
-    if message is not None and part.message is not None:
-        begin, _ = _columns(server.params_of(blocks), span)
-        message = lax.dynamic_update_slice_in_dim(message, part.message, begin, 0)
-    return server.Totals(
-        lax.dynamic_update_slice_in_dim(sums.deltas, part.deltas, first, 0),
-        sums.weights.at[span].add(part.weights),
-        sums.cohort + part.cohort,
-        message,
-        part.numbers,
-    )
 
 
 def _added(sums: server.Totals, sent: sending.Received) -> server.Totals:
     """Adds what a chunk sent."""
     taken, message, numbers = sent.weights * sent.scales, sums.message, sums.numbers
+    held = sums.held
+    if held is not None:
+        held = held + trees.weighted_sum(sent.held, sent.weights)
     if message is not None:
         message = message + trees.weighted_sum(sent.message, taken)
     if numbers is not None:
@@ -175,6 +140,7 @@ def _added(sums: server.Totals, sent: sending.Received) -> server.Totals:
         sums.cohort + jnp.sum(sent.weights),
         message,
         numbers,
+        held,
     )
 
 
@@ -192,7 +158,7 @@ def _noted(
 
     updates, states = each.updates, each.states
     if updates is not None and sent.params is not None:
-        begin, size = _columns(server.params_of(blocks), span)
+        begin, size = totals.columns(server.params_of(blocks), span)
         taken = (sent.weights > 0)[:, None]
         rows = jnp.where(taken, sent.params * sent.scales[:, None], 0.0)
         updates = totals.Updates(
@@ -252,13 +218,11 @@ _made: list[int] = []  # how many, each time that some were
 # Programs that are held at the same time at least, see `programs.crowded`.
 AT_ONCE = 8
 
-Call = tuple[
-    cohorts.Round, totals.Sums, cohorts.Clients, cohorts.Group
-]  # of `run_group`
+Call = tuple[totals.Sums, cohorts.Clients, cohorts.Group]  # of `run_group`
 
 
 def compile_groups(
-    wanted: Sequence[client.Static], call: Call, devices: Mesh
+    wanted: Sequence[tuple[client.Static, cohorts.Round]], call: Call, devices: Mesh
 ) -> list[jax.stages.Compiled]:
     """Compiles `run_group`, what is new side by side.
 
@@ -266,18 +230,19 @@ def compile_groups(
     what they compute is done.
 
     Args:
-      wanted: what is static, AT_ONCE at most of a network with a thousand kernels.
-      call: positional arguments of `run_group`, on the devices; any group.
+      wanted: what is static, AT_ONCE at most of a network with a thousand kernels, and
+        any round that such clients begin with.
+      call: the other positional arguments of `run_group`, on the devices; any group.
       devices: the mesh.
 
     Returns:
       For each of those wanted what is called as `run_group`, with the positional
       arguments.
     """
-    begun, sums, clients, group = call
-    leaves = jax.tree.leaves((begun.data, clients, group))
+    sums, clients, group = call
+    leaves = jax.tree.leaves((wanted[0][1].data, clients, group))
     shapes = [(x.shape, x.dtype) for x in leaves]
-    keys = [(static, devices, *shapes) for static in wanted]
+    keys = [(static, devices, *shapes) for static, _ in wanted]
     held = [_programs.pop(key, None) for key in keys]  # networks take long to hash
     missing = [i for i, program in enumerate(held) if program is None]
     if missing and programs.crowded():
@@ -289,8 +254,10 @@ def compile_groups(
         run_group.clear_cache()  # type: ignore[attr-defined]
     if missing:
         requests = [
-            programs.Request(run_group, call, {"static": wanted[i], "devices": devices})
-            for i in missing
+            programs.Request(
+                run_group, (begun, *call), {"static": static, "devices": devices}
+            )
+            for static, begun in (wanted[i] for i in missing)
         ]
         for i, made in zip(missing, programs.compile_all(requests), strict=True):
             held[i] = made

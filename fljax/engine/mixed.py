@@ -36,18 +36,20 @@ class Mixed(program.Program):
     bits: int = plans.DEFAULT_BITS
     capacity: int = 0
     short: bool = False
+    width: float = 1.0
 
     any_window: ClassVar[bool] = True
 
     @property
     def name(self) -> str:
-        """Names the width of the codes, where it is another than usual."""
-        return "mixed" if self.bits == plans.DEFAULT_BITS else f"mixed@{self.bits}"
+        """Names the widths of codes and network, where they are others than usual."""
+        bits = "" if self.bits == plans.DEFAULT_BITS else f"@{self.bits}"
+        return f"mixed{bits}" if self.width == 1 else f"mixed{bits}x{self.width:g}"
 
     @property
     def order(self) -> tuple:
         """Puts programs of all windows last, by their widths."""
-        return True, self.bits, self.capacity
+        return True, self.width, self.bits, self.capacity
 
     def span(self, num_blocks: int) -> slice:
         """Gives all blocks."""

@@ -12,6 +12,7 @@ import dataclasses
 import functools
 from typing import Any, ClassVar, NamedTuple
 
+import jax
 import jax.numpy as jnp
 
 from fljax import tasks, types
@@ -43,6 +44,9 @@ class Batch(NamedTuple):
       key: of this step; None: nothing is drawn.
       observe: [] whether ranges are recorded; None: they are.
       task: what the labels mean; static.
+      scale: as of `layers.Call`; static.
+      classes: [C] bool, logits of the others are 0; None: no logit is changed.
+      soft: [B, C] logits that are to be met, in place of the labels; None: these.
     """
 
     x: types.Array
@@ -51,10 +55,20 @@ class Batch(NamedTuple):
     key: types.Key | None
     observe: types.Array | None = None
     task: tasks.Task = tasks.DEFAULT
+    scale: float = 1.0
+    classes: types.Array | None = None
+    soft: types.Array | None = None
 
     def loss(self, outputs: types.Array) -> types.Array:
         """Averages the loss of the network's outputs, in float32."""
         outputs = outputs.astype(jnp.float32)
+        if self.classes is not None:
+            outputs = jnp.where(self.classes, outputs, 0.0)
+        if self.soft is not None:
+            wanted = jax.nn.softmax(self.soft.astype(jnp.float32))
+            each = -jnp.sum(wanted * jax.nn.log_softmax(outputs), axis=-1)
+            each = each.reshape(len(each), -1).mean(axis=1)  # over positions, if any
+            return jnp.sum(each * self.mask) / jnp.maximum(jnp.sum(self.mask), 1.0)
         return self.task.loss(outputs, self.labels, self.mask)
 
 
@@ -82,6 +96,8 @@ class Stepped(NamedTuple):
       backward: new backward ranges of all blocks.
       updates: new norms and ranges of the blocks of `Program.span`.
       places: for the next step.
+      held: which values of the parameters the step trains, like gradients; None: all.
+      outputs: of the network; None: nobody asks.
     """
 
     loss: types.Array
@@ -89,6 +105,8 @@ class Stepped(NamedTuple):
     backward: tuple
     updates: Any
     places: tuple | None
+    held: tuple | None = None
+    outputs: types.Array | None = None
 
 
 @functools.total_ordering
@@ -98,6 +116,7 @@ class Program(abc.ABC):
     Attributes:
       any_window: clients of any window run in it; else all have the same one.
       bits: width of the codes in the frozen blocks.
+      width: share of the network's channels that its clients have.
       name: of the windows.
       capacity: examples that a client has at most.
       short: whether clients with more examples have programs of their own.
@@ -126,6 +145,11 @@ class Program(abc.ABC):
     @abc.abstractmethod
     def bits(self) -> int:
         """Gives the width of the codes in the frozen blocks."""
+
+    @property
+    @abc.abstractmethod
+    def width(self) -> float:
+        """Gives the share of the network's channels that its clients have."""
 
     @property
     @abc.abstractmethod

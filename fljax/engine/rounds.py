@@ -22,6 +22,7 @@ from fljax.devices import arrivals, clock, failures
 from fljax.engine import client, cohort, federation, group, program, schedule
 from fljax.engine import seams as kinds
 from fljax.engine import sums as totals
+from fljax.nn import narrowing, slicing
 from fljax.runtime import mesh
 from fljax.updates import norm_bound, server
 
@@ -34,11 +35,14 @@ class _Members(NamedTuple):
     Attributes:
       age: rounds since they began.
       kind: of the program that they share.
+      keeper: who keeps the channels of a narrower network, `narrowing.NOBODY` if all
+        keep the same.
       group: which clients they are, on the devices.
     """
 
     age: int
     kind: program.Program
+    keeper: int
     group: cohort.Group
 
 
@@ -143,14 +147,18 @@ class Rounds:
             for age in ages
         }
         for at in range(0, len(groups), group.AT_ONCE):
-            few = groups[at : at + group.AT_ONCE]
-            kinds = list(dict.fromkeys(members.kind for members in few))
-            call = begun[ages[0]], sums, clients, groups[0].group
-            made = group.compile_groups(list(map(self._static, kinds)), call, devices)
-            compiled = dict(zip(kinds, made, strict=True))
-            for age, kind, members in few:
+            few = [
+                (members, self._narrow(begun[members.age], index, members))
+                for members in groups[at : at + group.AT_ONCE]
+            ]
+            wanted = {members.kind: narrow for members, narrow in few}
+            statics = [(self._static(kind), one) for kind, one in wanted.items()]
+            call = sums, clients, groups[0].group
+            made = group.compile_groups(statics, call, devices)
+            compiled = dict(zip(wanted, made, strict=True))
+            for (age, kind, _, members), narrow in few:
                 earlier = totals.weights_so_far(sums) if age else None
-                sums = compiled[kind](begun[age], sums, clients, members)
+                sums = compiled[kind](narrow, sums, clients, members)
                 if age:
                     scale = clock.weight(self.fed.rules.clock, index, index - age)
                     then = begun[age].blocks
@@ -159,10 +167,27 @@ class Rounds:
         return sums
 
     def _static(self, kind: program.Program) -> client.Static:
-        fed = self.fed
+        fed, (net, _) = self.fed, self.fed.model.at(kind.width)
         return client.Static(
-            fed.model.net, kind, fed.training, fed.layout.width, self.seams.of_clients
+            net, kind, fed.training, fed.layout.width, self.seams.of_clients
         )
+
+    def _narrow(
+        self, begun: cohort.Round, index: int, members: _Members
+    ) -> cohort.Round:
+        """Says which channels the clients of a group keep, who began with a round."""
+        model, rule = self.fed.model, self.seams.narrowing
+        if members.kind.width == 1:
+            return begun
+        if rule is None:
+            raise ValueError(
+                f"plan {members.kind}: expected an algorithm that narrows networks, "
+                f"such as heterofl, for a plan of width {members.kind.width:g}"
+            )
+        began = index - members.age
+        choose = rule.channels.choose(self.fed.seed, began, members.keeper)
+        kept = slicing.places(model.net, model.cut(members.kind.width), choose)
+        return begun._replace(channels=self.everywhere(kept))
 
     def _begun(
         self, blocks: tuple[dict, ...], index: int, limits, shared: tuple | None
@@ -203,16 +228,24 @@ class Rounds:
         roles = federation.roles(fed, assigned)
         load = counts[ids] * (times if roles is None else 1.0)
         ages = (assignment.round - assignment.outcome.arrived.versions).tolist()
-        keys = list(zip(ages, self.programs(assignment), strict=True))
+        kinds = self.programs(assignment)
+        keepers = map(self._keeper, kinds, ids.tolist())
+        keys = list(zip(ages, kinds, keepers, strict=True))
         by_key = cohort.group_by(keys, ids)
         devices, width = fed.layout.devices, fed.layout.width
         groups = cohort.spread(
             [rows for _, rows in by_key], load, devices.size, width, self.size, roles
         )
         return [
-            _Members(age, kind, mesh.distribute(devices, rows))
-            for ((age, kind), _), rows in zip(by_key, groups, strict=True)
+            _Members(*key, mesh.distribute(devices, rows))
+            for (key, _), rows in zip(by_key, groups, strict=True)
         ]
+
+    def _keeper(self, kind: program.Program, number: int) -> int:
+        """Says whose channels a client has: its own, or those that all have."""
+        rule = self.seams.narrowing
+        own = rule is not None and rule.channels.each and kind.width < 1
+        return number if own else narrowing.NOBODY
 
     def step(
         self,

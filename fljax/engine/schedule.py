@@ -33,6 +33,7 @@ class Assignment(NamedTuple):
       plans: A plans, in the order of ids.
       finished: plans of all whose round is over, in the order of the outcome.
       outcome: of the clock: who began, who is done, what went wrong.
+      begun: plans of those who began in this round.
     """
 
     round: int
@@ -40,6 +41,7 @@ class Assignment(NamedTuple):
     plans: list[plans.Plan]
     finished: list[plans.Plan]
     outcome: arrivals.Outcome
+    begun: Sequence[plans.Plan] = ()
 
 
 def by_hand(index: int, ids: np.ndarray, assigned: Sequence[plans.Plan]) -> Assignment:
@@ -60,7 +62,7 @@ def by_hand(index: int, ids: np.ndarray, assigned: Sequence[plans.Plan]) -> Assi
     )
     timeline = arrivals.Timeline(np.zeros(()), arrivals.empty(0))
     outcome = arrivals.Outcome(work, work, work.seconds, len(ids), timeline, {})
-    return Assignment(index, ids, assigned, assigned, outcome)
+    return Assignment(index, ids, assigned, assigned, outcome, assigned)
 
 
 class Before(NamedTuple):
@@ -109,7 +111,7 @@ class Schedule:
       clock: of the federation, nothing left open.
       catalogue: the plans that may be assigned, and what they cost.
       full_bytes: of the network.
-      download_bytes: that a client is sent: the network, and what the server shares.
+      shared_bytes: that a client is sent beside the network.
       whole_round: seconds of the reference device with the mean number of examples.
     """
 
@@ -120,7 +122,7 @@ class Schedule:
     clock: clock.Clock
     catalogue: catalogue.Catalogue
     full_bytes: int
-    download_bytes: int
+    shared_bytes: int
     whole_round: float
 
     @property
@@ -145,7 +147,8 @@ class Schedule:
         steps = client.steps_of(counts, self.fed.training)
         full = self.catalogue.row[plans.full(self.fed.model.net.num_blocks)]
         sent = np.full(len(row), self.catalogue.sent[full])
-        job = clock.Job(self.download_bytes, steps, 1 / speed, sent)
+        received = self.full_bytes + self.shared_bytes
+        job = clock.Job(received, steps, 1 / speed, sent)
         seconds = clock.durations(self.clock, job, profile.download[row], upload)
         return selection.Clients(counts, seconds.sum(axis=1))
 
@@ -206,7 +209,8 @@ class Schedule:
         arrived, finished = (
             self.catalogue.at(work.rows) for work in (outcome.arrived, outcome.finished)
         )
-        return Assignment(index, outcome.arrived.ids, arrived, finished, outcome)
+        begun = assigned[: outcome.started]  # who is drawn first begins first
+        return Assignment(index, outcome.arrived.ids, arrived, finished, outcome, begun)
 
     def _begin(self, drawn: _Drawn, assigned: Sequence[plans.Plan]) -> arrivals.Work:
         """Puts clients to work; when they are ready is up to the clock.
@@ -230,7 +234,8 @@ class Schedule:
             )
         counts = np.asarray(fed.population.shards.counts)
         steps = client.steps_of(counts[ids], fed.training)
-        job = clock.Job(self.download_bytes, steps, time, self.catalogue.sent[rows])
+        received = self.catalogue.fetched[rows] + self.shared_bytes
+        job = clock.Job(received, steps, time, self.catalogue.sent[rows])
         download = profile.download[row] * fleet.bandwidth(devices, seed, index, ids)
         seconds = clock.durations(self.clock, job, download, truth.upload)
         allowed = np.maximum(time, seconds.sum(axis=1) / self.limit)
@@ -336,7 +341,9 @@ class Schedule:
         outcome, rows = assignment.outcome, self.catalogue.rows(assignment.finished)
         fleet = self.fed.population.fleet
         counted = round_books.of_round(outcome, before, self.catalogue, rows, fleet)
-        return counted._replace(download_bytes=self.download_bytes * outcome.started)
+        begun = self.catalogue.rows(assignment.begun)
+        fetched = self.catalogue.fetched[begun] + self.shared_bytes
+        return counted._replace(download_bytes=int(fetched.sum()))
 
 
 def _unheard(done: arrivals.Work) -> tuple[np.ndarray, np.ndarray]:
@@ -398,8 +405,9 @@ def make(
     candidates = np.sort(candidates)
     candidates.setflags(write=False)  # a selection of the user's is given them
     model, people, rules = fed.model, fed.population, federation.clock(fed)
-    listed = catalogue.make(model.table, model.counts, people.table_error, fed.seed)
-    sent = [kinds.sent_bytes(seams, plan, model.counts) for plan in listed.listed]
+    counts = model.by_width
+    listed = catalogue.make(model.table, counts, people.table_error, fed.seed)
+    sent = [kinds.sent_bytes(seams, p, counts[p.width]) for p in listed.listed]
     listed = listed._replace(sent=np.array(sent, np.int64))
     full_bytes = plans.upload_bytes(plans.full(model.net.num_blocks), model.counts)
     shared = 4 * sum(count.params for count in model.counts) * seams.server.shares
@@ -417,6 +425,6 @@ def make(
         rules,
         listed,
         full_bytes,
-        full_bytes + shared,
+        shared,
         whole_round,
     )

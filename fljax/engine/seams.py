@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from fljax import plans, trees, types
+from fljax.nn import narrowing
 from fljax.updates import aggregate as aggregates
 from fljax.updates import codecs, local_rule, server, server_rule
 
@@ -26,12 +27,15 @@ class Seams(NamedTuple):
       codec: what they send instead of the update; None: the update.
       aggregate: how updates become one.
       server: how the server moves the network.
+      narrowing: how clients train whose plan asks for a narrower network; None: no plan
+        does.
     """
 
     local: local_rule.LocalRule | None = None
     codec: codecs.Codec | None = None
     aggregate: aggregates.Aggregate = aggregates.Mean()
     server: server_rule.ServerRule = server_rule.Averaging()
+    narrowing: narrowing.Narrowing | None = None
 
     @property
     def of_clients(self) -> Seams:

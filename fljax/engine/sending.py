@@ -20,6 +20,7 @@ from fljax import trees, types
 from fljax.engine import client, seams
 from fljax.engine import cohort as cohorts
 from fljax.engine import sums as totals
+from fljax.nn import slicing
 from fljax.runtime import streams
 from fljax.updates import codecs, server, server_rule
 
@@ -39,6 +40,7 @@ class Received(NamedTuple):
       message: [W, Q] of their local rule; None: there is none.
       numbers: [W, m] likewise.
       states: [W, S] of all blocks, after the round; None: they keep none.
+      held: [W, P] bool, which values each has; None: all of the blocks that it trained.
     """
 
     vectors: types.Array
@@ -52,6 +54,7 @@ class Received(NamedTuple):
     message: types.Array | None
     numbers: types.Array | None
     states: types.Array | None
+    held: types.Array | None = None
 
 
 class _Coded(NamedTuple):
@@ -90,8 +93,13 @@ def received(
     """
     span, factor = static.span, chunk.tampering[:, None]
     trained = static.program.trains(chunk.windows, static.net.num_blocks)
+    held = None
+    if static.seams.narrowing is not None:
+        held = jax.vmap(functools.partial(_held, static, begun.blocks))(trained, result)
     coded = _coded(static, begun, chunk, result, trained)
     sent = jax.vmap(trees.ravel)(coded.delta) * factor
+    if held is not None:
+        sent = jnp.where(held, sent, 0.0)
     l2 = _l2(coded.delta) * factor[:, None]
     finite = jnp.all(jnp.isfinite(sent), axis=1) & jnp.isfinite(result.loss)
     if coded.finite is not None:
@@ -116,8 +124,31 @@ def received(
         states = jnp.where((verdict == 0)[:, None], states, chunk.states)
     return Received(
         sent, result.loss, weights, chunk.scales, trained, verdict, l2, params,
-        coded.message, result.numbers, states,
+        coded.message, result.numbers, states, held,
     )  # fmt: skip
+
+
+def _held(
+    static: client.Static,
+    blocks: tuple[dict, ...],
+    trained: types.Array,
+    result: client.Result,
+) -> types.Array:
+    """Tells which values [P] one client has that trained blocks [b].
+
+    Of the last block, what belongs to a class it has no example of is not among them,
+    where logits are masked; outputs are the last axis of what it is made of.
+    """
+    flags = [
+        jax.tree.map(lambda x, t=t: jnp.broadcast_to(t, x.shape), block)
+        for t, block in zip(trained, blocks[static.span], strict=True)
+    ]
+    if result.classes is not None and static.span.stop == static.net.num_blocks:
+        number, mine = static.net.num_classes, result.classes
+        flags[-1] = jax.tree.map(
+            lambda x: x & mine if x.shape[-1:] == (number,) else x, flags[-1]
+        )
+    return trees.ravel(flags)
 
 
 def _l2(delta: tuple) -> types.Array:
@@ -147,21 +178,21 @@ def _coded(
         return _Coded(result.delta[static.span], None, None, None)
     key = jax.random.fold_in(begun.key, streams.CODEC)
     keys = jax.vmap(functools.partial(jax.random.fold_in, key))(chunk.ids)
-    one = functools.partial(_one, static, begun.blocks)
+    one = functools.partial(_one, static, begun)
     return jax.vmap(one)(keys, result, trained, chunk.states)
 
 
 def _one(
     static: client.Static,
-    blocks: tuple[dict, ...],
+    begun: cohorts.Round,
     key: types.Key,
     result: client.Result,
     trained: types.Array,
     state: types.Array | None,
 ) -> _Coded:
     """Encodes and decodes what one client sends, which trained blocks [b]."""
-    span, asked = static.span, static.seams
-    delta, kept = result.delta[span], seams.parted(asked, blocks, state)
+    span, asked, blocks = static.span, static.seams, begun.blocks
+    delta, kept = result.delta[span], seams.parted(asked, begun.everything, state)
     if kept.own is not None and result.own is not None:
         own = server_rule.kept(trained, result.own[span], kept.own[span])
         before, after = kept.own[: span.start], kept.own[span.stop :]
@@ -178,15 +209,40 @@ def _one(
         if static.program.any_window:
             part = _part(trained, whole)
         places = slice(begin, begin + trees.size(whole))
-        before = tuple(memory[places] for memory in kept.memories)
+        before = tuple(_narrow(begun, memory)[places] for memory in kept.memories)
         sent, after = asked.codec.apply(key, trees.ravel(whole), part, before)
         delta = tuple(
             {**block, "params": params}
             for block, params in zip(delta, trees.unravel(sent, whole), strict=True)
         )
         both = zip(kept.memories, after, strict=True)
-        kept = kept._replace(memories=tuple(m.at[places].set(new) for m, new in both))
+        memories = tuple(_noted(begun, memory, places, new) for memory, new in both)
+        kept = kept._replace(memories=memories)
     return _Coded(delta, finite, message, None if state is None else seams.joined(kept))
+
+
+def _narrow(begun: cohorts.Round, memory: types.Array) -> types.Array:
+    """Takes what a client's network has of an error memory of all parameters."""
+    if begun.channels is None:
+        return memory
+    whole = trees.unravel(memory, server.params_of(begun.everything))
+    return trees.ravel(slicing.take(whole, server.params_of(begun.channels)))
+
+
+def _noted(
+    begun: cohorts.Round, memory: types.Array, places: slice, new: types.Array
+) -> types.Array:
+    """Puts what was sent anew of an error memory into it; the rest stays."""
+    if begun.channels is None:
+        return memory.at[places].set(new)
+    whole, small = map(server.params_of, (begun.everything, begun.blocks))
+    channels = server.params_of(begun.channels)
+
+    def wide(values):
+        row = jnp.zeros(trees.size(small)).at[places].set(values)
+        return trees.ravel(slicing.put(trees.unravel(row, small), channels, whole))
+
+    return jnp.where(wide(jnp.ones_like(new)) > 0, wide(new), memory)
 
 
 def _part(trained: types.Array, params: tuple) -> codecs.Part:

@@ -40,6 +40,11 @@ class Single(program.Program):
         return self.plan.bits
 
     @property
+    def width(self) -> float:
+        """Gives the plan's width of the network."""
+        return self.plan.width
+
+    @property
     def order(self) -> tuple:
         """Puts programs of one window first, in the order of their plans."""
         return False, self.plan, self.capacity
@@ -104,7 +109,14 @@ def gradient_step(
     dtype = x.dtype if jnp.issubdtype(x.dtype, jnp.floating) else jnp.float32
     calls = [
         layers.Call(
-            role, spec, mask, observe=observe, first=i == first, fresh=fresh, key=key
+            role,
+            spec,
+            mask,
+            observe=observe,
+            first=i == first,
+            fresh=fresh,
+            key=key,
+            scale=batch.scale,
         )
         for i, role in enumerate(roles)
     ]
@@ -124,13 +136,14 @@ def gradient_step(
         if last + 1 < net.num_blocks:
             h = signals.known(h, network.nonnegative(net)[last])
         h, _ = network.run(net, frozen[last + 1 :], h, calls[last + 1 :], last + 1)
-        return batch.loss(signals.to_float(h)), updates
+        outputs = signals.to_float(h)
+        return batch.loss(outputs), (updates, outputs)
 
     params, backward = (
         tuple(None if block is None else block[name] for block in trained)
         for name in ("params", "backward")
     )
-    (loss, updates), (gradients, ranges) = jax.value_and_grad(
+    (loss, (updates, outputs)), (gradients, ranges) = jax.value_and_grad(
         loss_of, argnums=(0, 1), has_aux=True
     )(params, backward)
-    return program.Stepped(loss, gradients, ranges, updates, None)
+    return program.Stepped(loss, gradients, ranges, updates, None, outputs=outputs)

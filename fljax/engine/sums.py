@@ -14,10 +14,13 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jax.sharding import Mesh
 
 from fljax import trees, types
+from fljax.engine import cohort
 from fljax.engine import seams as kinds
+from fljax.nn import slicing
 from fljax.runtime import mesh
 from fljax.updates import aggregate as aggregates
 from fljax.updates import server
@@ -88,6 +91,7 @@ def zero_sums(
             jnp.zeros(()),
             jnp.zeros(params) if local and local.messages else None,
             jnp.zeros(local.numbers) if local and local.numbers else None,
+            jnp.zeros(trees.size(blocks)) if seams.narrowing else None,
         )
         updates, kept = None, kinds.state_size(seams, blocks)
         if seams.aggregate.sees_updates:
@@ -106,15 +110,92 @@ def zero_sums(
 
 
 @jax.jit
-def weights_so_far(sums: Sums) -> types.Array:
-    """Copies the weights [D, blocks] of those who trained each block."""
-    return jnp.copy(sums.totals.weights)
+def weights_so_far(sums: Sums) -> tuple[types.Array, types.Array | None]:
+    """Copies the weights of those who trained each block, and who have each value.
+
+    Returns:
+      [D, blocks]; [D, P], or None where who trained a block has all of it.
+    """
+    return jax.tree.map(jnp.copy, (sums.totals.weights, sums.totals.held))
+
+
+def columns(blocks: tuple[dict, ...], span: slice) -> tuple[int, int]:
+    """Says where the blocks of a program begin in all, and how many values they are."""
+    return trees.size(blocks[: span.start]), trees.size(blocks[span])
+
+
+def part(sums: server.Totals, begun: cohort.Round, span: slice) -> server.Totals:
+    """Takes the sums of a program's blocks out of those of all; weights are counted.
+
+    Args:
+      sums: of all blocks.
+      begun: the round, `narrowed`.
+      span: the blocks of the program.
+
+    Returns:
+      The sums so far; of a narrower network zeros, which `joined` adds to what there
+      is.
+    """
+    first, size = columns(begun.blocks, span)
+    count, message = jnp.zeros(span.stop - span.start), sums.message
+    if begun.channels is not None:
+        empty = jnp.zeros(size)
+        return server.Totals(empty, count, jnp.zeros(()), held=empty)
+    if message is not None:
+        begin, width = columns(server.params_of(begun.blocks), span)
+        message = lax.slice_in_dim(message, begin, begin + width)
+
+    def taken(values):
+        return lax.slice_in_dim(values, first, first + size)
+
+    held = None if sums.held is None else taken(sums.held)
+    deltas = taken(sums.deltas)
+    return server.Totals(deltas, count, jnp.zeros(()), message, sums.numbers, held)
+
+
+def joined(
+    sums: server.Totals, part: server.Totals, begun: cohort.Round, span: slice
+) -> server.Totals:
+    """Puts the sums of a program's blocks back into those of all.
+
+    Args:
+      sums: of all blocks.
+      part: of the program's.
+      begun: the round, `narrowed`.
+      span: the blocks of the program.
+
+    Returns:
+      The sums of all.
+    """
+    first, _ = columns(begun.everything, span)
+    message = sums.message
+    if message is not None and part.message is not None:
+        begin, _ = columns(server.params_of(begun.blocks), span)
+        message = lax.dynamic_update_slice_in_dim(message, part.message, begin, 0)
+
+    def put(into, values):
+        if into is None or values is None:
+            return into
+        if begun.channels is None:
+            return lax.dynamic_update_slice_in_dim(into, values, first, 0)
+        small, like = trees.unravel(values, begun.blocks[span]), begun.everything[span]
+        wide = trees.ravel(slicing.put(small, begun.channels[span], like))
+        return into.at[first : first + wide.size].add(wide)
+
+    return server.Totals(
+        put(sums.deltas, part.deltas),
+        sums.weights.at[span].add(part.weights),
+        sums.cohort + part.cohort,
+        message,
+        sums.numbers if part.numbers is None else part.numbers,
+        put(sums.held, part.held),
+    )
 
 
 @functools.partial(jax.jit, donate_argnums=(0,))
 def catch_up(
     sums: Sums,
-    weights: types.Array,
+    earlier: tuple[types.Array, types.Array | None],
     then: tuple[dict, ...],
     now: tuple[dict, ...],
     scale: types.Array,
@@ -127,7 +208,7 @@ def catch_up(
 
     Args:
       sums: with the late updates; given up to the result.
-      weights: `weights_so_far` without them.
+      earlier: `weights_so_far` without them.
       then: state of the network that they began with.
       now: that of today.
       scale: how much of each is taken, [].
@@ -135,11 +216,12 @@ def catch_up(
     Returns:
       The sums, with scale * weight * (then - now) of all but parameters added.
     """
+    weights, held = earlier
     late = scale * (sums.totals.weights - weights)
 
     def moved(i: int, name: str, old: types.Array, new: types.Array) -> types.Array:
         shift = jnp.ravel(old - new) * (name != "params")
-        return late[:, i, None] * shift
+        return shift if held is not None else late[:, i, None] * shift
 
     by_block = [
         {name: jax.tree.map(functools.partial(moved, i, name), a[name], b[name])
@@ -147,7 +229,11 @@ def catch_up(
         for i, (a, b) in enumerate(zip(then, now, strict=True))
     ]  # fmt: skip
     rows = jax.tree.leaves(by_block)  # [D, size] each, in the order of `trees.ravel`
-    deltas = sums.totals.deltas + jnp.concatenate(rows, axis=1)
+    if held is None or sums.totals.held is None:
+        deltas = sums.totals.deltas + jnp.concatenate(rows, axis=1)
+    else:
+        late = scale * (sums.totals.held - held)
+        deltas = sums.totals.deltas + late * jnp.concatenate(rows)
     return sums._replace(totals=sums.totals._replace(deltas=deltas))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import inspect
 import os
@@ -33,17 +34,16 @@ from fljax.engine import (
     client_rows,
     evaluate,
     federation,
-    learning_rate,
     width,
 )
 from fljax.experiment import config as configs
 from fljax.experiment import environment, progress
-from fljax.nn import network
+from fljax.nn import network, slicing
 from fljax.plans import cost_model, costs, typical
 from fljax.runs import guard, simulation
 from fljax.runtime import memory, mesh, programs
 from fljax.updates import aggregate as aggregates
-from fljax.updates import codecs
+from fljax.updates import codecs, learning_rate
 
 # Settings that nothing is built from: one experiment serves all their values.
 FREE = ("algorithm", "policy", "rounds", "rollback")
@@ -446,7 +446,7 @@ def _federation(config, net, data, clients, over: Mesh) -> federation.Federation
             config.failures,
             config.table_error,
         ),
-        federation.Model(net, counts, _table(config, net, counts)),
+        federation.Model(net, counts, _table(config, net, counts), config.device_class),
         training,
         federation.Rules(
             config.clients_per_round,
@@ -593,9 +593,12 @@ def _tiers_of_test(
     return evaluate.one_hot(tier, len(devices.names))
 
 
-def _evaluator(config, fed, test_data, tiers: _Tiers) -> simulation.Evaluator:
-    task = fed.training.task
-    static = evaluate.Static(fed.model.net, task, config.norm_statistics == "running")
+def _evaluator(
+    config, fed, test_data, tiers: _Tiers, width: float = 1.0
+) -> simulation.Evaluator:
+    """Makes what evaluates the network, or the leading channels of it."""
+    task, cut, (net, _) = fed.training.task, None, fed.model.at(width)
+    static = evaluate.Static(net, task, config.norm_statistics == "running")
     size, over = len(test_data.y), fed.layout.devices
     batch_size = min(config.eval_batch_size, size)
     largest = max(count.outputs for count in fed.model.counts)
@@ -607,9 +610,13 @@ def _evaluator(config, fed, test_data, tiers: _Tiers) -> simulation.Evaluator:
     )
     order = evaluate.batches(size, batch_size, config.seed, over.size, tiers.tested)
     batches, names = mesh.distribute(over, order), fed.population.fleet.names
+    if width < 1:
+        cut = mesh.replicate(over, slicing.places(fed.model.net, fed.model.cut(width)))
 
     def scores(state: base.State) -> evaluate.Scores:
         blocks = mesh.replicate(over, state.server.blocks)
+        if cut is not None:
+            blocks = slicing.take(blocks, cut)
         return evaluate.evaluate(
             blocks,
             test_data,
@@ -618,12 +625,17 @@ def _evaluator(config, fed, test_data, tiers: _Tiers) -> simulation.Evaluator:
             devices=over,
         )
 
+    def fields(sums) -> dict:
+        found = evaluate.summary(sums, tiers.mixes, names, task)
+        return found if width == 1 else found | {"evaluated_width": width}
+
     return simulation.Evaluator(
         scores,
-        lambda sums: evaluate.summary(sums, tiers.mixes, names, task),
+        fields,
         config.eval_every,
         size,
         task.measure,
+        functools.partial(_evaluator, config, fed, test_data, tiers),
     )
 
 

@@ -260,7 +260,16 @@ class Config:
     text: load.Text = bounds.field(load.Text(), "How texts become tokens.")
 
 
-WITH_BUDGETS = ("cocofl",)  # of which a policy makes plans
+WITH_POLICY = ("cocofl",)  # of which a policy makes plans
+# Whose plans follow the budgets of devices.
+WITH_BUDGETS = (
+    *WITH_POLICY,
+    "cocofl_width",
+    "heterofl",
+    "fjord",
+    "fedrolex",
+    "federated_dropout",
+)
 OWN_ALGORITHM = "docs/tutorials/algorithm.md"
 
 
@@ -282,7 +291,7 @@ def check_algorithm(text: str) -> None:
             f"({OWN_ALGORITHM}), got {name!r}"
             f"{bounds.nearest(name, algorithms.BY_NAME)}"
         )
-    if colon and name in WITH_BUDGETS:
+    if colon and name in WITH_POLICY:
         raise ValueError(
             f"expected {name}, with what follows it in --policy, got {text!r}"
         )
@@ -338,12 +347,12 @@ def replace(config: Config, changes: Mapping[str, Any]) -> Config:
 def algorithm_fields(entry: str) -> dict[str, Any]:
     """Reads ALGORITHM or cocofl:POLICY into fields of the configuration."""
     name, colon, policy = entry.partition(":")
-    if policy in policies.BY_NAME and name not in WITH_BUDGETS:
+    if policy in policies.BY_NAME and name not in WITH_POLICY:
         raise ValueError(
-            f"--algorithms: expected a policy beside {', '.join(WITH_BUDGETS)} only, "
+            f"--algorithms: expected a policy beside {', '.join(WITH_POLICY)} only, "
             f"got {entry!r}"
         )
-    if not colon or name not in WITH_BUDGETS:
+    if not colon or name not in WITH_POLICY:
         with naming("algorithms"):
             check_algorithm(entry)
         return {"algorithm": entry}

@@ -24,10 +24,12 @@ from fljax.engine import (
     federation,
     group,
     program,
+    seams,
     single,
 )
 from fljax.engine import sums as totals
 from fljax.experiment import compilations, rehearsal
+from fljax.nn import narrowing, slicing
 from fljax.runtime import memory, mesh, programs
 
 _LOOKED_AT = 1000  # rounds whose plans are drawn; a longer run goes on like them
@@ -89,13 +91,13 @@ def estimate(
       ValueError: the algorithm's devices cannot run it.
     """
     config, algorithm = ready.settings, experiment.algorithm(ready)
-    fed = experiment.seen_by(ready)
+    fed = algorithm.federation or experiment.seen_by(ready)
     looked_at = min(config.rounds, _LOOKED_AT)
     rounds = f"{looked_at} round{'s' * (looked_at > 1)}"
     tell(f"drawing {fed.model.net.name} and playing {rounds} without training")
     seen = rehearsal.rehearse(algorithm, fed, looked_at)
     everything = single.Single(plans.full(fed.model.net.num_blocks))
-    shared = [one for one in sorted(seen.programs) if one.any_window]
+    shared = [one for one in sorted(seen.programs) if one.any_window and one.width == 1]
     made_for = _of_mean(fed, (*shared, everything)[0])
     measured = "all windows" if shared else "the full network"
     tell(f"compiling the program of {measured} anew, to time it")
@@ -152,12 +154,13 @@ def _measure(fed: federation.Federation, state: base.State, made_for: program.Pr
       Seconds to compile, seconds a step of a client, bytes on a device or None.
     """
     devices, width = fed.layout.devices, fed.layout.width
-    call, steps = _call(fed, state.server.blocks)
-    begun, sums, *shares = call
-    static = client.Static(fed.model.net, made_for, fed.training, width)
+    begun, call, steps = _call(fed, state.server.blocks, made_for.width)
+    sums, *shares = call
+    net, _ = fed.model.at(made_for.width)
+    static = client.Static(net, made_for, fed.training, width, _seams(made_for.width))
     start = time.perf_counter()
     with programs.anew():  # what is kept of this program says nothing of the others
-        (compiled,) = group.compile_groups([static], call, devices)
+        (compiled,) = group.compile_groups([(static, begun)], call, devices)
     compiling, seconds = time.perf_counter() - start, []
     for _ in range(_TIMED + 1):
         start = time.perf_counter()
@@ -168,13 +171,18 @@ def _measure(fed: federation.Federation, state: base.State, made_for: program.Pr
     return compiling, float(statistics.median(seconds[1:]) / steps), size
 
 
+def _seams(width: float) -> seams.Seams:
+    """Gives the seams of a program of networks of a width."""
+    return seams.Seams(narrowing=None if width == 1 else narrowing.Narrowing())
+
+
 def _call(
-    fed: federation.Federation, blocks: tuple[dict, ...]
-) -> tuple[group.Call, int]:
+    fed: federation.Federation, blocks: tuple[dict, ...], width: float
+) -> tuple[cohort.Round, group.Call, int]:
     """Makes arguments of a program: a chunk of clients of the mean size.
 
     Returns:
-      The arguments, and the steps of all of them.
+      The arguments, of networks of a width, and the steps of all clients.
     """
     layout, shards = fed.layout, fed.population.shards
     everywhere = functools.partial(mesh.replicate, layout.devices)
@@ -193,10 +201,15 @@ def _call(
         everywhere(np.float32(fed.rules.learning_rate(0))),
         everywhere(np.full((2, num_blocks), np.inf, np.float32)),
     )
-    sums = totals.zero_sums(blocks, size=len(ids), devices=layout.devices)
+    if width != 1:
+        cut = slicing.places(fed.model.net, fed.model.cut(width))
+        begun = begun._replace(channels=everywhere(cut))
+    sums = totals.zero_sums(
+        blocks, size=len(ids), seams=_seams(width), devices=layout.devices
+    )
     few = mesh.distribute(layout.devices, few)
     steps = chunk * client.steps_of(shards.counts[number], fed.training)
-    return (begun, sums, everywhere(clients), few), steps
+    return begun, (sums, everywhere(clients), few), steps
 
 
 def _size(

@@ -58,7 +58,10 @@ def rehearse(
     Returns:
       What they do.
     """
-    state, listed = algorithm.init(), catalogue.make(fed.model.table, fed.model.counts)
+    state, listed = (
+        algorithm.init(),
+        catalogue.make(fed.model.table, fed.model.by_width),
+    )
     programs: set = set()
     events: collections.Counter[str] = collections.Counter()
     names, tier_of = fed.population.fleet.names, fed.population.fleet.tier

@@ -136,11 +136,13 @@ def run(
     shown = sys.stderr if jax.process_index() == 0 else io.StringIO()
     measure = ready.evaluator.measure
     with progress.Progress(rounds, label=label, stream=shown, measure=measure) as bar:
+        for note in made.notes:
+            bar.message(f"note: {note}")
         made = compilations.told(made, ready.federation, bar.message)
         heard = _hooks(ready, keep, bar)
         if hooks is not None:
             heard = simulation.together(heard, hooks)
-        way = made, rounds, ready.evaluator
+        way = made, rounds, ready.evaluator.at(made.evaluated)
         if keep is None:
             return Result(ready, *simulation.run(*way, heard, watch))
         return Result(ready, *simulation.run_in_folder(*way, keep, heard, watch))

@@ -9,7 +9,7 @@ Legend: K clients, R rows.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -26,6 +26,7 @@ class Catalogue(NamedTuple):
       listed: R of them.
       row: plan -> its row.
       sent: [R] int64, bytes that are sent under each.
+      fetched: [R] int64, bytes of the network that a client is sent for each.
       time: [R] of a step by the table, as a share of full training.
       true_time: [R] what it really takes.
       true_memory: [R] likewise.
@@ -34,6 +35,7 @@ class Catalogue(NamedTuple):
     listed: tuple[plans.Plan, ...]
     row: dict[plans.Plan, int]
     sent: np.ndarray
+    fetched: np.ndarray
     time: np.ndarray
     true_time: np.ndarray
     true_memory: np.ndarray
@@ -60,7 +62,7 @@ class Catalogue(NamedTuple):
 
 def make(
     table: costs.CostTable,
-    counts: Sequence[types.BlockCounts],
+    by_width: Mapping[float, Sequence[types.BlockCounts]],
     error: float = 0.0,
     seed: int = 0,
 ) -> Catalogue:
@@ -69,7 +71,7 @@ def make(
     Args:
       table: the costs; full training costs 1 where it is left out. What is above 1 is
         taken for noise, as `costs.feasible` does.
-      counts: of the network's blocks.
+      by_width: width -> counts of the network's blocks at it, for all of the table.
       error: standard deviation of the log of true costs against the table's.
       seed: of these errors.
 
@@ -84,13 +86,15 @@ def make(
         listed.append(full)
         shares, true = (np.pad(x, ((0, 0), (0, 1)), constant_values=1.0)
                         for x in (shares, true))  # fmt: skip
-    sent = np.array([plans.upload_bytes(plan, counts) for plan in listed], np.int64)
+    sent = [plans.upload_bytes(plan, by_width[plan.width]) for plan in listed]
+    whole = [plans.upload_bytes(full, by_width[plan.width]) for plan in listed]
     many = len(plans.WIDTHS)
     every = tuple(plan.at(bits) for bits in plans.WIDTHS for plan in listed)
     return Catalogue(
         every,
         {plan: row for row, plan in enumerate(every)},
-        np.tile(sent, many),
+        np.tile(np.array(sent, np.int64), many),
+        np.tile(np.array(whole, np.int64), many),
         np.tile(shares[0], many),
         *np.tile(true, many),
     )

@@ -16,7 +16,7 @@ import json
 import math
 import os
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -79,6 +79,10 @@ class DeviceClass:
                     f"device class {self.name}: expected {len(terms)} prices of "
                     f"{field}, from 0 to 1e9, not all 0, got {prices}"
                 )
+
+
+# A class, or what `load_class` takes; GENERIC.
+Prices = str | pathlib.Path | DeviceClass
 
 
 class Sample(NamedTuple):
@@ -148,7 +152,7 @@ def _plain(device_class: DeviceClass) -> dict[str, Any]:
 def from_counts(
     counts: Sequence[types.BlockCounts],
     batch: int = 32,
-    device_class: str | pathlib.Path | DeviceClass = GENERIC,
+    device_class: Prices = GENERIC,
 ) -> costs.CostTable:
     """Model the costs of every window from what the blocks compute and keep.
 
@@ -196,56 +200,99 @@ def from_counts(
             f"got {len(counts)} blocks, {sum(c.upload_bytes for c in counts)} bytes "
             f"and batch {batch}"
         )
-    listed = plans.all_windows(len(counts))
-    upload = upload_share(listed, counts)
-    listed = tuple(p for p, sent in zip(listed, upload, strict=True) if sent > 0)
-    upload = upload[upload > 0]
-    if device_class == GENERIC:
-        time, memory = generic_costs.predict(listed, counts, batch)
-    else:
-        if not isinstance(device_class, DeviceClass):
-            device_class = load_class(device_class)
-        time, memory = predict(device_class, listed, counts, batch)
+    by_width, every = {1.0: counts}, plans.all_windows(len(counts))
+    sent = [plan for plan in every if plans.upload_bytes(plan, counts)]
+    return of_plans(sent, by_width, batch, device_class)
+
+
+def of_plans(
+    listed: Sequence[plans.Plan],
+    by_width: Mapping[float, Sequence[types.BlockCounts]],
+    batch: int = 32,
+    device_class: Prices = GENERIC,
+) -> costs.CostTable:
+    """Model the costs of plans, of networks of any width, as `from_counts` does.
+
+    Args:
+      listed: P plans.
+      by_width: width -> counts of the blocks of the network at it; 1.0 is among them.
+      batch: as of `from_counts`.
+      device_class: likewise.
+
+    Returns:
+      The table, relative to training everything at width 1.
+
+    Raises:
+      ValueError: if there is no such device class, or training everything costs
+        nothing.
+    """
+    time, memory = predict(device_class, listed, by_width, batch)
     return costs.CostTable(
-        num_blocks=len(counts),
+        num_blocks=len(by_width[1.0]),
         listed=listed,
         time=time,
-        upload=upload,
+        upload=upload_share(listed, by_width),
         memory=memory,
         source="operation counts",
     )
 
 
 def upload_share(
-    listed: Sequence[plans.Plan], counts: Sequence[types.BlockCounts]
+    listed: Sequence[plans.Plan], by_width: Mapping[float, Sequence[types.BlockCounts]]
 ) -> np.ndarray:
-    """Return the bytes a client sends under each of P plans, over all bytes: [P]."""
-    sent = [plans.upload_bytes(plan, counts) for plan in listed]
-    return np.array(sent) / plans.upload_bytes(plans.full(len(counts)), counts)
+    """Return the bytes sent under each of P plans, over all of width 1: [P]."""
+    sent = [plans.upload_bytes(plan, by_width[plan.width]) for plan in listed]
+    everything = by_width[1.0]
+    return np.array(sent) / plans.upload_bytes(plans.full(len(everything)), everything)
 
 
 def predict(
-    device_class: DeviceClass,
+    device_class: Prices,
     listed: Sequence[plans.Plan],
-    counts: Sequence[types.BlockCounts],
+    by_width: Mapping[float, Sequence[types.BlockCounts]],
     batch: int,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Price P plans; returns time and memory relative to the full one: two [P].
 
     Raises:
-      ValueError: if the full network costs nothing by what is counted.
+      ValueError: if there is no such device class, or the full network costs nothing
+        by what is counted.
     """
-    windows, result = plans.windows_of(listed), []
-    for field, terms in (("time", time_terms), ("memory", memory_terms)):
-        prices = np.array(getattr(device_class, field))
-        full = float(terms(_full(counts), counts, batch)[0] @ prices)
-        if full <= 0:
+    price = _pricing(device_class)
+    everything = by_width[1.0]
+    full = [float(x[0]) for x in price(_full(everything), everything, batch)]
+    for field, cost in zip(("time", "memory"), full, strict=True):
+        if cost <= 0:
             raise ValueError(
-                f"device class {device_class.name}: expected a positive {field} of the "
-                f"full network, got {full} from counts {counts}"
+                f"device class {_called(device_class)}: expected a positive {field} "
+                f"of the full network, got {cost} from counts {everything}"
             )
-        result.append(terms(windows, counts, batch) @ prices / full)
-    return result[0], result[1]
+    windows, widths = plans.windows_of(listed), np.array([p.width for p in listed])
+    result = np.zeros((2, len(listed)))
+    for width in np.unique(widths):
+        here = widths == width
+        result[:, here] = price(windows[here], by_width[float(width)], batch)
+    time, memory = result / np.array(full)[:, None]
+    return time, memory
+
+
+def _called(device_class: Prices) -> str:
+    return getattr(device_class, "name", str(device_class))
+
+
+def _pricing(device_class: Prices) -> Callable[..., tuple[np.ndarray, np.ndarray]]:
+    """Give (windows [P, 2], counts, batch) -> time and memory, two [P]."""
+    if device_class == GENERIC:
+        return generic_costs.prices
+    if not isinstance(device_class, DeviceClass):
+        device_class = load_class(device_class)
+    known = device_class
+
+    def price(windows, counts, batch):
+        time = time_terms(windows, counts, batch) @ np.array(known.time)
+        return time, memory_terms(windows, counts, batch) @ np.array(known.memory)
+
+    return price
 
 
 def _full(counts: Sequence[types.BlockCounts]) -> np.ndarray:
@@ -406,7 +453,8 @@ class Errors(NamedTuple):
 def errors(device_class: DeviceClass, sample: Sample) -> Errors:
     """Compare a class to a measured table; one error a window, in the table's order."""
     listed = sample.table.listed
-    time, memory = predict(device_class, listed, sample.counts, sample.batch)
+    counts = {1.0: sample.counts}
+    time, memory = predict(device_class, listed, counts, sample.batch)
     return Errors(
         np.abs(time - sample.table.time), np.abs(memory - sample.table.memory)
     )

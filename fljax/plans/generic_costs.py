@@ -26,7 +26,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from fljax import plans, types
+from fljax import types
 
 # Price of a kind of work, in forward float32 multiply-accumulates of a dense product.
 # One set for all networks: a compromise of scale-free least squares fits to the
@@ -57,23 +57,17 @@ KEPT_BEFORE = 0.5
 TRAINED_COPIES = 2.0
 
 
-def predict(
-    listed: Sequence[plans.Plan], counts: Sequence[types.BlockCounts], batch: int
+def prices(
+    windows: np.ndarray, counts: Sequence[types.BlockCounts], batch: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Price P plans; returns time and memory relative to the full one: two [P].
+    """Price windows [P, 2]; returns time and memory in units of their own: two [P].
 
     Args:
-      listed: the plans.
+      windows: first and last trained block.
       counts: of the n blocks, for one example each.
       batch: examples a step.
     """
-    windows = plans.windows_of(listed)
-    full = plans.windows_of([plans.full(len(counts))])
-    time, memory = (
-        price(windows, counts, batch) / price(full, counts, batch)
-        for price in (_time, _memory)
-    )
-    return time, memory
+    return _time(windows, counts, batch), _memory(windows, counts, batch)
 
 
 def masks(windows: np.ndarray, num_blocks: int) -> tuple[np.ndarray, ...]:

@@ -1,8 +1,9 @@
-"""Plans: which window of blocks a client trains and how wide the frozen codes are.
+"""Plans: what a client trains, how wide its network is and its frozen codes are.
 
 CoCoFL (Pfeiffer et al., TMLR 2023, arXiv 2203.05468): a client trains one
 contiguous window [a, b] of blocks in float32, everything else is frozen and runs in
-fixed point. A plan is static and hashable.
+fixed point. HeteroFL (Diao et al., ICLR 2021) and its kin give it a network of fewer
+channels instead. A plan has both; it is static and hashable.
 """
 
 from __future__ import annotations
@@ -19,26 +20,27 @@ DEFAULT_BITS = 8
 
 
 # Tables, catalogues and policies hold plans whole. What else a plan is made of is a
-# field here, with its part in `covers` and `covering`, `is_full`, `upload_bytes`, the
-# prices of `cost_model` and the files of `costs`.
+# field here, with its part in `covers` and `covering`, `is_full`, the prices of
+# `cost_model` and the files of `costs`.
 @dataclasses.dataclass(frozen=True, slots=True, order=True)
 class Plan:
     """Train blocks `first` to `last`, both inclusive; freeze the others at `bits`.
 
-    Invariant: 0 <= first <= last and 2 <= bits <= 8.
+    Invariant: 0 <= first <= last, 2 <= bits <= 8 and 0 < width <= 1.
 
-    >>> str(Plan(4, 11))
-    '4-11'
+    >>> str(Plan(4, 11)), str(Plan(0, 19, width=0.5))
+    ('4-11', '0-19x0.5')
     """
 
     first: int  # index of the first trained block
     last: int  # index of the last trained block
     bits: int = DEFAULT_BITS  # width of the codes in the frozen blocks
+    width: float = 1.0  # share of the channels of every layer that the client has
 
     def __post_init__(self):
         if not all(isinstance(v, int) for v in (self.first, self.last, self.bits)):
             raise ValueError(
-                f"a plan holds Python ints, got {dataclasses.astuple(self)}"
+                f"a plan holds Python ints, got {dataclasses.astuple(self)[:3]}"
             )
         if not 0 <= self.first <= self.last:
             raise ValueError(
@@ -46,14 +48,24 @@ class Plan:
             )
         if self.bits not in WIDTHS:
             raise ValueError(f"codes are 2 to 8 bits wide, got bits={self.bits}")
+        if not 0 < self.width <= 1:
+            raise ValueError(
+                f"a width is a share of the channels above 0 and at most 1, got "
+                f"width={self.width}"
+            )
 
     def __str__(self) -> str:
-        width = "" if self.bits == DEFAULT_BITS else f"@{self.bits}"
-        return f"{self.first}-{self.last}{width}"
+        bits = "" if self.bits == DEFAULT_BITS else f"@{self.bits}"
+        width = "" if self.width == 1 else f"x{self.width:g}"
+        return f"{self.first}-{self.last}{bits}{width}"
 
     def at(self, bits: int) -> Plan:
         """Gives the plan at a width of codes."""
         return self if bits == self.bits else dataclasses.replace(self, bits=bits)
+
+    def at_width(self, width: float) -> Plan:
+        """Gives the plan of a network of a width."""
+        return self if width == self.width else dataclasses.replace(self, width=width)
 
     def covers(self, other: Plan) -> bool:
         """Tells whether all that another plan trains is trained, at any width of codes.
@@ -61,7 +73,8 @@ class Plan:
         >>> Plan(1, 4).covers(Plan(2, 4)), Plan(1, 4).covers(Plan(0, 2))
         (True, False)
         """
-        return self.first <= other.first and other.last <= self.last
+        inside = self.first <= other.first and other.last <= self.last
+        return inside and other.width <= self.width
 
 
 def covering(listed: Sequence[Plan]) -> np.ndarray:
@@ -74,7 +87,9 @@ def covering(listed: Sequence[Plan]) -> np.ndarray:
       [P, P] bool: `listed[i].covers(listed[j])`, and i is not j.
     """
     first, last = windows_of(listed).T
+    width = np.array([plan.width for plan in listed])
     covers = (first[:, None] <= first) & (last[:, None] >= last)
+    covers &= width[:, None] >= width
     np.fill_diagonal(covers, False)
     return covers
 
@@ -97,8 +112,13 @@ def full(num_blocks: int) -> Plan:
 
 
 def is_full(plan: Plan, num_blocks: int) -> bool:
-    """Tell whether the plan trains every one of `num_blocks` blocks."""
-    return (plan.first, plan.last) == (0, num_blocks - 1)
+    """Tell whether the plan trains every one of `num_blocks` blocks, in full width."""
+    return plan.width == 1 and not freezes(plan, num_blocks)
+
+
+def freezes(plan: Plan, num_blocks: int) -> bool:
+    """Tell whether the plan freezes some of `num_blocks` blocks."""
+    return (plan.first, plan.last) != (0, num_blocks - 1)
 
 
 def roles(plan: Plan, num_blocks: int) -> tuple[types.Role, ...]:
@@ -131,7 +151,7 @@ def upload_bytes(plan: Plan, counts: Sequence[types.BlockCounts]) -> int:
 
     Args:
       plan: the window.
-      counts: the counts of the n blocks.
+      counts: the counts of the n blocks, at the plan's width.
 
     Returns:
       Bytes a round. Frozen blocks send nothing, but for quirks of the reference

@@ -59,6 +59,8 @@ class Evaluator(NamedTuple):
       every: evaluate after every so many rounds, and after the last.
       examples: of the test set, for estimates of its cost.
       measure: what tells of a record whether it was evaluated, and good states.
+      narrower: (width) -> the evaluator of the network's leading channels; None: there
+        is none.
     """
 
     scores: Callable[[base.State], evaluate.Scores]
@@ -66,6 +68,11 @@ class Evaluator(NamedTuple):
     every: int = 1
     examples: int = 0
     measure: tasks.Measure = tasks.DEFAULT.measure
+    narrower: Callable[[float], Evaluator] | None = None
+
+    def at(self, width: float) -> Evaluator:
+        """Gives the evaluator of the network at a width."""
+        return self.narrower(width) if self.narrower and width < 1 else self
 
     def due(self, index: int, rounds: int) -> bool:
         """Tells whether the state after round `index` is evaluated."""

@@ -2,7 +2,9 @@
 
 CoCoFL (Algorithm 2): with K clients, r the share of them that trained a leaf,
 new = r * mean(theirs) + (1 - r) * old = old + (1/K) * sum(theirs - old).
-Observed ranges are averaged plainly over those who trained the block.
+Observed ranges are averaged plainly over those who trained the block. Where networks
+differ in width, a value is the mean of those who have it (HeteroFL, Diao et al., ICLR
+2021), and r the share of those who trained its block at any width.
 """
 
 from __future__ import annotations
@@ -45,6 +47,8 @@ class Totals(NamedTuple):
       message: [Q] weight * message of a local rule, summed; the parameters' leaves
         strung together. None: clients send none.
       numbers: [m] likewise of its numbers.
+      held: [P] weight of those who trained each value, where networks differ in width;
+        None: whoever trained a block trained all of it.
     """
 
     deltas: types.Array
@@ -52,6 +56,7 @@ class Totals(NamedTuple):
     cohort: types.Array
     message: types.Array | None = None
     numbers: types.Array | None = None
+    held: types.Array | None = None
 
 
 def params_of(blocks: tuple[dict, ...]) -> tuple:
@@ -63,12 +68,6 @@ def init(blocks: tuple[dict, ...], rule: server_rule.ServerRule) -> ServerState:
     """Makes the state before the first round."""
     state = rule.init(params_of(blocks))
     return ServerState(blocks, state, jnp.zeros((), jnp.int32))
-
-
-def _moved(trained: types.Array, new: types.Tree, old: types.Tree) -> types.Tree:
-    # A leaf that nobody trained keeps its bits: adding zero would turn -0 into 0, and
-    # a server rule with momentum would move it.
-    return jax.tree.map(lambda a, b: jnp.where(trained, a, b), new, old)
 
 
 def received(
@@ -91,22 +90,39 @@ def received(
     def by_cohort(tree):
         return jax.tree.map(lambda d: d / cohort, tree)
 
-    if located is None:
-        delta = by_cohort(params_of(trees.unravel(totals.deltas, blocks)))
+    trained: types.Tree = totals.weights > 0
+    if located is not None:
+        delta = _by_share(totals, trees.unravel(located, params))
+    elif totals.held is not None:
+        means = _of_holders(blocks, totals.deltas, totals.held)
+        delta = _by_share(totals, params_of(means))
+        trained = params_of(trees.unravel(totals.held > 0, blocks))
     else:
-        shares = tuple(totals.weights / cohort)
-        delta = tuple(
-            jax.tree.map(lambda d, share=share: share * d, block)
-            for share, block in zip(shares, trees.unravel(located, params), strict=True)
-        )
+        delta = by_cohort(params_of(trees.unravel(totals.deltas, blocks)))
     message, numbers = totals.message, totals.numbers
     return server_rule.Received(
         delta,
         None if message is None else by_cohort(trees.unravel(message, params)),
         None if numbers is None else numbers / cohort,
         totals.cohort,
-        totals.weights > 0,
+        trained,
     )
+
+
+def _by_share(totals: Totals, tree: tuple) -> tuple:
+    """Multiplies blocks by the share of the cohort that trained them."""
+    shares = tuple(totals.weights / _cohort(totals))
+    return tuple(
+        jax.tree.map(lambda d, share=share: share * d, block)
+        for share, block in zip(shares, tree, strict=True)
+    )
+
+
+def _of_holders(
+    blocks: tuple[dict, ...], deltas: types.Array, held: types.Array
+) -> tuple:
+    """Averages each value over those who have it; 0 where nobody does."""
+    return trees.unravel(deltas / jnp.where(held > 0, held, 1.0), blocks)
 
 
 def _cohort(totals: Totals) -> types.Array:
@@ -135,13 +151,19 @@ def step(
     old, got = params_of(state.blocks), received(state.blocks, totals, located)
     updates, rule_state = rule.step(state.rule, old, got)
     params = jax.tree.map(lambda p, u: p + rate * u, old, updates)
+    trained: types.Tree = totals.weights > 0
     deltas, cohort = trees.unravel(totals.deltas, state.blocks), _cohort(totals)
+    if totals.held is not None:
+        trained = trees.unravel(totals.held > 0, state.blocks)
+        deltas = _of_holders(state.blocks, totals.deltas, totals.held)
     blocks = []
     for block, new, delta, weight in zip(
         state.blocks, params, deltas, totals.weights, strict=True
     ):
-        divisors = dict.fromkeys(block, cohort)
-        divisors.update({name: jnp.maximum(weight, 1e-9) for name in PLAIN})
+        everybody, theirs = cohort, jnp.maximum(weight, 1e-9)
+        if totals.held is not None:  # a mean already
+            everybody, theirs = everybody / theirs, jnp.ones(())
+        divisors = dict.fromkeys(block, everybody) | dict.fromkeys(PLAIN, theirs)
         moved = {
             name: jax.tree.map(
                 lambda old, d, by=divisors[name]: old + d / by, block[name], delta[name]
@@ -150,5 +172,8 @@ def step(
             if name != "params"
         }
         moved["params"] = new
-        blocks.append(_moved(weight > 0, moved, block))
-    return ServerState(tuple(blocks), rule_state, state.round + 1)
+        blocks.append(moved)
+    # A leaf that nobody trained keeps its bits: adding zero would turn -0 into 0, and
+    # a server rule with momentum would move it.
+    kept = server_rule.kept(trained, tuple(blocks), state.blocks)
+    return ServerState(kept, rule_state, state.round + 1)

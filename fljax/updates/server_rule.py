@@ -27,14 +27,15 @@ class Received(NamedTuple):
       message: what a local rule sends beside them, like delta; None: nothing.
       numbers: likewise [m]; None: nothing.
       weight: of all whose update was taken, []; their number, where all weigh the same.
-      trained: [blocks] whether anybody trained them.
+      trained: whether anybody trained them: [] for each block, or for each of its
+        values, like delta, where networks differ in width.
     """
 
     delta: tuple
     message: tuple | None
     numbers: types.Array | None
     weight: types.Array
-    trained: types.Array
+    trained: types.Tree
 
 
 class ServerRule(abc.ABC):
@@ -81,12 +82,27 @@ class Averaging(ServerRule):
         return got.delta, state
 
 
-def kept(trained: types.Array, new: tuple, old: tuple) -> tuple:
-    """Takes the new value of blocks [n] that somebody trained, else the old one."""
+def flags(trained: types.Tree, params: tuple) -> tuple:
+    """Spreads what `Received.trained` says over the parameters, a flag for each leaf.
+
+    Args:
+      trained: for each block [], or a tree like its parameters.
+      params: a tuple over blocks.
+
+    Returns:
+      Like params; [] or of the leaf's shape.
+    """
     return tuple(
-        jax.tree.map(lambda a, b, t=trained[i]: jnp.where(t, a, b), x, y)
-        for i, (x, y) in enumerate(zip(new, old, strict=True))
+        t
+        if jax.tree.structure(t) == jax.tree.structure(block)  # type: ignore[operator]
+        else jax.tree.map(lambda _, t=t: t, block)
+        for t, block in zip(trained, params, strict=True)
     )
+
+
+def kept(trained: types.Tree, new: tuple, old: tuple) -> tuple:
+    """Takes the new value of what somebody trained, else the old one; as of `flags`."""
+    return jax.tree.map(jnp.where, flags(trained, new), new, old)
 
 
 def zeros(params: tuple) -> tuple:
@@ -127,15 +143,11 @@ class Optax(ServerRule):
         """Takes a step of the optimizer; moments of untrained blocks stay."""
         gradients = jax.tree.map(jnp.negative, got.delta)
         updates, new = self._optimizer.update(gradients, state, params)
-        flags = tuple(
-            jax.tree.map(lambda _, t=got.trained[i]: t, block)
-            for i, block in enumerate(params)
-        )
         moved = optax.tree_utils.tree_map_params(
             self._optimizer,
             lambda _, flag: flag,
             new,
-            flags,
+            flags(got.trained, params),
             transform_non_params=lambda _: jnp.array(True),
         )
         return updates, jax.tree.map(jnp.where, moved, new, state)

@@ -366,7 +366,7 @@ def test_time_shares_by_hand():
         memory=np.array([0.4]),
     )
     # A table without the full window: training everything costs 1 all the same.
-    listed = catalogue.make(partial, network.counts(conftest.NET))
+    listed = catalogue.make(partial, {1.0: network.counts(conftest.NET)})
     rows = listed.rows([MIDDLE, FULL, MIDDLE.at(4)])
     np.testing.assert_array_equal(listed.time[rows], [0.4, 1, 0.4])
     assert listed.at(rows) == [MIDDLE, FULL, MIDDLE.at(4)]

@@ -430,7 +430,7 @@ def test_a_device_with_too_little_memory_drops_out(fed):
     # What the windows really need is far off, and weak devices have half of it all.
     wrong = fed.having(table_error=1.0, seed=5)
     states, reports = play(cocofl.cocofl(wrong), 12)
-    listed = catalogue.make(TABLE, fed.model.counts, 1.0, 5)
+    listed = catalogue.make(TABLE, {1.0: fed.model.counts}, 1.0, 5)
     every, last = listed.true_memory[listed.rows([FULL, LAST])]
     out = [
         i for r in reports for i in r.assignment.outcome.events.get("out_of_memory", ())

@@ -21,10 +21,10 @@ from experiments import compare, train
 from fljax import experiment, models, types
 from fljax.data import text
 from fljax.devices import clock
-from fljax.engine import learning_rate
 from fljax.experiment import comparison
 from fljax.experiment import config as configs
 from fljax.nn import flax_block, network
+from fljax.updates import learning_rate
 from tests import conftest
 
 _ROOT = pathlib.Path(__file__).parents[2]

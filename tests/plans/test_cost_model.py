@@ -44,7 +44,7 @@ def test_upload_of_mobilenet_is_exact():
         modeled.windows[np.lexsort(modeled.windows.T[::-1])],
         measured.windows[np.lexsort(measured.windows.T[::-1])],
     )
-    shares = cost_model.upload_share(measured.listed, counts)
+    shares = cost_model.upload_share(measured.listed, {1.0: counts})
     np.testing.assert_allclose(shares, measured.upload, rtol=0, atol=5.0001e-6)
 
 
@@ -103,10 +103,10 @@ def test_a_fit_finds_the_class_that_made_a_table():
         {"kept": 4e-9, "trained_parameters": 8e-9, "process": 0.01},
     )
     listed = plans.all_windows(len(counts))
-    time, memory = cost_model.predict(true, listed, counts, 32)
+    time, memory = cost_model.predict(true, listed, {1.0: counts}, 32)
     table = costs.CostTable(
         num_blocks=len(counts), listed=listed, time=time, memory=memory,
-        upload=cost_model.upload_share(listed, counts),
+        upload=cost_model.upload_share(listed, {1.0: counts}),
     )  # fmt: skip
     sample = cost_model.Sample(counts, table)
     errors = cost_model.errors(cost_model.fit([sample], "found"), sample)

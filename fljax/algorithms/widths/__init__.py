@@ -1,0 +1,1 @@
+"""Width reduction: small devices train a network of fewer channels."""
