@@ -14,7 +14,7 @@ from absl import flags
 
 from experiments import define
 from fljax import bounds, devices, tasks
-from fljax.devices import fleet_sources
+from fljax.devices import fleet_sources, trace
 from fljax.experiment import config as configs
 
 
@@ -106,20 +106,10 @@ def _tiers(text: str) -> tuple[devices.Tier, ...]:
 
 
 def _fleet(text: str) -> str | fleet_sources.Lognormal:
-    """Reads tiers, lognormal:COMPUTE:BANDWIDTH:MEMORY or file:PATH."""
-    kind, _, rest = text.partition(":")
-    if kind != "lognormal":
+    """Reads lognormal:COMPUTE:BANDWIDTH:MEMORY; all else stays a text."""
+    if text.partition(":")[0] != "lognormal" or trace.split(text)[1] is not None:
         return text
-    parts = rest.split(":") if rest else []
-    try:
-        deviations = [bounds.read(float, part) for part in parts]
-    except ValueError:
-        deviations = []
-    if len(deviations) != len(parts) or len(parts) > 3:
-        raise ValueError(
-            f"expected up to three numbers, such as lognormal:.5:.5:.3, got {rest!r}"
-        )
-    return fleet_sources.Lognormal(*deviations)
+    return fleet_sources.read_lognormal(text)
 
 
 _READ = {"tiers": _tiers, "fleet": _fleet}

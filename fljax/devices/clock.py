@@ -208,6 +208,27 @@ def spoil(
     return np.stack([download, train, upload + late], axis=1)
 
 
+def leave(
+    seconds: np.ndarray, faults: np.ndarray, left: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Lets devices drop out that leave before they are ready.
+
+    Args:
+      seconds: [K, 3] of download, training and upload.
+      faults: [K] of failures.Fault.
+      left: [K] seconds until they leave.
+
+    Returns:
+      Both, of those who leave cut there and dropped before, during or after training.
+    """
+    until = np.cumsum(seconds, axis=1)
+    gone = until[:, 2] > left
+    done = np.sum(until[:, :2] <= left[:, None], axis=1)  # download, training
+    dropped = (failures.Fault.DROPPED_BEFORE + done).astype(faults.dtype)
+    cut = np.diff(np.minimum(until, left[:, None]), axis=1, prepend=0.0)
+    return np.where(gone[:, None], cut, seconds), np.where(gone, dropped, faults)
+
+
 def weight(clock: Clock, round_index: int, versions) -> np.ndarray:
     """Gives the factor, float32, of updates that began at versions [...]."""
     age = round_index - np.asarray(versions)

@@ -17,6 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fljax import bounds, devices, types
+from fljax.devices import trace as traces
 from fljax.runtime import host_random, streams
 
 MOST_DEVIATION = 10.0  # of a logarithm: a factor of e^10 between two devices
@@ -110,6 +111,7 @@ class Fleet(NamedTuple):
       changes: how they change.
       reference: what 1.0 stands for.
       tiered: whether a row is a tier, not a device.
+      trace: when devices are there, beside their availability; None: always.
     """
 
     profile: DeviceProfile
@@ -119,6 +121,7 @@ class Fleet(NamedTuple):
     changes: Changes = Changes()
     reference: Reference = Reference()
     tiered: bool = False
+    trace: traces.Trace | None = None
 
     @property
     def tier(self) -> np.ndarray:
@@ -234,12 +237,18 @@ def believed(
 
 
 def available(
-    fleet: Fleet, seed: int, round_index: int, moment: float, candidates: np.ndarray
+    fleet: Fleet,
+    seed: int,
+    round_index: int,
+    moment: float,
+    candidates: np.ndarray,
+    seconds: float = 0.0,
 ) -> np.ndarray:
     """Finds the clients that are there in a round.
 
     With `diurnal` d the availability a becomes a * (1 + d * sin(hour)), at most 1;
-    every device has a time zone of its own.
+    every device has a time zone of its own. A device with a trace is there if both say
+    so.
 
     Args:
       fleet: the devices.
@@ -247,11 +256,15 @@ def available(
       round_index: of the round.
       moment: time on the clock, in full rounds of the reference device.
       candidates: client numbers that may take part.
+      seconds: time on the clock, for traces.
 
     Returns:
       Those of the candidates that are there, in their order.
     """
     changes = fleet.changes
+    if fleet.trace is not None:
+        stays = traces.left(fleet.trace, seconds, candidates)
+        candidates = candidates[stays > 0]
     chance = fleet.profile.availability[fleet.row[candidates]]
     if np.all(chance >= 1) and not changes.diurnal:
         return candidates

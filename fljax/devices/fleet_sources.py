@@ -6,8 +6,6 @@ Devices are numbered from the fastest to the slowest, as tiers are, so that
 
 from __future__ import annotations
 
-import collections
-import csv
 import dataclasses
 import math
 import pathlib
@@ -17,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from fljax import bounds
-from fljax.devices import fleet
+from fljax.devices import fleet, tables
 from fljax.runtime import reading, streams
 
 THIRDS = ("fast", "middle", "slow")
@@ -37,12 +35,13 @@ COLUMNS = (*_RELATIVE, *_UNITS, *_SHARES, "watts", "tier")
 _MEGABIT = 1e6 / 8  # bytes
 
 
-def _of_columns(
+def of_columns(
     columns: Mapping[str, np.ndarray],
     names: tuple[str, ...],
     tiers: np.ndarray,
     reference: fleet.Reference,
 ) -> fleet.Fleet:
+    """Makes the fleet of columns [N]: compute, upload, download, memory, ... ."""
     size = len(tiers)
     constant = np.stack([columns[name] for name in ("compute", "upload", "memory")], 1)
     profile = fleet.DeviceProfile(
@@ -56,7 +55,8 @@ def _of_columns(
     return fleet.Fleet(profile, row, names, tiers.astype(np.int32), reference=reference)
 
 
-def _thirds(size: int) -> np.ndarray:
+def thirds(size: int) -> np.ndarray:
+    """Gives the third [N] of each of N devices, which are in order."""
     return np.arange(size) * len(THIRDS) // size
 
 
@@ -73,6 +73,25 @@ class Lognormal:
 
     def __str__(self) -> str:
         return f"lognormal:{self.compute}:{self.bandwidth}:{self.memory}"
+
+
+def read_lognormal(text: str) -> Lognormal:
+    """Reads lognormal:COMPUTE:BANDWIDTH:MEMORY, of which numbers may be left out.
+
+    Raises:
+      ValueError: the text is not as described.
+    """
+    rest = text.partition(":")[2]
+    parts = rest.split(":") if rest else []
+    try:
+        deviations = [bounds.read(float, part) for part in parts]
+    except ValueError:
+        deviations = []
+    if len(deviations) != len(parts) or len(parts) > 3:
+        raise ValueError(
+            f"expected up to three numbers, such as lognormal:.5:.5:.3, got {rest!r}"
+        )
+    return Lognormal(*deviations)
 
 
 def lognormal(
@@ -97,17 +116,32 @@ def lognormal(
         np.array(deviations)[:, None] * generator.standard_normal((3, num_clients))
     )
     draws /= draws.max(axis=1, keepdims=True)
-    speed, rate, size = draws[:, np.argsort(-draws[0], kind="stable")]
+    return drawn(*draws)
+
+
+def drawn(speed: np.ndarray, rate: np.ndarray, memory: np.ndarray) -> fleet.Fleet:
+    """Makes the fleet of what was drawn for each device, relative to 1.0.
+
+    Args:
+      speed: [N] of computing.
+      rate: [N] bandwidth, both ways.
+      memory: [N].
+
+    Returns:
+      A fleet of N rows, fastest device first.
+    """
+    order = np.argsort(-speed, kind="stable")
+    speed, rate, memory = speed[order], rate[order], memory[order]
     columns = {
         "compute": speed,
         "upload": rate,
         "download": rate,
-        "memory": size,
-        "availability": np.ones(num_clients),
-        "failure": np.zeros(num_clients),
-        "watts": np.full(num_clients, np.nan),
+        "memory": memory,
+        "availability": np.ones(len(order)),
+        "failure": np.zeros(len(order)),
+        "watts": np.full(len(order), np.nan),
     }
-    return _of_columns(columns, THIRDS, _thirds(num_clients), fleet.Reference())
+    return of_columns(columns, THIRDS, thirds(len(order)), fleet.Reference())
 
 
 def load(path: str | pathlib.Path, num_clients: int) -> fleet.Fleet:
@@ -132,7 +166,7 @@ def load(path: str | pathlib.Path, num_clients: int) -> fleet.Fleet:
     """
     path = pathlib.Path(path)
     with reading.one_line(str(path)):
-        return _fleet(path, _rows(path), num_clients)
+        return _fleet(path, tables.rows(path, COLUMNS), num_clients)
 
 
 def _fleet(
@@ -177,51 +211,12 @@ def _fleet(
         names, tiers = THIRDS, np.zeros(num_clients, int)
     order = np.lexsort((-columns["compute"], tiers))
     columns = {name: values[order] for name, values in columns.items()}
-    tiers = tiers[order] if "tier" in given else _thirds(num_clients)
-    return _of_columns(columns, names, tiers, reference)
+    tiers = tiers[order] if "tier" in given else thirds(num_clients)
+    return of_columns(columns, names, tiers, reference)
 
 
 def _is_name(label: Any) -> bool:
     return isinstance(label, str) and label != "" and label.isprintable()
-
-
-def _rows(path: pathlib.Path) -> list[dict[str, Any]]:
-    """Reads rows of equal, known columns."""
-    rows = reading.read_json(path) if path.suffix.lower() == ".json" else _csv(path)
-    if not isinstance(rows, list) or not rows or not isinstance(rows[0], dict):
-        raise ValueError(
-            f"{path}: expected a list of devices, one row each, got "
-            f"{type(rows).__name__ if rows else 'none'}"
-        )
-    for number, row in enumerate(rows, start=1):
-        if not isinstance(row, dict) or row.keys() != rows[0].keys():
-            got = list(row) if isinstance(row, dict) else row
-            raise ValueError(
-                f"{path}: expected the columns {bounds.shown(list(rows[0]))} of "
-                f"device 1 for device {number}, got {bounds.shown(got)}"
-            )
-    if unknown := [name for name in rows[0] if name not in COLUMNS]:
-        raise ValueError(
-            f"{path}: expected columns among {', '.join(COLUMNS)}, got "
-            f"{bounds.shown(unknown[0])}"
-        )
-    return rows
-
-
-def _csv(path: pathlib.Path) -> list[dict[str, Any]]:
-    reading.check(str(path), path)
-    try:
-        with open(path, encoding="utf-8-sig", newline="") as file:  # spreadsheets mark
-            reader = csv.DictReader(file, skipinitialspace=True)
-            names = list(reader.fieldnames or ())
-            counts = collections.Counter(names).most_common(1)
-            if counts and counts[0][1] > 1:
-                raise ValueError(f"the column {bounds.shown(counts[0][0])} twice")
-            return list(reader)
-    except (ValueError, csv.Error) as error:  # also what is not UTF-8 raises
-        raise ValueError(
-            f"{path}: expected CSV or JSON, got: {reading.gist(error)}"
-        ) from error
 
 
 def _column(
@@ -234,7 +229,7 @@ def _column(
     wanted = "0 to 1" if share else "1e-9 to 1e9"
     values = np.empty(len(rows))
     for number, row in enumerate(rows):
-        values[number] = value = _number(row[name])
+        values[number] = value = tables.number(row[name])
         if name == "watts" and row[name] in ("", None):
             continue  # NaN: not known
         if not (0 <= value <= 1 if share else reading.is_amount(value)):
@@ -243,15 +238,3 @@ def _column(
                 f"{bounds.shown(row[name])}"
             )
     return values
-
-
-def _number(value: Any) -> float:
-    """Reads a number of JSON or the text of one; NaN: it is none."""
-    try:
-        return (
-            float(value)
-            if isinstance(value, str) or reading.is_number(value)
-            else math.nan
-        )
-    except ValueError:
-        return math.nan

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fljax import plans, policies, types
-from fljax.devices import arrivals, clock, failures, fleet
+from fljax.devices import arrivals, clock, failures, fleet, trace
 from fljax.engine import books as round_books
 from fljax.engine import client, federation
 from fljax.engine import seams as kinds
@@ -90,6 +90,7 @@ class _Drawn(NamedTuple):
       truth: what their devices can do.
       allowed: what the server allows them of what it believes that they can.
       factors: [K] of these budgets, 1 but after rollbacks.
+      now: seconds on the clock.
     """
 
     round: int
@@ -97,6 +98,7 @@ class _Drawn(NamedTuple):
     truth: types.Budgets
     allowed: types.Budgets
     factors: np.ndarray
+    now: float
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -171,6 +173,7 @@ class Schedule:
             index,
             float(before.timeline.now) / self.whole_round,
             self.candidates,
+            float(before.timeline.now),
         )
         if len(busy):
             here = here[~np.isin(here, busy)]
@@ -204,7 +207,9 @@ class Schedule:
         budgets = types.Budgets(*costs.floored(fed.model.table, *allowed))
         key = host_random.fold_in(host_random.key(fed.seed), index)
         assigned = self.policy.assign(before.policy, key, ids, budgets)
-        work = self._begin(_Drawn(index, ids, truth, allowed, factors), assigned)
+        now = float(before.timeline.now)
+        drawn = _Drawn(index, ids, truth, allowed, factors, now)
+        work = self._begin(drawn, assigned)
         outcome = self._run_clock(before.timeline, work, index)
         arrived, finished = (
             self.catalogue.at(work.rows) for work in (outcome.arrived, outcome.finished)
@@ -219,7 +224,7 @@ class Schedule:
         device can do. Loads are relative to what is allowed, not to what the device can
         do: otherwise the policy `online` would learn to undo the factors.
         """
-        index, ids, truth, budgets, factors = drawn
+        index, ids, truth, budgets, factors, now = drawn
         fed, devices, seed = self.fed, self.fed.population.fleet, self.fed.seed
         profile, rates = devices.profile, self.fed.population.failures
         row = devices.row[ids]
@@ -241,6 +246,10 @@ class Schedule:
         allowed = np.maximum(time, seconds.sum(axis=1) / self.limit)
         seconds = clock.spoil(seconds, faults, part, rates.delay * self.whole_round)
         seconds[:, 0] += self._pause(index)
+        if devices.trace is not None:
+            seconds, faults = clock.leave(
+                seconds, faults, trace.left(devices.trace, now, ids)
+            )
         return arrivals.Work(
             ids.astype(np.int32),
             rows,

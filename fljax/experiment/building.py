@@ -19,7 +19,6 @@ from jax.sharding import Mesh
 from fljax import (
     algorithms,
     bounds,
-    devices,
     models,
     notation,
     policies,
@@ -28,7 +27,7 @@ from fljax import (
 )
 from fljax.algorithms import base, centralized, cocofl, fedavg_drop
 from fljax.data import augment, checks, load, partition
-from fljax.devices import arrivals, fleet, fleet_sources
+from fljax.devices import arrivals, fleet
 from fljax.engine import (
     client,
     client_rows,
@@ -37,7 +36,7 @@ from fljax.engine import (
     width,
 )
 from fljax.experiment import config as configs
-from fljax.experiment import environment, progress
+from fljax.experiment import environment, fleets, progress
 from fljax.nn import network, slicing
 from fljax.plans import cost_model, costs, typical
 from fljax.runs import guard, simulation
@@ -259,41 +258,6 @@ def split(config: configs.Config, data: types.Dataset) -> partition.Split:
         return make(labels, n, config.alpha, seed)
 
 
-def _tiers(config: configs.Config) -> tuple[devices.Tier, ...]:
-    with _naming_tiers(config):
-        if config.tiers_file:
-            return devices.load_tiers(config.tiers_file)
-    return config.tiers or devices.REFERENCE_TIERS
-
-
-def _fleet(config: configs.Config, num_clients: int) -> fleet.Fleet:
-    """Makes the devices of --fleet and how they change."""
-    wanted = config.fleet
-    if (config.tiers or config.tiers_file) and wanted != "tiers":
-        raise ValueError(
-            f"--tiers and --tiers_file: expected with --fleet=tiers, got '{wanted}'"
-        )
-    with _naming_tiers(config):
-        if isinstance(wanted, fleet_sources.Lognormal):
-            made = fleet_sources.lognormal(num_clients, config.seed, wanted)
-        elif wanted == "tiers":
-            made = fleet.of_tiers(num_clients, _tiers(config))
-        elif wanted.startswith("file:") and wanted != "file:":
-            made = fleet_sources.load(wanted.removeprefix("file:"), num_clients)
-        else:
-            raise ValueError(
-                "expected tiers, lognormal:COMPUTE:BANDWIDTH:MEMORY or file:PATH, got "
-                f"{wanted!r}"
-            )
-    return made._replace(changes=config.changes)
-
-
-def _naming_tiers(config: configs.Config):
-    if config.fleet != "tiers":
-        return configs.naming("fleet")
-    return configs.naming("tiers_file" if config.tiers_file else "tiers")
-
-
 def _table(config: configs.Config, net, counts) -> costs.CostTable:
     if not config.cost_table:
         with configs.naming("device_class"):
@@ -368,7 +332,7 @@ def build(
         tasks.check_traced(task, net, data)
     parts = split(config, data)
     shards = partition.index_table(parts)
-    made = _fleet(config, len(parts))
+    made = fleets.make(config, len(parts))
     over = _mesh(config.devices)
     train_data, test_data = _data(config, data, over)
     fed = _federation(config, net, (train_data, task), (shards, made), over)
@@ -690,11 +654,11 @@ def _algorithm(
             f"is always trained; take --algorithm=fedavg"
         )
     if config.algorithm == "cocofl":
-        with _naming_tiers(config):
+        with fleets.naming(config):
             policy = policies.BY_NAME[config.policy]
             return cocofl.cocofl(fed, config.frozen.bits, policy)
     if config.algorithm == "fedavg_drop":
-        with _naming_tiers(config):
+        with fleets.naming(config):
             return fedavg_drop.fedavg_drop(fed)
     with configs.naming("algorithm"):
         return notation.make(config.algorithm, algorithms.BY_NAME, fed)
@@ -841,9 +805,9 @@ def _facts(
         "num_clients": len(fed.population.shards.counts),
         "mean": fed.population.data.mean,
         "std": fed.population.data.std,
-        "tiers": _described_tiers(config, fed),
+        "tiers": fleets.described(config, fed.population.fleet),
         "fleet": str(config.fleet),
-        "fleet_sha256": _digest(fed.population.fleet),
+        "fleet_sha256": fleets.digest(fed.population.fleet),
         "clock": dataclasses.asdict(federation.clock(fed)),
         "dataset_sha256": load.digest(data),
         "cost_table": fed.model.table.source,
@@ -868,20 +832,6 @@ def _own_prices(config: configs.Config) -> dict[str, str | None]:
 
 def _sha256(path: str) -> str | None:
     return hashlib.sha256(pathlib.Path(path).read_bytes()).hexdigest() if path else None
-
-
-def _described_tiers(config: configs.Config, fed) -> list:
-    if config.fleet != "tiers":
-        return list(fed.population.fleet.names)
-    return [dataclasses.asdict(tier) for tier in _tiers(config)]
-
-
-def _digest(devices: fleet.Fleet) -> str:
-    """Hashes the devices' profiles, wherever they come from."""
-    digest = hashlib.sha256()
-    for array in (*devices.profile, devices.row, devices.tier_of_row):
-        digest.update(np.ascontiguousarray(array).tobytes())
-    return digest.hexdigest()
 
 
 def seen_by(ready: Experiment) -> federation.Federation:

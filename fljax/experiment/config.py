@@ -170,8 +170,8 @@ class Config:
     )
     fleet: str | fleet_sources.Lognormal = bounds.field(
         "tiers",
-        "Devices: tiers, lognormal:COMPUTE:BANDWIDTH:MEMORY "
-        "(deviations of logs) or file:PATH.",
+        "Devices: tiers, phones:BANDWIDTH, lognormal:COMPUTE:BANDWIDTH:MEMORY "
+        "(deviations of logs) or file:PATH; BASE+trace:PATH says when they are there.",
         kind=str | fleet_sources.Lognormal,
     )
     norm_bound: float = bounds.field(

@@ -46,6 +46,7 @@ TEST_TIERS = 5  # test examples dealt out to tiers
 TABLE_ERROR = 6  # true costs against those of the table
 CHANNELS = 7  # , round, client or nobody: which channels a narrow network keeps
 TIME_ZONES = 0xFFFF0022  # of devices that come and go with the hour
+PHONES = 0xFFFF0024  # of a fleet drawn by `phones`
 
 
 def generator(seed: int, stream: int, *more: int) -> np.random.Generator:
