@@ -13,7 +13,9 @@ MANY = 20_000
 def test_the_quantiles_are_those_of_the_list():
     # Scores 105, 274, 1548, 3441 and 4310 at the least, p10, median, p90 and the best.
     few = np.array(phones.SPEEDS)[[0, 1, 5, 9, 10]]
-    np.testing.assert_allclose(few, np.array([105, 274, 1548, 3441, 4310]) / 4310, atol=5e-4)
+    np.testing.assert_allclose(
+        few, np.array([105, 274, 1548, 3441, 4310]) / 4310, atol=5e-4
+    )
     assert np.round(few, 2).tolist() == [0.02, 0.06, 0.36, 0.8, 1]
     assert sum(phones.MEMORIES.values()) == 333
     assert (min(phones.MEMORIES), max(phones.MEMORIES)) == (0.5, 12)

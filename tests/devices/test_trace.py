@@ -6,9 +6,10 @@ import re
 import numpy as np
 import pytest
 
-from fljax.devices import arrivals, clock, failures, fleet, trace
-from fljax.engine import schedule
-from fljax.experiment import config, fleets
+from fljax import devices
+from fljax.devices import clock, failures, fleet, trace
+from fljax.experiment import config, fleets, running
+from tests import small
 
 DOCS = pathlib.Path(__file__).parents[2] / "docs" / "devices.md"
 
@@ -34,10 +35,10 @@ def test_the_docs_example(example):
     assert trace.left(example, 0, clients).tolist() == [8 * hour, 0, 8 * hour, 0]
     # Who is there until midnight stays until 8: the interval goes on with the day.
     assert trace.left(example, 23 * hour, clients)[0] == 9 * hour
-    at_noon = trace.left(example, 12 * hour, clients)
-    assert at_noon.tolist() == [0, 8.5 * hour, 0, 8.5 * hour]
+    at_two = trace.left(example, 14 * hour, clients)
+    assert at_two.tolist() == [0, 6.5 * hour, 0, 6.5 * hour]
     # The next day is as this one.
-    np.testing.assert_array_equal(trace.left(example, 36 * hour, clients), at_noon)
+    np.testing.assert_array_equal(trace.left(example, 38 * hour, clients), at_two)
 
 
 def test_intervals_of_any_order_join_where_they_touch(tmp_path):
@@ -76,7 +77,10 @@ def test_every_device_has_its_own_period_in_json(tmp_path):
             "device,start,end,period\na,0,2,10\na,3,4,11\n",
             "one period of a device, got 10 in row 1 and 11 later",
         ),
-        ("device,start,end,period\na,0,9,8\n", "within the period in row 1, got 9 of 8"),
+        (
+            "device,start,end,period\na,0,9,8\n",
+            "within the period in row 1, got 9 of 8",
+        ),
     ],
 )
 def test_bad_files_are_refused_in_one_line(tmp_path, text, wanted):
@@ -98,14 +102,15 @@ def test_fleets_of_any_kind_have_traces(tmp_path):
         assert made.names == names
         everyone = np.arange(6)
         early, late = (
-            fleet.available(made, 1, 0, 0.0, everyone, seconds) for seconds in (1.0, 7.0)
+            fleet.available(made, 1, 0, 0.0, everyone, seconds)
+            for seconds in (1.0, 7.0)
         )
         assert (early.tolist(), late.tolist()) == ([0, 2, 4], [1, 3, 5])
         assert fleets.digest(made) != fleets.digest(made._replace(trace=None))
     tiers = config.Config(fleet=f"trace:{path}", tiers_file="none.json")
-    with pytest.raises(ValueError, match="--tiers_file: .*no file"):
+    with pytest.raises(ValueError, match=r"--tiers_file: .*no file"):
         fleets.make(tiers, 6)
-    with pytest.raises(ValueError, match="--fleet: .*no file"):
+    with pytest.raises(ValueError, match=r"--fleet: .*no file"):
         fleets.make(config.Config(fleet="trace:none.csv"), 6)
 
 
@@ -132,3 +137,45 @@ def test_who_leaves_before_it_is_ready_drops_out_there():
     ]
     assert cut.tolist() == [[1, 4, 2], [1, 4, 2], [1, 4, 1], [1, 2, 0], [0.5, 0, 0]]
     assert dropped.dtype == np.int8
+
+
+ROUND = clock.Clock(step_seconds=1.0, upload_rate=np.inf, download_rate=np.inf)
+
+
+def test_a_round_is_of_those_who_are_there_and_stay(tmp_path):
+    # Of batches of 4 the users train 3, 1, 2, 2, 1, 3, 2, 1 and 2 steps. Users 0, 3
+    # and 6 are never there at first, 1, 4 and 7 for 2.5 seconds, 2, 5 and 8 for 1.5.
+    path = written(tmp_path, "device,start,end\na,10,12\nb,0,2.5\nc,0,1.5\n")
+    settings = {"fleet": f"trace:{path}", "clock": ROUND, "tiers": ALIKE}
+    ready = small.build(clients_per_round=9, **settings)
+    (_, assignment, state, report), *_ = small.rounds(ready, 1)
+    assert sorted(assignment.outcome.finished.ids) == [1, 2, 4, 5, 7, 8]
+    assert sorted(assignment.ids) == [1, 4, 7]
+    assert assignment.outcome.events == {"dropped_during": [2, 5, 8]}
+    assert float(state.timeline.now) == 1.5
+    assert report.books.joules is None
+    # At 12 devices are back at the start; nobody is there at 2.5, in no round.
+    *_, (_, fourth, late, _) = small.rounds(ready, 4)
+    assert len(fourth.outcome.finished.ids) == 0
+    assert float(late.timeline.now) > 2.5
+
+
+ALIKE = devices.parse_tiers("all:1:1:1:1")
+
+
+def test_a_run_that_stops_goes_on_as_it_would_have(tmp_path):
+    path = written(tmp_path, "device,start,end\na,0,4\nb,2,9\nc,5,7\n")
+    settings = {"fleet": f"trace:{path}", "clock": ROUND, "tiers": ALIKE}
+
+    def run(folder, rounds):
+        ready = small.build(rounds=rounds, **settings)
+        return running.run(ready, folder, tensorboard=False).records
+
+    whole = run(tmp_path / "whole", 6)
+    run(tmp_path / "parts", 3)
+    for one, two in zip(run(tmp_path / "parts", 6), whole, strict=True):
+        del one["wall_seconds"], two["wall_seconds"]
+        assert one == two
+    path.write_text("device,start,end\na,0,5\nb,2,9\nc,5,7\n")
+    with pytest.raises(ValueError, match=r"another configuration .fleet_sha256"):
+        run(tmp_path / "parts", 6)
