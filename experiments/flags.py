@@ -14,7 +14,7 @@ from absl import flags
 
 from experiments import define
 from fljax import bounds, devices, tasks
-from fljax.devices import fleet_sources, trace
+from fljax.devices import classes, fleet_sources, trace
 from fljax.experiment import config as configs
 
 
@@ -101,7 +101,10 @@ def _define_section(name: str, text: str) -> None:
     define.of_field(name, bounds.field(None, shown, kind=str), refuse)
 
 
-def _tiers(text: str) -> tuple[devices.Tier, ...]:
+def _tiers(text: str) -> tuple[devices.Tier, ...] | classes.Auto:
+    """Reads tiers, or auto:NUMBER:BY."""
+    if text.partition(":")[0].strip() == "auto":
+        return classes.read(text.strip())
     return devices.parse_tiers(text) if text.strip() else ()
 
 

@@ -134,8 +134,8 @@ def holds(field: dataclasses.Field, value: Any) -> bool:
     if value is None:
         return field.default is None
     within, each = field.metadata.get("bounds"), field.metadata.get("each")
-    if each is not None:
-        return isinstance(value, tuple) and all(_is(each, v, within) for v in value)
+    if each is not None and isinstance(value, tuple):
+        return all(_is(each, v, within) for v in value)
     choices = field.metadata.get("choices")
     right = _is(kind(field), value, within)
     return right and (not choices or value in choices)

@@ -42,7 +42,7 @@ class _Averaging:
 
     def init(self) -> base.State:
         rules, blocks = self.fed.rules, initial.blocks(self.fed)
-        tiers, rows = len(self.fed.population.fleet.names), None
+        tiers, rows = len(self.fed.population.fleet.known_as), None
         if self.seams.keeps:
             first = np.asarray(kinds.first_state(self.seams, blocks))
             rows = client_rows.Rows.empty(first)
@@ -56,11 +56,14 @@ class _Averaging:
             base.Caution(np.float32(1), np.ones(tiers, np.float32)),
             rows,
             rules.selection.init(self.planned.clients),
+            self.planned.classes(0, None),
         )
 
     def assign(self, state: base.State, index: int) -> schedule.Assignment:
         tiers = state.caution.tiers
-        before = schedule.Before(state.policy, state.timeline, tiers, state.selection)
+        before = schedule.Before(
+            state.policy, state.timeline, tiers, state.selection, state.classes
+        )
         return self.planned.assign(before, index)
 
     def round(
@@ -89,6 +92,7 @@ class _Averaging:
             measured=np.array(bounds.measured, np.int32),
             clients=self._remembered(state.clients, assignment, sums, failed),
             selection=self.planned.tell(state.selection, assignment, heard),
+            classes=assignment.classes,
         ), report
 
     def _remembered(self, rows, assignment, sums, failed) -> client_rows.Rows | None:
@@ -103,7 +107,9 @@ class _Averaging:
         self, state: base.State, assignment: schedule.Assignment
     ) -> tuple[base.State, books.Books]:
         spent = self.planned.books(state.timeline, assignment)
-        state = state._replace(timeline=assignment.outcome.timeline)
+        state = state._replace(
+            timeline=assignment.outcome.timeline, classes=assignment.classes
+        )
         if not self.policy.needs_losses:
             new = self.planned.observe(state.policy, assignment, None)
             state = state._replace(policy=new)

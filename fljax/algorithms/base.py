@@ -44,6 +44,8 @@ class State(NamedTuple):
       caution: what a rollback has lowered.
       clients: what clients keep from round to round; None: nothing.
       selection: what the selection of clients carries.
+      classes: [N] int32 of all clients, as the server sorted them when it last looked
+        at them; None: it knows the tiers.
     """
 
     server: server.ServerState
@@ -55,6 +57,7 @@ class State(NamedTuple):
     caution: Caution
     clients: client_rows.Rows | None = None
     selection: Any = ()
+    classes: np.ndarray | None = None
 
 
 class Report(NamedTuple):

@@ -17,6 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fljax import bounds, devices, types
+from fljax.devices import classes as sorting
 from fljax.devices import trace as traces
 from fljax.runtime import host_random, streams
 
@@ -112,6 +113,8 @@ class Fleet(NamedTuple):
       reference: what 1.0 stands for.
       tiered: whether a row is a tier, not a device.
       trace: when devices are there, beside their availability; None: always.
+      classes: how the server sorts the devices, which then stands for the tiers in
+        all that it does; None: it knows the tiers.
     """
 
     profile: DeviceProfile
@@ -122,11 +125,17 @@ class Fleet(NamedTuple):
     reference: Reference = Reference()
     tiered: bool = False
     trace: traces.Trace | None = None
+    classes: sorting.Auto | None = None
 
     @property
     def tier(self) -> np.ndarray:
         """The tier [N] int32 of every client."""
         return self.tier_of_row[self.row]
+
+    @property
+    def known_as(self) -> tuple[str, ...]:
+        """The names of the classes or tiers that the server sees."""
+        return self.names if self.classes is None else self.classes.names
 
 
 def of_tiers(
@@ -234,6 +243,14 @@ def believed(
 ) -> types.Budgets:
     """Gives what the server believes of the devices: the truth of its last look."""
     return truth(fleet, seed, looked_at(fleet, round_index), ids)
+
+
+def sorted_at(fleet: Fleet, seed: int, round_index: int) -> np.ndarray:
+    """Gives the class [N] int32 of every client after the last look; else its tier."""
+    if fleet.classes is None:
+        return fleet.tier
+    measured = believed(fleet, seed, round_index, np.arange(len(fleet.row)))
+    return sorting.sort(measured, fleet.classes)
 
 
 def available(

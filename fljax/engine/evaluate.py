@@ -28,11 +28,13 @@ class Scores(NamedTuple):
       whole: of `Task.scores`, of all examples.
       by_tier: the same of each tier's own examples, [T, ...]; None: it has none.
       tier_total: [T] examples of each tier.
+      mixes: [T, C] of `tier_mixes` at that time; None: there are none.
     """
 
     whole: types.Tree
     by_tier: types.Tree = None
     tier_total: types.ArrayLike = ()
+    mixes: np.ndarray | None = None
 
 
 class Static(NamedTuple):

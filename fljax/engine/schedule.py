@@ -34,6 +34,7 @@ class Assignment(NamedTuple):
       finished: plans of all whose round is over, in the order of the outcome.
       outcome: of the clock: who began, who is done, what went wrong.
       begun: plans of those who began in this round.
+      classes: [N] of all clients as the server sorts them; None: it knows the tiers.
     """
 
     round: int
@@ -42,6 +43,7 @@ class Assignment(NamedTuple):
     finished: list[plans.Plan]
     outcome: arrivals.Outcome
     begun: Sequence[plans.Plan] = ()
+    classes: np.ndarray | None = None
 
 
 def by_hand(index: int, ids: np.ndarray, assigned: Sequence[plans.Plan]) -> Assignment:
@@ -73,12 +75,14 @@ class Before(NamedTuple):
       timeline: of the clock.
       tiers: [T] factors of the tiers' budgets.
       selection: state of the selection.
+      classes: [N] of all clients before the round; None: not sorted yet, or never.
     """
 
     policy: Any
     timeline: arrivals.Timeline
     tiers: np.ndarray
     selection: Any = ()
+    classes: np.ndarray | None = None
 
 
 class _Drawn(NamedTuple):
@@ -154,6 +158,23 @@ class Schedule:
         seconds = clock.durations(self.clock, job, profile.download[row], upload)
         return selection.Clients(counts, seconds.sum(axis=1))
 
+    def classes(self, index: int, before: np.ndarray | None) -> np.ndarray | None:
+        """Sorts the clients as the server does; anew where it looks at them.
+
+        Args:
+          index: of the round.
+          before: [N] classes of the round before; None: there are none.
+
+        Returns:
+          [N] int32; None: the server knows the tiers.
+        """
+        devices = self.fed.population.fleet
+        if devices.classes is None:
+            return None
+        if before is not None and fleet.looked_at(devices, index) != index:
+            return before
+        return fleet.sorted_at(devices, self.fed.seed, index)
+
     def assign(self, before: Before, index: int) -> Assignment:
         """Says who trains what in a round, and who arrives.
 
@@ -167,6 +188,7 @@ class Schedule:
         fed, wanted = self.fed, self.fed.rules.clients_per_round
         busy = before.timeline.flight.ids
         busy = busy[busy != arrivals.FREE]
+        before = before._replace(classes=self.classes(index, before.classes))
         here = fleet.available(
             fed.population.fleet,
             fed.seed,
@@ -202,7 +224,10 @@ class Schedule:
         known = truth = fleet.truth(devices, fed.seed, index, ids)
         if fleet.looked_at(devices, index) != index:
             known = fleet.believed(devices, fed.seed, index, ids)
-        factors = before.tiers[devices.tier_of_row[devices.row[ids]]].astype(float)
+        tier = devices.tier_of_row[devices.row[ids]]
+        if before.classes is not None:
+            tier = before.classes[ids]
+        factors = before.tiers[tier].astype(float)
         allowed = types.Budgets(*(limits * factors for limits in known))
         budgets = types.Budgets(*costs.floored(fed.model.table, *allowed))
         key = host_random.fold_in(host_random.key(fed.seed), index)
@@ -214,8 +239,9 @@ class Schedule:
         arrived, finished = (
             self.catalogue.at(work.rows) for work in (outcome.arrived, outcome.finished)
         )
+        ids, classes = outcome.arrived.ids, before.classes
         begun = assigned[: outcome.started]  # who is drawn first begins first
-        return Assignment(index, outcome.arrived.ids, arrived, finished, outcome, begun)
+        return Assignment(index, ids, arrived, finished, outcome, begun, classes)
 
     def _begin(self, drawn: _Drawn, assigned: Sequence[plans.Plan]) -> arrivals.Work:
         """Puts clients to work; when they are ready is up to the clock.

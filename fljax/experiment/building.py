@@ -336,8 +336,8 @@ def build(
     over = _mesh(config.devices)
     train_data, test_data = _data(config, data, over)
     fed = _federation(config, net, (train_data, task), (shards, made), over)
-    tiers = _shares(config, task, data, parts, made)
-    evaluator = _evaluator(config, fed, test_data, tiers)
+    shares = _shares(config, task, data, parts, len(made.known_as))
+    evaluator = _evaluator(config, fed, test_data, shares)
     return Experiment(
         settings=config,
         built_from=config,
@@ -345,7 +345,7 @@ def build(
         evaluator=evaluator,
         facts=_facts(config, fed, data) | own,
         notes=(
-            *filter(None, [kept]),
+            *filter(None, [kept, fleets.note(made, config.seed)]),
             *checks.notes(data, task.classes),
             *_scale_notes(config, data),
             *_small(config, fed, len(data.y_test)),
@@ -518,8 +518,11 @@ class _Tiers(NamedTuple):
     tested: np.ndarray | None
 
 
-def _shares(config, task: tasks.Task, data, parts, devices: fleet.Fleet) -> _Tiers:
-    """Tells what the tiers train on, and are tested on.
+Shares = Callable[[np.ndarray], _Tiers]  # of the tier [N] of each client
+
+
+def _shares(config, task: tasks.Task, data, parts, tiers: int) -> Shares:
+    """Tells what so many tiers train on, and are tested on.
 
     Raises:
       ValueError: the test set has no class of the training set.
@@ -530,35 +533,35 @@ def _shares(config, task: tasks.Task, data, parts, devices: fleet.Fleet) -> _Tie
         for y in (data.y_train, data.y_test)
     )
     counts = partition.class_counts(ours, parts, data.num_classes if by_class else 1)
-    by_tier = evaluate.tier_counts(counts, devices.tier, len(devices.names))
-    tested = _tiers_of_test(config, theirs, data.users_test, devices, by_tier)
-    if not by_class:
-        return _Tiers(None, tested)
-    mixes = evaluate.tier_mixes(counts, devices.tier, len(devices.names))
     there = np.unique(theirs)
-    if not mixes[:, there].any():
+    if by_class and not counts[:, there].any():
         raise ValueError(
             f"--dataset: {config.dataset}: expected a test set with classes of the "
             f"training set, got {there.tolist()} there and "
             f"{np.unique(ours).tolist()} here"
         )
-    return _Tiers(mixes, tested)
+
+    def shares(tier: np.ndarray) -> _Tiers:
+        by_tier = evaluate.tier_counts(counts, tier, tiers)
+        tested = _tiers_of_test(config, theirs, data.users_test, tier, by_tier)
+        mixes = evaluate.tier_mixes(counts, tier, tiers) if by_class else None
+        return _Tiers(mixes, tested)
+
+    return shares
 
 
-def _tiers_of_test(
-    config, classes, users_test, devices: fleet.Fleet, by_tier
-) -> np.ndarray | None:
+def _tiers_of_test(config, classes, users_test, tier, by_tier) -> np.ndarray | None:
     """Tells whose the test examples are, [examples, tiers]; None: nobody knows."""
     if config.partition != "natural":
         return evaluate.tiers_of_test(classes, by_tier, config.seed)
     if users_test is None:
         return None
-    tier = np.where(users_test >= 0, devices.tier[users_test], -1)
-    return evaluate.one_hot(tier, len(devices.names))
+    of_users = np.where(users_test >= 0, tier[users_test], -1)
+    return evaluate.one_hot(of_users, len(by_tier))
 
 
 def _evaluator(
-    config, fed, test_data, tiers: _Tiers, width: float = 1.0
+    config, fed, test_data, shares: Shares, width: float = 1.0
 ) -> simulation.Evaluator:
     """Makes what evaluates the network, or the leading channels of it."""
     task, cut, (net, _) = fed.training.task, None, fed.model.at(width)
@@ -572,25 +575,37 @@ def _evaluator(
         4 * batch_size * largest,
         memory.of_device(),
     )
-    order = evaluate.batches(size, batch_size, config.seed, over.size, tiers.tested)
-    batches, names = mesh.distribute(over, order), fed.population.fleet.names
     if width < 1:
         cut = mesh.replicate(over, slicing.places(fed.model.net, fed.model.cut(width)))
 
+    def laid_out(tier: np.ndarray) -> tuple[np.ndarray | None, evaluate.Batches]:
+        mixes, tested = shares(tier)
+        order = evaluate.batches(size, batch_size, config.seed, over.size, tested)
+        return mixes, mesh.distribute(over, order)
+
+    devices = fed.population.fleet
+    tier = fleet.sorted_at(devices, config.seed, 0)
+    names, last = devices.known_as, (tier, laid_out(tier))
+
     def scores(state: base.State) -> evaluate.Scores:
+        nonlocal last
+        if state.classes is not None and not np.array_equal(state.classes, last[0]):
+            last = state.classes, laid_out(state.classes)
+        mixes, batches = last[1]
         blocks = mesh.replicate(over, state.server.blocks)
         if cut is not None:
             blocks = slicing.take(blocks, cut)
-        return evaluate.evaluate(
+        sums = evaluate.evaluate(
             blocks,
             test_data,
             batches,
             static=static,
             devices=over,
         )
+        return sums._replace(mixes=mixes)
 
     def fields(sums) -> dict:
-        found = evaluate.summary(sums, tiers.mixes, names, task)
+        found = evaluate.summary(sums, sums.mixes, names, task)
         return found if width == 1 else found | {"evaluated_width": width}
 
     return simulation.Evaluator(
@@ -599,7 +614,7 @@ def _evaluator(
         config.eval_every,
         size,
         task.measure,
-        functools.partial(_evaluator, config, fed, test_data, tiers),
+        functools.partial(_evaluator, config, fed, test_data, shares),
     )
 
 
@@ -730,8 +745,8 @@ def rollback(ready: Experiment) -> guard.Guard | None:
         return None
     return guard.Guard(
         **dataclasses.asdict(wanted),
-        tiers=devices.names,
-        tier_index=devices.tier,
+        tiers=devices.known_as,
+        tier_index=fleet.sorted_at(devices, ready.federation.seed, 0),
         measure=ready.federation.training.task.measure,
     )
 
@@ -801,21 +816,27 @@ def _facts(
     config: configs.Config, fed: federation.Federation, data: types.Dataset
 ) -> dict[str, Any]:
     """Tells what was built where settings are empty or name a file."""
-    return {
-        "num_clients": len(fed.population.shards.counts),
-        "mean": fed.population.data.mean,
-        "std": fed.population.data.std,
-        "tiers": fleets.described(config, fed.population.fleet),
-        "fleet": str(config.fleet),
-        "fleet_sha256": fleets.digest(fed.population.fleet),
-        "clock": dataclasses.asdict(federation.clock(fed)),
-        "dataset_sha256": load.digest(data),
-        "cost_table": fed.model.table.source,
-        "cost_table_sha256": _sha256(config.cost_table),
-        "client_width": fed.layout.width,
-        # A network may be one's own, whose name says nothing.
-        "blocks_sha256": hashlib.sha256(_described(fed.model.net.blocks)).hexdigest(),
-    } | _own_prices(config)
+    return (
+        {
+            "num_clients": len(fed.population.shards.counts),
+            "mean": fed.population.data.mean,
+            "std": fed.population.data.std,
+            "tiers": fleets.described(config, fed.population.fleet),
+            "fleet": str(config.fleet),
+            "fleet_sha256": fleets.digest(fed.population.fleet),
+            "clock": dataclasses.asdict(federation.clock(fed)),
+            "dataset_sha256": load.digest(data),
+            "cost_table": fed.model.table.source,
+            "cost_table_sha256": _sha256(config.cost_table),
+            "client_width": fed.layout.width,
+            # A network may be one's own, whose name says nothing.
+            "blocks_sha256": hashlib.sha256(
+                _described(fed.model.net.blocks)
+            ).hexdigest(),
+        }
+        | _own_prices(config)
+        | fleets.facts(fed.population.fleet)
+    )
 
 
 def _described(blocks: tuple) -> bytes:

@@ -20,7 +20,7 @@ from typing import Any
 from fljax import algorithms, bounds, models, notation, policies, tasks
 from fljax import devices as kinds
 from fljax.data import augment, load
-from fljax.devices import arrivals, fleet_sources
+from fljax.devices import arrivals, classes, fleet_sources
 from fljax.devices import clock as clocks
 from fljax.devices import failures as faults
 from fljax.devices import fleet as fleets
@@ -158,11 +158,13 @@ class Config:
         "mean",
         "How updates become one: mean, median or trimmed_mean:SHARE.",
     )
-    tiers: tuple[kinds.Tier, ...] = bounds.field(
+    tiers: tuple[kinds.Tier, ...] | classes.Auto = bounds.field(
         (),
         "Device tiers name:share:time:upload:memory, comma "
         "separated; a budget is a number or low-high. Empty: the "
-        "paper's three.",
+        "paper's three. auto:NUMBER:BY: the server sorts the devices of any fleet into "
+        "classes, by kmeans or quantiles.",
+        kind=tuple | classes.Auto,
         each=kinds.Tier,
     )
     tiers_file: str = bounds.field(
@@ -419,14 +421,14 @@ def check(config: Config) -> None:
             f"--clients_per_round: expected at most --num_clients="
             f"{config.num_clients}, got {config.clients_per_round}"
         )
-    if config.tiers and config.tiers_file:
+    if isinstance(config.tiers, tuple) and config.tiers and config.tiers_file:
         raise ValueError("--tiers and --tiers_file: expected one of them, got both")
     if list(config.lr_schedule) != sorted(set(config.lr_schedule)):
         raise ValueError(
             f"--lr_schedule: expected rising round numbers such as 600,800, got "
             f"{','.join(map(str, config.lr_schedule))!r}"
         )
-    if config.tiers:
+    if isinstance(config.tiers, tuple) and config.tiers:
         with naming("tiers"):
             kinds.check_tiers(config.tiers)
     if config.policy == "adaptive_bits" and config.frozen.fixed_point == "none":

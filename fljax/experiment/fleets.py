@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from fljax import devices, notation
-from fljax.devices import fleet, fleet_sources, phones, trace
+from fljax.devices import classes, fleet, fleet_sources, phones, trace
 from fljax.experiment import config as configs
 
 
@@ -21,7 +21,7 @@ def make(config: configs.Config, num_clients: int) -> fleet.Fleet:
       ValueError: one line that names the flag.
     """
     wanted, path = trace.split(str(config.fleet))
-    if (config.tiers or config.tiers_file) and wanted != "tiers":
+    if (_listed(config) or config.tiers_file) and wanted != "tiers":
         raise ValueError(
             f"--tiers and --tiers_file: expected with --fleet=tiers, got '{wanted}'"
         )
@@ -30,7 +30,46 @@ def make(config: configs.Config, num_clients: int) -> fleet.Fleet:
     if path is not None:
         with configs.naming("fleet"):
             made = made._replace(trace=trace.load(path))
-    return made._replace(changes=config.changes)
+    made = made._replace(changes=config.changes)
+    if not isinstance(config.tiers, classes.Auto):
+        return made
+    return made._replace(classes=_classes(config.tiers, made, config.seed))
+
+
+def _listed(config: configs.Config) -> tuple[devices.Tier, ...]:
+    """Gives the tiers of --tiers, if it lists some."""
+    return config.tiers if isinstance(config.tiers, tuple) else ()
+
+
+def _classes(how: classes.Auto, made: fleet.Fleet, seed: int) -> classes.Auto:
+    """Counts the classes at the first look, where --tiers=auto leaves that open.
+
+    Raises:
+      ValueError: there are more of them than devices.
+    """
+    size = len(made.row)
+    if how.number > size:
+        raise ValueError(
+            f"--tiers: expected at most {size} classes, one a device, got {how.number}"
+        )
+    if how.number:
+        return how
+    measured = fleet.believed(made, seed, 0, np.arange(size))
+    return dataclasses.replace(how, number=classes.number(measured, how.by))
+
+
+def note(made: fleet.Fleet, seed: int) -> str | None:
+    """Says how the server sorts the devices at the first look; None: it does not."""
+    if made.classes is None:
+        return None
+    labels = fleet.sorted_at(made, seed, 0)
+    sizes = np.bincount(labels, minlength=made.classes.number)
+    alike = classes.agreement(labels, made.tier)
+    return (
+        f"the server sorts devices into {len(sizes)} class{'es' * (len(sizes) > 1)} of "
+        f"{', '.join(map(str, sizes))} by {made.classes.by}; their agreement with "
+        f"{', '.join(made.names)} is {alike:.2f} (adjusted Rand index)"
+    )
 
 
 def _drawn(config: configs.Config, wanted: str, num_clients: int) -> fleet.Fleet:
@@ -65,7 +104,7 @@ def tiers(config: configs.Config) -> tuple[devices.Tier, ...]:
     with naming(config):
         if config.tiers_file:
             return devices.load_tiers(config.tiers_file)
-    return config.tiers or devices.REFERENCE_TIERS
+    return _listed(config) or devices.REFERENCE_TIERS
 
 
 def naming(config: configs.Config) -> contextlib.AbstractContextManager[None]:
@@ -84,6 +123,11 @@ def described(config: configs.Config, made: fleet.Fleet) -> list[Any]:
     if not _of_tiers(config):
         return list(made.names)
     return [dataclasses.asdict(tier) for tier in tiers(config)]
+
+
+def facts(made: fleet.Fleet) -> dict[str, str]:
+    """Says how the server sorts the devices, if it does, for `config.json`."""
+    return {} if made.classes is None else {"classes": str(made.classes)}
 
 
 def digest(made: fleet.Fleet) -> str:

@@ -64,13 +64,15 @@ def rehearse(
     )
     programs: set = set()
     events: collections.Counter[str] = collections.Counter()
-    names, tier_of = fed.population.fleet.names, fed.population.fleet.tier
+    names, tier_of = fed.population.fleet.known_as, fed.population.fleet.tier
     trained = np.zeros(fed.model.net.num_blocks)
     over, there = np.zeros((2, len(names)))
     steps, upload = 0.0, 0
     for index in range(rounds):
         assigned = algorithm.assign(state, index)
         programs |= set(algorithm.programs(assigned))
+        if assigned.classes is not None:
+            tier_of = assigned.classes
         number = client.steps_of(
             np.asarray(fed.population.shards.counts)[assigned.ids], fed.training
         )

@@ -8,12 +8,13 @@ import io
 import os
 import pathlib
 import sys
+import typing
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 
-from fljax import experiment, policies, tasks, types
+from fljax import bounds, experiment, policies, tasks, types
 from fljax.algorithms import base
 from fljax.engine import federation
 from fljax.experiment import compilations, environment, progress
@@ -332,10 +333,26 @@ def _read_back(kind: Any, stored: Mapping[str, Any]) -> Any:
     return kind(**{name: _value(fields[name], stored[name]) for name in stored})
 
 
+def _kind_of(field: Any, stored: Mapping[str, Any]) -> Any:
+    """Finds the dataclass that a field may be and that these are the fields of.
+
+    Raises:
+      ValueError: there is none.
+    """
+    for kind in typing.get_args(bounds.kind(field)):
+        if not dataclasses.is_dataclass(kind):
+            continue
+        if {one.name for one in dataclasses.fields(kind)} == stored.keys():
+            return kind
+    raise ValueError(f"others in {field.name}")
+
+
 def _value(field: Any, stored: Any) -> Any:
     usual = field.default
     if dataclasses.is_dataclass(usual):
         return _read_back(type(usual), stored)
+    if isinstance(stored, dict):  # of a field that may be one or the other
+        return _read_back(_kind_of(field, stored), stored)
     if isinstance(stored, list):
         each = field.metadata.get("each")
         if dataclasses.is_dataclass(each):

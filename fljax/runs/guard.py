@@ -210,14 +210,15 @@ def judge(
 def _back(good: base.State, state: base.State, caution: base.Caution) -> base.State:
     """Gives the good state at the present time.
 
-    The clock does not go back; who is still at work began with a network that is given
-    up, so nobody is waited for.
+    The clock does not go back, nor what was measured of devices; who is still at work
+    began with a network that is given up, so nobody is waited for.
     """
     flight = arrivals.empty(len(state.timeline.flight.ids))
     return good._replace(
         timeline=state.timeline._replace(flight=flight),
         history=tuple(good.server.blocks for _ in good.history),
         caution=caution,
+        classes=state.classes,
     )
 
 
@@ -328,7 +329,9 @@ def _worst_tier(guard: Guard, report: base.Report) -> int:
 
     Updates that a failure spoilt on their way say nothing of the training.
     """
-    tiers = np.asarray(guard.tier_index)[report.assignment.ids]
+    known = report.assignment.classes
+    known = guard.tier_index if known is None else known
+    tiers = np.asarray(known)[report.assignment.ids]
     size = len(guard.tiers)
     spoilt = np.isin(report.assignment.outcome.arrived.faults, [*failures.TAMPERED])
     refused = (_of_clients(report.failed, report) > 0) & ~spoilt
