@@ -38,6 +38,7 @@ def setting(fed: federation.Federation, bits: int = 8) -> policies.Setting:
         len(fed.population.shards.counts),
         types.Budgets(*(limit[0] for limit in costs.floored(fed.model.table, *lowest))),
         types.Budgets(*costs.floored(fed.model.table, *typical)),
+        fed.population.fleet.changes.refresh > 1,
     )
 
 

@@ -222,8 +222,11 @@ class Schedule:
             min(most, len(here)),
         )
         known = truth = fleet.truth(devices, fed.seed, index, ids)
-        if fleet.looked_at(devices, index) != index:
+        when = policies.When(index, fleet.looked_at(devices, index))
+        if when.looked_at != index:
             known = fleet.believed(devices, fed.seed, index, ids)
+            if self.policy.ahead is not None:
+                known = self.policy.ahead(before.policy, when, ids, known)
         tier = devices.tier_of_row[devices.row[ids]]
         if before.classes is not None:
             tier = before.classes[ids]
@@ -328,11 +331,23 @@ class Schedule:
             np.where(silent, np.nan, done.loads[:, 1]),
             there,
             _of_finished(assignment, asked),
+            None if self.policy.ahead is None else self._seen(done),
         )
         budgets = types.Budgets(*done.budgets.T)
         return self.policy.observe(
             policy_state, done.ids, assignment.finished, budgets, seen
         )
+
+    def _seen(self, done: arrivals.Work) -> policies.Seen:
+        """Says what was seen of devices: what they were to do, over the seconds."""
+        silent, broken = _unheard(done)
+        heard = ~(silent | broken | (done.faults == failures.Fault.TRUNCATED))
+        counts = np.asarray(self.fed.population.shards.counts)
+        work = client.steps_of(counts[done.ids], self.fed.training)
+        asked = work * self.clock.step_seconds * self.catalogue.time[done.rows]
+        sent = self.catalogue.sent[done.rows] / self.clock.upload_rate
+        took = np.where(heard[:, None] & (done.seconds > 0), done.seconds, np.nan)
+        return policies.Seen(done.versions, asked / took[:, 1], sent / took[:, 2])
 
     def tell(
         self, state: Any, assignment: Assignment, losses: np.ndarray | None

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from fljax.policies.base import Seen, When
 from fljax.policies.oort import Oort
 from fljax.policies.selection import PowerOfChoice, Selection, Uniform
 from fljax.policies.windows import (
@@ -32,9 +33,11 @@ __all__ = [
     "Oort",
     "Policy",
     "PowerOfChoice",
+    "Seen",
     "Selection",
     "Setting",
     "Uniform",
+    "When",
     "check_feasible",
     "from_function",
     "full",

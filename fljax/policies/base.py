@@ -20,6 +20,32 @@ State = Any  # what a policy carries from round to round; () if nothing
 RoundKey = types.Key | host_random.Key  # what `host_random.uniforms` takes
 
 
+class When(NamedTuple):
+    """A round in which the server goes by an old look at the devices.
+
+    Attributes:
+      round: its index.
+      looked_at: that of the round of the last look.
+    """
+
+    round: int
+    looked_at: int
+
+
+class Seen(NamedTuple):
+    """What the server sees of K devices as they work; NaN: nothing was heard.
+
+    Attributes:
+      rounds: [K] in which they began.
+      speed: [K] float64, relative, if plans took what the table says.
+      bandwidth: [K] float64 of the upload, relative.
+    """
+
+    rounds: np.ndarray
+    speed: np.ndarray
+    bandwidth: np.ndarray
+
+
 class Observation(NamedTuple):
     """What a round reports of its K clients, in the order of the ids."""
 
@@ -30,6 +56,7 @@ class Observation(NamedTuple):
     arrived: np.ndarray  # [K] bool: the update reached the server, which may refuse it
     # [K] float64 mean training losses; NaN: did not arrive, or was refused
     losses: np.ndarray | None
+    seen: Seen | None = None  # None: the policy looks at nothing ahead
 
 
 class Policy(NamedTuple):
@@ -48,6 +75,10 @@ class Policy(NamedTuple):
         [State, np.ndarray, Sequence[plans.Plan], types.Budgets, Observation], State
     ]
     needs_losses: bool = False  # of observe: they make the host wait for the round
+    # ahead(state, when, ids [K], budgets of the last look) -> those to plan with
+    ahead: Callable[[State, When, np.ndarray, types.Budgets], types.Budgets] | None = (
+        None
+    )
 
 
 class Setting(NamedTuple):
@@ -58,6 +89,7 @@ class Setting(NamedTuple):
     num_clients: int  # N
     lowest: types.Budgets  # of scalars: the least of each kind in any client and round
     typical: types.Budgets  # of [M]: a sample over clients and rounds
+    stale: bool = False  # whether there are rounds in which no device is looked at
 
 
 def check_feasible(table: costs.CostTable, devices: fleet.Fleet) -> None:

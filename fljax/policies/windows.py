@@ -14,7 +14,7 @@ import numpy as np
 
 from fljax import plans, types
 from fljax.plans import costs
-from fljax.policies import balanced, base, learning
+from fljax.policies import balanced, base, forecast, learning
 from fljax.runtime import host_random, streams
 
 Observation = base.Observation
@@ -22,6 +22,8 @@ Policy = base.Policy
 Setting = base.Setting
 check_feasible = base.check_feasible
 too_small = base.too_small
+
+SLOW = 0.1  # rate of corrections of clients whose speeds are forecast
 
 
 def random_maximal(table: costs.CostTable, bits: int = plans.DEFAULT_BITS) -> Policy:
@@ -149,6 +151,15 @@ def from_function(
     return base.stateless(checked)
 
 
+def _online(given: Setting) -> Policy:
+    """Makes `online`, which looks ahead where the last look may be old."""
+    if not given.stale:
+        return learning.online(given.table, given.num_clients, given.bits)
+    # What is left for its own corrections is the same in all rounds.
+    slow = learning.online(given.table, given.num_clients, given.bits, rate=SLOW)
+    return forecast.looking_ahead(slow, given.num_clients)
+
+
 # What a user can name; each is made from the setting of a run.
 BY_NAME: dict[str, Callable[[Setting], Policy]] = {
     "random_maximal": lambda given: random_maximal(given.table, given.bits),
@@ -159,6 +170,6 @@ BY_NAME: dict[str, Callable[[Setting], Policy]] = {
     "round_robin": lambda given: learning.round_robin(
         given.table, given.num_clients, given.bits
     ),
-    "online": lambda given: learning.online(given.table, given.num_clients, given.bits),
+    "online": _online,
     "adaptive_bits": lambda given: learning.adaptive_bits(given.table, given.bits),
 }
