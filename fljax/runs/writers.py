@@ -86,6 +86,28 @@ class RunFolder:
         self.close()
 
 
+class Files(NamedTuple):
+    """Files of a run folder, which need not be there yet.
+
+    Attributes:
+      config: the configuration, without which a folder is no run's.
+      metrics: records, a line each.
+      alerts: likewise.
+      lock: what keeps other processes out; says which process took it last.
+    """
+
+    config: pathlib.Path
+    metrics: pathlib.Path
+    alerts: pathlib.Path
+    lock: pathlib.Path
+
+
+def files(folder: Folder) -> Files:
+    """Names the files of a run folder."""
+    names = (_CONFIG, _METRICS, _ALERTS, _LOCK)
+    return Files(*(pathlib.Path(folder) / name for name in names))
+
+
 def open_run(
     workdir: Folder,
     config: Mapping[str, Any],
@@ -323,10 +345,12 @@ class Described(NamedTuple):
     Attributes:
       config: all that it depends on.
       settings: that this was resolved from; empty: not known.
+      environment: versions and machine of the first call; likewise.
     """
 
     config: dict[str, Any]
     settings: dict[str, Any]
+    environment: dict[str, Any] = {}  # noqa: RUF012
 
 
 def described(folder: Folder) -> Described:
@@ -339,12 +363,13 @@ def described(folder: Folder) -> Described:
     if not path.is_file():
         raise ValueError(f"expected a run folder with a {_CONFIG}, got {folder}")
     stored = _stored_config(path)
-    return Described(stored["config"], stored.get("settings", {}))
+    parts = (stored.get(name, {}) for name in ("settings", "environment"))
+    return Described(stored["config"], *parts)
 
 
 def differences(folder: Folder, config: Mapping[str, Any]) -> list[str]:
     """Name what a configuration has that a run folder's has not, and the reverse."""
-    return _differences(described(folder).config, _plain(config, repr))
+    return _differences(described(folder).config, kept_config(config))
 
 
 def run_name(folder: Folder) -> str:
@@ -357,7 +382,7 @@ def run_name(folder: Folder) -> str:
 
 def _differences(stored: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Name every value that is not the same in both."""
-    one, two = _flat(stored, "."), _flat(now, ".")
+    one, two = flat(stored, "."), flat(now, ".")
 
     def shown(values: dict[str, Any], name: str) -> str:
         return repr(values[name]) if name in values else "absent"
@@ -369,14 +394,14 @@ def _differences(stored: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]
     ]
 
 
-def _flat(tree: Any, separator: str, name: str = "") -> dict[str, Any]:
+def flat(tree: Any, separator: str, name: str = "") -> dict[str, Any]:
     """List the values of nested dicts under their joined names."""
     if not isinstance(tree, Mapping) or not tree:
         return {name: tree} if name else {}
-    flat: dict[str, Any] = {}
+    found: dict[str, Any] = {}
     for key, value in tree.items():
-        flat |= _flat(value, separator, f"{name}{separator}{key}" if name else key)
-    return flat
+        found |= flat(value, separator, f"{name}{separator}{key}" if name else key)
+    return found
 
 
 def _plain(value: Any, non_finite: Callable[[float], str | None]) -> Any:
@@ -398,6 +423,16 @@ def _plain(value: Any, non_finite: Callable[[float], str | None]) -> Any:
         f"expected numbers, text, lists and dicts, got {value!r} of type "
         f"{type(value).__name__}; convert it first"
     )
+
+
+def kept_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Gives a configuration as `config.json` has it."""
+    return _plain(config, repr)
+
+
+def kept_record(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Gives a record as `metrics.jsonl` has it: null where a number is not finite."""
+    return _plain(record, lambda _: None)
 
 
 def to_json(content: Any) -> bytes:
@@ -503,7 +538,7 @@ class MetricsWriter:
         self._digest.update(_lasting(plain))
         if self._board is None:
             return
-        for tag, value in _flat(plain, "/").items():
+        for tag, value in flat(plain, "/").items():
             if tag != "round" and isinstance(value, int | float):
                 self._board.add_scalar(tag, value, plain["round"])
 
@@ -586,8 +621,8 @@ def _read(path: pathlib.Path) -> list[dict[str, Any]]:
 def _append(
     file: durable.Lines, record: Mapping[str, Any], notes: list[str]
 ) -> dict[str, Any]:
-    """Write one line; return the record as plain data, null where not finite."""
-    plain = _plain(record, lambda _: None)
+    """Write one line; return the record as it is kept."""
+    plain = kept_record(record)
     if file.append(json.dumps(plain, allow_nan=False).encode()):
         notes.append(_MENDED.format(file.path.name))
     return plain
@@ -595,11 +630,11 @@ def _append(
 
 def _lines(path: pathlib.Path) -> list[tuple[bytes, dict[str, Any] | None]]:
     """Pair every line of a file with its record, None if unreadable."""
-    return [(line, _record(line)) for line in durable.read(path).splitlines()]
+    return [(line, parsed(line)) for line in durable.read(path).splitlines()]
 
 
-def _record(line: bytes) -> dict[str, Any] | None:
-    """Read a line; None if no run has written it."""
+def parsed(line: bytes) -> dict[str, Any] | None:
+    """Read a line of records or alerts; None if no run has written it."""
     try:
         record = json.loads(line)
     except (ValueError, RecursionError):
