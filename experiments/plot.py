@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from absl import flags
 
 from experiments import define, main
-from fljax import tasks
 from fljax.experiment import config as configs
-from fljax.experiment import plots
+from fljax.experiment import panels, plots
 from fljax.runs import writers
 
 _OUT = flags.DEFINE_string(
@@ -53,25 +51,6 @@ def _named(folders: Sequence[str]) -> dict[str, pathlib.Path]:
     return {path.relative_to(common).as_posix(): path for path in paths}
 
 
-def _measure(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> tasks.Measure:
-    """Finds what all runs were judged by; of none that is evaluated, accuracy.
-
-    Raises:
-      ValueError: they are of different tasks.
-    """
-    evaluated = [
-        next((r for r in records if "test_loss" in r), None)
-        for records in runs.values()
-    ]
-    found = {tasks.measure_of(record) for record in evaluated if record}
-    if len(found) > 1:
-        raise ValueError(
-            f"expected runs of one task, got some with "
-            f"{' and some with '.join(sorted(m.key for m in found))}"
-        )
-    return found.pop() if found else tasks.DEFAULT.measure
-
-
 def _main(folders: Sequence[str]) -> None:
     if not folders:
         raise ValueError("expected folders of runs, such as runs/x, got none")
@@ -88,7 +67,7 @@ def _main(folders: Sequence[str]) -> None:
             raise ValueError(
                 f"expected a run folder with records in metrics.jsonl, got {folder}"
             )
-    measure = _measure(runs)
+    measure = panels.measure_of(runs.values())
     with configs.naming("majority"):
         plots.histories(
             runs, _OUT.value, apart=_APART.value, majority=shares, measure=measure

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from experiments import plot
-from fljax.experiment import plots
+from fljax.experiment import panels, plots, styles
 
 
 def _records(accuracies, upload=1_000_000, tier=None):
@@ -91,20 +91,20 @@ def test_little_or_nothing_to_draw(tmp_path, runs):
     ],
 )
 def test_worst_tier_of_a_record(record, worst):
-    assert plots._worst_tier(record) == worst
+    assert panels._worst_tier(record) == worst
 
 
 def test_an_algorithm_keeps_its_style_whoever_else_is_there():
-    alone = plots._styles(["fedavg"])["fedavg"]
-    among = plots._styles(["mine", "FedAvg", "cocofl", "his"])
+    alone = styles.of(["fedavg"])["fedavg"]
+    among = styles.of(["mine", "FedAvg", "cocofl", "his"])
     assert among["FedAvg"] == alone
     assert len(set(among.values())) == 4
-    assert len(plots._styles(map(str, range(20)))) == 20
+    assert len(styles.of(map(str, range(20)))) == 20
 
 
 def test_styles_differ_in_grey():
     """Take any two lines: another line style or another marker tells them apart."""
-    assert len({(style.line, style.marker) for style in plots._STYLES}) == 8
+    assert len({(style.line, style.marker) for style in styles.STYLES}) == 8
 
 
 RUN = [

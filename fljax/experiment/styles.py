@@ -1,0 +1,52 @@
+"""How curves look, the same in every picture: colors, lines and markers of runs."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable
+from typing import NamedTuple
+
+
+class Style(NamedTuple):
+    """A color, and a line and a marker as matplotlib names them."""
+
+    color: str
+    line: str
+    marker: str
+
+
+# Okabe and Ito's colors for every kind of color vision (without the yellow, too pale
+# for a line); line styles and markers tell them apart in grey.
+STYLES = (
+    Style("#0072B2", "-", "o"),
+    Style("#D55E00", "--", "s"),
+    Style("#009E73", "-.", "^"),
+    Style("#CC79A7", ":", "D"),
+    Style("#56B4E9", "--", "v"),
+    Style("#E69F00", "-.", "P"),
+    Style("#000000", ":", "x"),
+    Style("#7F7F7F", "-", "*"),
+)
+# An algorithm looks the same in every figure; others take the free styles in turn.
+_FIXED = (
+    "cocofl",
+    "fedavg",
+    "heterofl",
+    "fjord",
+    "fedprox",
+    "fedavgdrop",
+    "centralized",
+    "fedrolex",
+)
+
+
+def of(names: Iterable[str]) -> dict[str, Style]:
+    """Gives every algorithm its style, the known ones always the same."""
+    fixed = dict(zip(_FIXED, STYLES, strict=True))
+    keys = {name: name.lower().replace("_", "").replace("-", "") for name in names}
+    taken = {fixed[key] for key in keys.values() if key in fixed}
+    free = [style for style in STYLES if style not in taken] or list(STYLES)
+    others = itertools.cycle(free)
+    return {
+        name: fixed[key] if key in fixed else next(others) for name, key in keys.items()
+    }
