@@ -26,7 +26,8 @@ _FACE = {
     "Result": "experiment.running",
     "run": "experiment.running",
     "restore": "experiment.running",
-    "read": "experiment.running",
+    "read": "experiment.results",
+    "plot": "experiment.results",
     "Comparison": "experiment.comparison",
     "compare": "experiment.comparison",
     "Hooks": "runs.simulation",
@@ -136,8 +137,9 @@ if TYPE_CHECKING:  # the same for editors and type checkers; a test compares
     from fljax.experiment.comparison import Comparison as Comparison
     from fljax.experiment.comparison import compare as compare
     from fljax.experiment.config import Config as Config
+    from fljax.experiment.results import plot as plot
+    from fljax.experiment.results import read as read
     from fljax.experiment.running import Result as Result
-    from fljax.experiment.running import read as read
     from fljax.experiment.running import restore as restore
     from fljax.experiment.running import run as run
     from fljax.kernels.specs import Frozen as Frozen

@@ -18,7 +18,7 @@ from fljax.experiment.building import (
     unlike,
 )
 from fljax.experiment.comparison import Comparison, compare
-from fljax.experiment.running import Result, describe, read, restore, run
+from fljax.experiment.running import Result, describe, restore, run
 
 __all__ = [
     "FEWEST",
@@ -35,7 +35,6 @@ __all__ = [
     "compare",
     "describe",
     "name",
-    "read",
     "resolved",
     "restore",
     "rollback",

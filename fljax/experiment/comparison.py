@@ -90,6 +90,12 @@ class Comparison:
             figure.savefig(path)
         return figure
 
+    def frame(self, level: str = "round") -> Any:
+        """Gives all records as one table; arguments and result as of `Result.frame`."""
+        from fljax.experiment import results
+
+        return results.frame(self, level)
+
     def __repr__(self) -> str:
         """Name what was compared, in a line."""
         seeds = sorted({seed for runs in self.results.values() for seed in runs})

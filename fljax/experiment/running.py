@@ -75,6 +75,19 @@ class Result:
             figure.savefig(path)
         return figure
 
+    def frame(self, level: str = "round") -> Any:
+        """Gives the records as a table, which needs pandas.
+
+        Args:
+          level: "round": a row for each round; "run": one row for the run.
+
+        Returns:
+          A pandas.DataFrame, as `fljax.read` gives it of the run's folder.
+        """
+        from fljax.experiment import results
+
+        return results.frame(self, level)
+
     def __repr__(self) -> str:
         """Say in a line what ran and how well it ended."""
         rounds = len(self.records)
@@ -218,22 +231,6 @@ def _keep_tokenizer(workdir: str | os.PathLike[str], tokenizer: bytes | None) ->
     path = pathlib.Path(workdir, experiment.TOKENIZER)
     if tokenizer is not None and not path.exists():
         durable.replace(path, tokenizer)
-
-
-def read(folder: str | os.PathLike[str]) -> list[simulation.Record]:
-    """Reads the records of a run folder, also while the run goes on.
-
-    Args:
-      folder: of the run.
-
-    Returns:
-      A record for each finished round, in order.
-
-    Raises:
-      ValueError: it is no run folder.
-    """
-    writers.described(folder)
-    return writers.read_metrics(folder)
 
 
 def restore(

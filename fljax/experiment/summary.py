@@ -175,7 +175,7 @@ def _reached(
     return float("nan")
 
 
-def _of_run(
+def of_run(
     records: Sequence[simulation.Record],
     target: float = 0.0,
     measure: tasks.Measure = tasks.DEFAULT.measure,
@@ -252,7 +252,7 @@ def summarize(
     """
     summary: dict[str, dict[str, Any]] = {}
     for name, seeds in runs.items():
-        figures = [_of_run(records, target, measure) for records in seeds]
+        figures = [of_run(records, target, measure) for records in seeds]
         summary[name] = {
             key: _over_seeds([f[key] for f in figures])
             for key in figures[0]

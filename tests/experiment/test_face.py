@@ -16,7 +16,7 @@ from experiments import train
 from fljax import experiment
 from fljax.algorithms import fedavg
 from fljax.experiment import progress
-from fljax.runs import simulation
+from fljax.runs import simulation, writers
 from fljax.runtime import programs
 
 SETTINGS = fljax.Config(
@@ -94,7 +94,7 @@ def test_a_folder_is_restored_from_its_own_settings(ready, tmp_path):
     done = fljax.run(ready, tmp_path, tensorboard=False)
     again = fljax.restore(tmp_path)
     assert again.experiment.settings == SETTINGS
-    assert again.records == fljax.read(tmp_path) == done.records
+    assert again.records == writers.read_metrics(tmp_path) == done.records
     for given in (tmp_path / "no", tmp_path / "checkpoints"):
         with pytest.raises(ValueError, match="expected a run folder"):
             fljax.read(given)

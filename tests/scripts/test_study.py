@@ -64,7 +64,7 @@ def test_late_figures_are_means_from_two_thirds_of_the_rounds_on():
         }
 
     def late(records):
-        figures = summary._of_run(records)
+        figures = summary.of_run(records)
         return figures["late_accuracy"], figures["late_worst_tier"]
 
     run = [record(index, index / 10) for index in range(6)]

@@ -110,7 +110,7 @@ def test_a_run_folder_goes_on_with_its_task_alone(tmp_path):
     data, net = problems.multilabel()
     kept = fljax.restore(tmp_path, data=data, net=net)
     assert kept.measure.key == "macro_f1"
-    assert kept.final["macro_f1"] == fljax.read(tmp_path)[-1]["macro_f1"]
+    assert kept.final["macro_f1"] == fljax.read(tmp_path)["macro_f1"].iloc[-1]
     with pytest.raises(ValueError, match=r"task: .*multilabel:0\.4.*multilabel"):
         fljax.run(problems.ready("multilabel", rounds=3), tmp_path)
 

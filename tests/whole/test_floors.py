@@ -31,6 +31,9 @@ MOST_LINES = 80  # of a function, its docstring and those within it included
 NOWHERE = {"experiments", "absl", "tests"}
 NOT_AT_MODULE_LEVEL = {
     "PIL",
+    "dash",
+    "pandas",
+    "plotly",
     "tensorboardX",
     "tensorflow",
     "tensorflow_datasets",
