@@ -1,0 +1,1 @@
+"""A live page of run folders, in a browser of this machine."""
