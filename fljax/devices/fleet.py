@@ -138,6 +138,23 @@ class Fleet(NamedTuple):
         return self.names if self.classes is None else self.classes.names
 
 
+def by_tier(
+    fleet: Fleet, ids: np.ndarray, classes: np.ndarray | None = None
+) -> dict[str, int]:
+    """Counts clients by the names of their tiers; a tier without any is left out.
+
+    Args:
+      fleet: the devices.
+      ids: of the clients.
+      classes: [N] of all clients as the server sorts them; None: their tiers.
+    """
+    tier, names = fleet.tier_of_row[fleet.row[ids]], fleet.known_as
+    if classes is not None:
+        tier = classes[ids]
+    counts = np.bincount(tier, minlength=len(names))
+    return {n: int(c) for n, c in zip(names, counts, strict=True) if c}
+
+
 def of_tiers(
     num_clients: int, tiers: Sequence[devices.Tier] = devices.REFERENCE_TIERS
 ) -> Fleet:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -35,6 +36,7 @@ class Assignment(NamedTuple):
       outcome: of the clock: who began, who is done, what went wrong.
       begun: plans of those who began in this round.
       classes: [N] of all clients as the server sorts them; None: it knows the tiers.
+      tiers: tier -> how many of them are of it; empty: not known.
     """
 
     round: int
@@ -44,6 +46,7 @@ class Assignment(NamedTuple):
     outcome: arrivals.Outcome
     begun: Sequence[plans.Plan] = ()
     classes: np.ndarray | None = None
+    tiers: Mapping[str, int] = MappingProxyType({})
 
 
 def by_hand(index: int, ids: np.ndarray, assigned: Sequence[plans.Plan]) -> Assignment:
@@ -244,7 +247,8 @@ class Schedule:
         )
         ids, classes = outcome.arrived.ids, before.classes
         begun = assigned[: outcome.started]  # who is drawn first begins first
-        return Assignment(index, ids, arrived, finished, outcome, begun, classes)
+        there = fleet.by_tier(devices, ids, classes)
+        return Assignment(index, ids, arrived, finished, outcome, begun, classes, there)
 
     def _begin(self, drawn: _Drawn, assigned: Sequence[plans.Plan]) -> arrivals.Work:
         """Puts clients to work; when they are ready is up to the clock.

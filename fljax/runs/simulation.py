@@ -219,6 +219,8 @@ def _training_fields(report: base.Report) -> Record:
         "clock_seconds": books.clock_seconds,
         "plans": dict(plans_used),
     }
+    if assigned.tiers:
+        record["tiers"] = dict(assigned.tiers)
     if books.joules is not None:
         record["joules"] = sum(books.joules.values())
         # A list: names of clients would each be a curve of TensorBoard.

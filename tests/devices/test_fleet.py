@@ -224,3 +224,9 @@ def test_changes_do_not_touch_what_they_do_not_name():
     np.testing.assert_array_equal(moved.upload, plain.upload)
     np.testing.assert_array_equal(moved.memory, plain.memory)
     assert dataclasses.asdict(fleet.Changes())["refresh"] == 1
+
+
+def test_clients_are_counted_by_tier():
+    made = fleet.of_tiers(100)
+    assert fleet.by_tier(made, np.array([0, 1, 99])) == {"strong": 2, "weak": 1}
+    assert fleet.by_tier(made, np.array([], np.int32)) == {}
