@@ -18,7 +18,7 @@ from fljax.experiment import panels, styles
 
 MOST = 12  # groups that are drawn
 _FEW = 6  # of which tiers and plans are
-_POINTS = 400  # of a curve; more are thinned
+_POINTS = 250  # of a curve; more are thinned
 _MOST_PLANS = 20
 _FEW_POINTS = 12  # that get markers
 _FROM_ZERO = ("upload", "clock", "compute", "joules", "participants", "refused")
@@ -121,12 +121,11 @@ def _curves(page: Page, name: str) -> Figure | None:
     happened = False
     groups = _judged(page) if name in ("measure", "worst") else page.groups
     for group, runs in groups.items():
-        seeds = [_curve(run, page.axis, run.column(name)) for run in runs]
-        made = panels.band([seed for seed in seeds if seed], begun=True)
+        made = _together(_curve(run, page.axis, run.column(name)) for run in runs)
         if made is None:
             continue
         happened |= bool(np.any(made.high))
-        traces += _band(group, thinned(made), page.looks[group], len(runs) > 1)
+        traces += _band(group, made, page.looks[group], len(runs) > 1)
     if not traces or (name in _RARE and not happened):
         return None
     figure = _figure(page, _quantity(page, name), traces)
@@ -144,18 +143,11 @@ def _usual(groups: Groups) -> float:
 
 
 def _curve(run: watch.Run, axis: str, ys: np.ndarray) -> panels.Curve:
-    rounds, xs = run.column("round"), run.column(axis)
-    known = ~(np.isnan(xs) | np.isnan(ys))
-    points = zip(rounds[known], xs[known], ys[known], strict=True)
-    return {int(number): (float(x), float(y)) for number, x, y in points}
+    return panels.known(run.column("round").astype(int), run.column(axis), ys)
 
 
-def thinned(made: panels.Band, points: int = _POINTS) -> panels.Band:
-    """Takes every so many points of a curve, and the last."""
-    size = len(made.x)
-    step = -(-size // points)
-    kept = np.unique(np.append(np.arange(0, size, step), size - 1))
-    return panels.Band(*(column[kept] for column in made))
+def _together(curves: Iterable[panels.Curve]) -> panels.Band | None:
+    return panels.band([c for c in curves if len(c.rounds)], begun=True, most=_POINTS)
 
 
 def _band(group: str, made: panels.Band, look: Look, many: bool) -> Iterator[Figure]:
@@ -206,13 +198,11 @@ def _tiers(page: Page) -> Figure | None:
     traces: list[Figure] = []
     for group, runs in _few(page).items():
         for tier in names:
-            seeds = [
-                _curve(r, page.axis, r.tiers[tier]) for r in runs if tier in r.tiers
-            ]
-            made = panels.band([seed for seed in seeds if seed], begun=True)
+            having = (run for run in runs if tier in run.tiers)
+            made = _together(_curve(r, page.axis, r.tiers[tier]) for r in having)
             if made is not None:
                 look = Look(page.looks[group].color, dashes[tier])
-                traces += _band(f"{group}, {tier}", thinned(made), look, many=False)
+                traces += _band(f"{group}, {tier}", made, look, many=False)
     if not traces:
         return None
     for tier in names:  # what the lines mean

@@ -167,13 +167,21 @@ def refreshed(
     Returns:
       New values by part, `dash.no_update` of what stays.
     """
+    before = asked["shown"] or {}
+    stands = [(run.status.name, table.left(run)) for run in board.runs.values()]
+    whole = _digest([board.revision, *_asked(asked), asked["order"], stands])
+    count = len(figures.NAMES)
+    same: dict[str, Any] = dict.fromkeys([*_PARTS, "shown"], dash.no_update)
+    same |= {"figures": [dash.no_update] * count, "panels": [dash.no_update] * count}
+    if whole == before.get("whole"):
+        return same
     runs = table.chosen(board.runs, asked["filters"] or ())
     laid = table.lay_out(runs.values(), *asked["order"])
     together = asked["seeds"] == "band"
     groups = table.grouped(runs, together, asked["names"] or ())
     looks = figures.looks(list(groups), bool(asked["dark"]))
     parts = {
-        "summary": _summary(board.runs.values(), len(runs), where),
+        "summary": _summary(board, len(runs), where),
         "alerts": _alerts(table.alerts(runs.values())),
         "filters": table.choices(board.runs.values()),
         "names": sorted(
@@ -186,16 +194,11 @@ def refreshed(
         "body": _body(laid, groups, looks),
         "same": _same(laid, len(runs)),
     }
-    before = asked["shown"] or {}
     digests = {name: _digest(part) for name, part in parts.items()}
+    digests["whole"] = whole
     digests["figures"] = _digest([board.revision, *_asked(asked), list(groups)])
-    result: dict[str, Any] = {
-        name: part if digests[name] != before.get(name) else dash.no_update
-        for name, part in parts.items()
-    }
-    result["shown"] = digests if digests != before else dash.no_update
-    count = len(figures.NAMES)
-    result |= {"figures": [dash.no_update] * count, "panels": [dash.no_update] * count}
+    new = {n: part for n, part in parts.items() if digests[n] != before.get(n)}
+    result = same | new | {"shown": digests}
     if digests["figures"] != before.get("figures"):
         theme = figures.DARK if asked["dark"] else figures.LIGHT
         drawn = figures.draw(figures.Page(groups, looks, asked["axis"], theme))
@@ -218,9 +221,9 @@ def _plain(component: Any) -> Any:
     return component.to_plotly_json()
 
 
-def _summary(runs: Any, shown: int, where: str) -> list[Any]:
+def _summary(board: watch.Board, shown: int, where: str) -> list[Any]:
     """Says how many runs there are, and how they stand."""
-    names = [run.status.name for run in runs]
+    names = [run.status.name for run in board.runs.values()]
     if not names:
         return [html.Span(f"no run folder below {where} yet", className="quiet")]
     chips = [
@@ -228,6 +231,8 @@ def _summary(runs: Any, shown: int, where: str) -> list[Any]:
         for name in status.NAMES
         if name in names
     ]
+    if board.waiting:
+        chips.append(html.Span(f"reading {board.waiting} more", className="quiet"))
     if shown < len(names):
         chips.append(html.Span(f"{shown} of {len(names)} pass", className="quiet"))
     return chips

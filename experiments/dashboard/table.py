@@ -167,7 +167,7 @@ def lay_out(
 
 
 def _row(run: watch.Run, different: Sequence[str]) -> Row:
-    left = run.status.seconds_left
+    seconds = run.status.seconds_left
     numbers = [run.last(name) for name in _FIGURES]
     settings = _fields(run)
     values = [settings.get(name, "") for name in different]
@@ -179,7 +179,7 @@ def _row(run: watch.Run, different: Sequence[str]) -> Row:
         min(share, 1.0),
         (
             f"{run.done} / {run.rounds}",
-            "" if left is None else span(left),
+            left(run),
             *map(_number, numbers),
             *values,
         ),
@@ -187,11 +187,17 @@ def _row(run: watch.Run, different: Sequence[str]) -> Row:
             _key(run.name),
             (False, order, ""),
             (False, share, ""),
-            (left is None, left or 0.0, ""),
+            (seconds is None, seconds or 0.0, ""),
             *((math.isnan(x), 0.0 if math.isnan(x) else x, "") for x in numbers),
             *map(_key, values),
         ),
     )
+
+
+def left(run: watch.Run) -> str:
+    """Says how long a run will take yet; nothing where that is not known."""
+    seconds = run.status.seconds_left
+    return "" if seconds is None else span(seconds)
 
 
 def _key(text: str) -> tuple[bool, float, str]:

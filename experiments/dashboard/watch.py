@@ -24,6 +24,7 @@ from fljax.runs import follow, status, writers
 
 _NAMES = [quantity.name for quantity in panels.QUANTITIES]
 _OFTEN = 0.3  # seconds between looks, however many ask
+_LONG = 1.0  # seconds of a look after which folders not seen before wait for the next
 
 
 class Alert(NamedTuple):
@@ -182,10 +183,12 @@ class Board(NamedTuple):
     Attributes:
       runs: by name.
       revision: another number where records, alerts or runs have changed.
+      waiting: folders that have not been read yet.
     """
 
     runs: Mapping[str, Run]
     revision: int
+    waiting: int = 0
 
 
 class Watch:
@@ -212,7 +215,13 @@ class Watch:
         paths = dict.fromkeys(
             path for root in self._roots for path in follow.find(root)
         )
-        changed = [self._look_at(path) for path in paths]
+        end, waiting = time.monotonic() + _LONG, 0
+        changed = []
+        for path in paths:
+            if path not in self._seen and time.monotonic() > end:
+                waiting += path not in self._strangers
+            else:
+                changed.append(self._look_at(path))
         gone = [path for path in self._runs if path not in paths]
         for path in gone:
             del self._runs[path], self._seen[path]
@@ -223,7 +232,7 @@ class Watch:
             judge(run, status.held(path, locked), now)
             for path, run in self._runs.items()
         ]
-        return Board({run.name: run for run in runs}, self._revision)
+        return Board({run.name: run for run in runs}, self._revision, waiting)
 
     def _look_at(self, path: pathlib.Path) -> bool:
         """Read what is new of a folder; tell whether anything is."""

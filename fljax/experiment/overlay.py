@@ -53,7 +53,7 @@ def differing(runs: Sequence[Settings]) -> list[str]:
 
 
 def _key(run: Settings, name: str) -> str:
-    return json.dumps(run[name], sort_keys=True) if name in run else "absent"
+    return repr(run[name]) if name in run else "absent"
 
 
 def groups(runs: Mapping[str, Settings]) -> dict[str, list[str]]:
@@ -66,10 +66,10 @@ def groups(runs: Mapping[str, Settings]) -> dict[str, list[str]]:
       A name for each group -> its runs. It is the part of the path that they share,
       where that tells the groups apart, else what differs.
     """
-    together: dict[str, list[str]] = {}
+    together: dict[frozenset, list[str]] = {}
     for path, run in runs.items():
-        rest = {name: _key(run, name) for name in run if name != SEED}
-        together.setdefault(json.dumps(rest, sort_keys=True), []).append(path)
+        rest = frozenset((name, _key(run, name)) for name in run if name != SEED)
+        together.setdefault(rest, []).append(path)
     members = list(together.values())
     shared = [_shared(paths) for paths in members]
     firsts = [runs[paths[0]] for paths in members]

@@ -8,6 +8,7 @@ Legend: R rounds that are recorded, Q quantities.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -18,7 +19,6 @@ from fljax import tasks
 
 ACCURACY = tasks.DEFAULT.measure
 Record = Mapping[str, Any]
-Curve = Mapping[int, tuple[float, float]]  # round -> (x, y) of one seed
 
 
 class Quantity(NamedTuple):
@@ -50,15 +50,17 @@ class Quantity(NamedTuple):
 
     def value(self, record: Record) -> float:
         """Gives the number of a record in the axis's unit; NaN: it has none."""
+        found: Any = None
         if self.read is not None:
-            found: Any = self.read(record)
+            found = self.read(record)
         else:
-            found = next(
-                (record[f] for f in self.fields if record.get(f) is not None), None
-            )
+            for field in self.fields:
+                found = record.get(field)
+                if found is not None:
+                    break
         if found is None:
             return 0.0 if self.total else math.nan
-        if isinstance(found, Mapping):
+        if isinstance(found, dict):
             return 1.0
         return self.scale * (len(found) if isinstance(found, list) else found)
 
@@ -103,7 +105,7 @@ QUANTITIES = (
     Quantity("refused", "refused updates, total", ("refused",), total=True),
     Quantity("rollbacks", "rollbacks, total", ("rollback",), total=True),
     # of this machine
-    Quantity("wall", "seconds a round here", ("wall_seconds",), "s"),
+    Quantity("wall", "time of a round here", ("wall_seconds",), "s"),
 )
 
 # What is drawn over what: runs compared, one run as it went, the live page.
@@ -180,27 +182,34 @@ def along(column: np.ndarray, quantity: Quantity) -> np.ndarray:
     return np.cumsum(column) if quantity.total else column
 
 
+class Curve(NamedTuple):
+    """Points of one seed, [P] each, in order of rounds."""
+
+    rounds: np.ndarray
+    x: np.ndarray
+    y: np.ndarray
+
+
+def known(rounds: np.ndarray, xs: np.ndarray, ys: np.ndarray) -> Curve:
+    """Gives the points of columns [R] that have both numbers."""
+    both = ~(np.isnan(xs) | np.isnan(ys))
+    return Curve(rounds[both], xs[both], ys[both])
+
+
 def curve(records: Sequence[Record], x: Quantity, y: Quantity) -> Curve:
     """Puts one quantity over another, at the rounds that have both.
 
     Over a total that stays 0, such as the upload of a run that sends nothing, there is
-    no curve.
+    no point.
     """
-    if not records:
-        return {}
     xs, ys = (
         along(column, quantity)
         for column, quantity in zip(table(records, (x, y)).T, (x, y), strict=True)
     )
+    rounds = np.array([record["round"] for record in records], int)
     if x.total and not xs.any():
-        return {}
-    known = ~(np.isnan(xs) | np.isnan(ys))
-    rounds = [record["round"] for record in records]
-    return {
-        number: (float(a), float(b))
-        for number, a, b, both in zip(rounds, xs, ys, known, strict=True)
-        if both
-    }
+        return Curve(rounds[:0], xs[:0], ys[:0])
+    return known(rounds, xs, ys)
 
 
 class Band(NamedTuple):
@@ -212,22 +221,31 @@ class Band(NamedTuple):
     high: np.ndarray
 
 
-def band(seeds: Sequence[Curve], begun: bool = False) -> Band | None:
+def band(seeds: Sequence[Curve], begun: bool = False, most: int = 0) -> Band | None:
     """Lays curves of seeds over each other.
 
     Args:
       seeds: a curve each.
       begun: at every round that some seed has; else at those that all have.
+      most: points, of which the last is one; more are thinned. 0: all.
 
     Returns:
       None where there are no such rounds.
     """
-    sets = [set(seed) for seed in seeds]
-    met = set.union if begun else set.intersection
-    rounds = sorted(met(*sets)) if sets else []
-    if not rounds:
+    met = np.union1d if begun else np.intersect1d
+    rounds = functools.reduce(met, [seed.rounds for seed in seeds]) if seeds else ()
+    if not len(rounds):
         return None
-    none = (math.nan, math.nan)
-    points = np.array([[seed.get(r, none) for r in rounds] for seed in seeds])
-    x, y = points[..., 0], points[..., 1]  # [seeds, P]
+    step = -(-len(rounds) // most) if most else 1
+    rounds = rounds[(len(rounds) - 1) % step :: step]
+    points = np.full((2, len(seeds), len(rounds)), np.nan)
+    for number, seed in enumerate(seeds):
+        _, places, own = np.intersect1d(
+            rounds, seed.rounds, assume_unique=True, return_indices=True
+        )
+        points[0, number, places] = seed.x[own]
+        points[1, number, places] = seed.y[own]
+    x, y = points  # [seeds, P]
+    if len(seeds) == 1:
+        return Band(x[0], *(y[0],) * 3)
     return Band(np.nanmean(x, 0), np.nanmean(y, 0), np.nanmin(y, 0), np.nanmax(y, 0))

@@ -67,7 +67,7 @@ def compared(
         axis, quantity = quantities[x], quantities[y]
         for name, style in looks.items():
             curves = (panels.curve(r, axis, quantity) for r in runs[name])
-            seeds = [made for made in curves if made]
+            seeds = [made for made in curves if len(made.rounds)]
             many = len(seeds) > 1
             count = f"mean and range of {len(seeds)} seeds" if many else "1 seed"
             _draw(panel, seeds, style, f"{name} ({count})")
@@ -191,9 +191,10 @@ def _add_history(
         made = panels.curve(records, quantities[x], quantities[y])
         _draw(panel, [made], style, name)
         train = panels.curve(records, quantities[x], quantities["train_loss"])
-        if y == "test_loss" and train:
-            xs, ys = zip(*train.values(), strict=True)
-            panel.plot(xs, ys, color=style.color, linestyle=style.line, linewidth=0.8)
+        if y == "test_loss" and len(train.rounds):
+            panel.plot(
+                train.x, train.y, color=style.color, linestyle=style.line, linewidth=0.8
+            )
 
 
 def _draw(

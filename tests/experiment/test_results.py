@@ -3,6 +3,7 @@
 import json
 import math
 
+import numpy as np
 import pytest
 
 import fljax
@@ -192,16 +193,24 @@ def test_a_total_is_added_up_over_rounds_that_have_none_of_the_other():
     ]
     quantities = panels.of()
     made = panels.curve(records, quantities["upload"], quantities["measure"])
-    assert made == {1: (3.0, 50.0)}
+    assert [column.tolist() for column in made] == [[1], [3.0], [50.0]]
     silent = [{"round": 0, "test_accuracy": 0.5}]
-    assert panels.curve(silent, quantities["upload"], quantities["measure"]) == {}
+    none = panels.curve(silent, quantities["upload"], quantities["measure"])
+    assert [len(column) for column in none] == [0, 0, 0]
 
 
 def test_a_band_of_seeds_that_have_come_to_different_rounds():
-    seeds = [{0: (1.0, 10.0), 1: (2.0, 20.0)}, {0: (3.0, 30.0)}]
+    def seed(*points):
+        rounds, x, y = np.array(points).reshape(-1, 3).T
+        return panels.Curve(rounds.astype(int), x, y)
+
+    seeds = [seed((0, 1.0, 10.0), (1, 2.0, 20.0)), seed((0, 3.0, 30.0))]
     strict, live = panels.band(seeds), panels.band(seeds, begun=True)
     assert (strict.x.tolist(), strict.mean.tolist()) == ([2.0], [20.0])
     assert (live.x.tolist(), live.mean.tolist()) == ([2.0, 2.0], [20.0, 20.0])
     assert (live.low.tolist(), live.high.tolist()) == ([10.0, 20.0], [30.0, 20.0])
     assert panels.band([]) is None
-    assert panels.band([{}, {0: (0.0, 0.0)}]) is None
+    assert panels.band([seed(), seeds[0]]) is None
+    long = seed(*((r, r, r) for r in range(1001)))
+    thin = panels.band([long, long], begun=True, most=400)
+    assert (len(thin.x), thin.x[-1], thin.x[1] - thin.x[0]) == (334, 1000, 3)

@@ -245,16 +245,12 @@ def test_runs_of_other_tasks_are_not_drawn_into_the_same_panel(runs):
     assert set(lines_of(drawn["train_loss"])) == {"a", "b"}
 
 
-def test_curves_are_told_apart_and_thinned():
+def test_curves_are_told_apart():
     names = [f"r{i}" for i in range(figures.MOST)]
     looks = figures.looks(names, dark=True)
     assert len(set(looks.values())) == figures.MOST
     assert "#000000" not in {look.color for look in looks.values()}
     assert figures.faint("#0072B2") == "rgba(0,114,178,0.2)"
-    x = np.arange(1001.0)
-    made = figures.thinned(panels.Band(x, x, x, x))
-    assert len(made.x) <= figures._POINTS + 1
-    assert made.x[-1] == 1000
     assert sorted(["10-11", "2-7", "2-3", "full"], key=figures._order) == [
         *("2-3", "2-7", "10-11", "full")
     ]
