@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -54,7 +55,9 @@ def serve(folders: Sequence[str], port: int, seconds: float) -> Any:
         raise ValueError(
             f"expected the extra dashboard, got {error}; {INSTALL}"
         ) from error
-    app = page.make(watch.Watch(folders), seconds, ", ".join(map(str, folders)))
+    found = watch.Watch(folders)
+    threading.Thread(target=found.catch_up, daemon=True).start()
+    app = page.make(found, seconds, ", ".join(map(str, folders)))
     with contextlib.closing(socket.socket()) as probe:  # werkzeug's error is 4 lines
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

@@ -79,6 +79,8 @@ def make(found: watch.Watch, seconds: float, where: str) -> dash.Dash:
             "order": Input("order", "data"),
             "shown": State("shown", "data"),
         },
+        # A tick while another is answered would have its answer dropped.
+        running=[(Output("tick", "disabled"), True, False)],
     )(lambda **asked: refreshed(found.board(), asked, where))
     app.callback(
         Output("order", "data"),

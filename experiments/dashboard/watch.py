@@ -211,6 +211,15 @@ class Watch:
                 self._at = time.monotonic()
             return self._board
 
+    def catch_up(self) -> None:
+        """Read what was not read before, a second at a time."""
+        waiting = True
+        while waiting:
+            with self._lock:
+                self._board = self._look(time.time())
+            waiting = self._board.waiting > 0
+            time.sleep(0.02)  # others may have the lock
+
     def _look(self, now: float) -> Board:
         paths = dict.fromkeys(
             path for root in self._roots for path in follow.find(root)

@@ -117,6 +117,19 @@ def test_more_rounds_and_odd_folders(runs):
     assert found.board().runs["c"].status.name == "running"
 
 
+def test_a_look_that_takes_long_goes_on_with_the_next(runs, monkeypatch):
+    monkeypatch.setattr(watch, "_LONG", -1)
+    found = watch.Watch([runs])
+    first = found.board()
+    assert (first.runs, first.waiting) == ({}, 3)
+    monkeypatch.setattr(watch, "_LONG", 60)
+    found.catch_up()
+    assert (len(found.board().runs), found.board().waiting) == (3, 0)
+    monkeypatch.setattr(watch, "_LONG", -1)
+    lines(runs / "b/metrics.jsonl", [record(4)])
+    assert found.board().runs["b"].done == 5  # what is known is kept up with
+
+
 def test_several_folders_are_named_by_what_tells_them_apart(runs):
     names = watch.Watch([runs / "a/seed_1", runs / "b"]).board().runs
     assert list(names) == ["a/seed_1", "b"]
