@@ -19,7 +19,7 @@ _HEIGHT = 270  # pixels of a panel
 _ALERTS = 6  # that are shown at once
 _AXES = {"round": "rounds", "clock": "devices' clock"}
 _SEEDS = {"band": "as a band", "each": "each"}
-_GRAPH = {
+_GRAPH: Any = {
     "displaylogo": False,
     "responsive": True,
     "modeBarButtonsToRemove": ["select2d", "lasso2d", "autoScale2d"],
@@ -56,7 +56,7 @@ def make(found: watch.Watch, seconds: float, where: str) -> dash.Dash:
       The app, whose `server` answers requests.
     """
     app = dash.Dash(
-        "fljax", title="fljax runs", update_title=None, assets_folder=_assets()
+        "fljax", title="fljax runs", update_title="", assets_folder=_assets()
     )
     app.layout = _layout(seconds, where)
     dark = Output("dark", "data"), Input("tick", "n_intervals"), State("dark", "data")
@@ -251,7 +251,7 @@ def _alerts(lines: Sequence[table.Line]) -> list[Any]:
             [
                 _dot(line.kind),
                 html.B(line.kind),
-                html.Small(f" {line.count} times" if line.count > 1 else ""),
+                html.Small(f" {line.times} times" if line.times > 1 else ""),
                 html.Span(line.run, className="run"),
                 html.Span(line.message),
             ]

@@ -63,13 +63,13 @@ class Line(NamedTuple):
     Attributes:
       kind: of the alerts.
       run: that they are of.
-      count: of them.
+      times: that it was told.
       message: of the last.
     """
 
     kind: str
     run: str
-    count: int
+    times: int
     message: str
 
 
@@ -231,7 +231,7 @@ def alerts(runs: Iterable[watch.Run]) -> list[Line]:
     for run in runs:
         for kind, alert in run.alerts.items():
             if kind != "stopped":  # unless it goes on since: see below
-                line = Line(kind, run.name, alert.count, alert.message)
+                line = Line(kind, run.name, alert.times, alert.message)
                 found.append((_grave(kind), -run.changed, line))
         if run.status.name in _WORST:
             line = Line(run.status.name, run.name, 1, run.status.why)

@@ -30,7 +30,7 @@ _LONG = 1.0  # seconds of a look after which folders not seen before wait for th
 class Alert(NamedTuple):
     """Alerts of one kind of one run: how many, the round and words of the last."""
 
-    count: int
+    times: int
     round: int
     message: str
 
@@ -127,8 +127,8 @@ def _with_alerts(
     found = dict(before)
     for alert in new:
         kind, message = str(alert.get("kind", "alert")), str(alert.get("message", ""))
-        count = found[kind].count + 1 if kind in found else 1
-        found[kind] = Alert(count, alert["round"], message)
+        times = found[kind].times + 1 if kind in found else 1
+        found[kind] = Alert(times, alert["round"], message)
     return found
 
 

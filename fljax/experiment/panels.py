@@ -233,7 +233,9 @@ def band(seeds: Sequence[Curve], begun: bool = False, most: int = 0) -> Band | N
       None where there are no such rounds.
     """
     met = np.union1d if begun else np.intersect1d
-    rounds = functools.reduce(met, [seed.rounds for seed in seeds]) if seeds else ()
+    if not seeds:
+        return None
+    rounds: Any = functools.reduce(met, [seed.rounds for seed in seeds])
     if not len(rounds):
         return None
     step = -(-len(rounds) // most) if most else 1

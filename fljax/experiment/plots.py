@@ -170,8 +170,8 @@ def history(
     for index, share in enumerate(shares):
         for panel in places[[0, 2], index if apart else 0]:
             panel.axhline(100 * share, color="0.4", linestyle=":", linewidth=1)
-    for column in places.T:
-        for panel, (x, y) in zip(column, panels.HISTORY, strict=True):
+    for alike in places.T:
+        for panel, (x, y) in zip(alike, panels.HISTORY, strict=True):
             label = "loss (thin: training)" if y == "test_loss" else quantities[y].label
             _dress(panel, quantities[x].label, label)
     if not apart:

@@ -180,7 +180,7 @@ def plot(*what: What, path: Folder | None = None) -> Any:
 def _curves(one: What) -> dict[str, list[Sequence[simulation.Record]]]:
     """Gives the records of seeds by name."""
     if isinstance(one, comparison.Comparison):
-        return dict(one.records)
+        return {name: list(seeds) for name, seeds in one.records.items()}
     if isinstance(one, running.Result):
         return {experiment.name(one.experiment): [one.records]}
     runs = _runs(one)
