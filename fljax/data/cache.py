@@ -8,7 +8,6 @@ leaves nothing half.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -17,6 +16,7 @@ import shutil
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import filelock
 import numpy as np
 
 from fljax import bounds
@@ -87,8 +87,7 @@ def keep(
     name = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:32]
     entry = pathlib.Path(folder).expanduser() / name
     private.make(entry.parent)
-    with open(entry.with_suffix(".lock"), "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # who comes second finds it made
+    with filelock.FileLock(entry.with_suffix(".lock")):  # who comes second finds it
         if not entry.exists():
             _write(entry, about, make())
         if why := private.objection(entry.parent, (entry, *entry.iterdir())):

@@ -217,6 +217,7 @@ def test_a_lock_that_was_deleted_or_is_no_text_still_keeps_others_out(tmp_path):
 def test_the_library_imports_without_fcntl():
     code = (
         "import sys; sys.modules['fcntl'] = None\n"
+        "from fljax.data import load\n"
         "from fljax.runs import simulation, writers; print('imported')"
     )
     assert start_python(code).communicate()[0] == "imported\n"
