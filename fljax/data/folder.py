@@ -17,7 +17,6 @@ from typing import NamedTuple
 import numpy as np
 
 from fljax.data import images, progress
-from fljax.runtime import reading
 
 TEST = ("test", "valid", "val")
 SUFFIXES = frozenset((
@@ -25,10 +24,7 @@ SUFFIXES = frozenset((
     ".webp", ".pbm", ".pgm", ".ppm", ".pnm",
 ))  # fmt: skip
 LAYOUT = "DIR/train/CLASS/* and DIR/test/CLASS/* (or valid, or val)"
-COLOR = {"RGB": "rgb", "RGBA": "rgb", "P": "rgb", "CMYK": "rgb", "YCbCr": "rgb"}
-GREY = {"1": "grey", "L": "grey", "LA": "grey"}
 _SHOWN = 6  # kinds of what is left out
-KNOWN = COLOR | GREY  # Pillow's modes of 8 bits a channel; others would be cut off
 
 
 class Files(NamedTuple):
@@ -170,16 +166,8 @@ def read(
       ValueError: Pillow is missing, a file is no image or has more than 8 bits a
         channel, or sizes differ and none is given.
     """
-    pil = images.pillow(name)
     everything = [file for file, _ in (*found.train, *found.test)]
-    height, width, stored = _survey(name, pil, everything, size, watch)
-    kind = stored if mode == "stored" else mode
-    shape = (height, width, 1 if kind == "grey" else 3)
-    images.require(name, len(everything), shape)
-    x = np.empty((len(everything), *shape), np.uint8)
-    for i, file in enumerate(everything):
-        x[i] = _decode(name, pil, file, size, kind)
-        watch(f"decoding {name}", i + 1, len(everything))
+    x = images.read(name, [(str(f), f) for f in everything], size, mode, watch)
     y = np.array([label for _, label in (*found.train, *found.test)], np.int32)
     cut = len(found.train)
     return {
@@ -189,49 +177,3 @@ def read(
         "y_test": y[cut:],
         "num_classes": np.array(len(found.classes)),
     }
-
-
-def _survey(name, pil, paths, size: int, watch) -> tuple[int, int, str]:
-    """Reads the headers: height and width that the arrays get, grey or rgb."""
-    first: tuple[tuple[int, int], pathlib.Path] | None = None
-    grey = True
-    for i, file in enumerate(paths):
-        try:
-            with images.opened(pil, file) as image:
-                shape, mode = (image.height, image.width), image.mode
-        except Exception as error:  # of Pillow's, of many kinds
-            raise _no_image(name, file, error) from error
-        if mode not in KNOWN:
-            raise ValueError(
-                f"{name}: expected images of 8 bits a channel, got Pillow's mode "
-                f"{mode!r} in {file}; convert it first"
-            )
-        first = first or (shape, file)
-        if not size and shape != first[0]:
-            raise ValueError(
-                f"{name}: expected images of one size, got {_by(first[0])} in "
-                f"{first[1]} and {_by(shape)} in {file}; give --image_size"
-            )
-        grey = grey and mode in GREY
-        watch(f"looking through {name}", i + 1, len(paths))
-    height, width = first[0] if first and not size else (size, size)
-    return height, width, "grey" if grey else "rgb"
-
-
-def _decode(name, pil, file, size: int, mode: str) -> np.ndarray:
-    try:
-        with images.opened(pil, file) as image:
-            return images.array(image, size, mode)
-    except Exception as error:  # of Pillow's, of many kinds
-        raise _no_image(name, file, error) from error
-
-
-def _no_image(name: str, file: pathlib.Path, error: Exception) -> ValueError:
-    return ValueError(
-        f"{name}: expected an image that Pillow can read, got {file} "
-        f"({reading.gist(error)})"
-    )
-
-
-def _by(shape: tuple[int, int]) -> str:
-    return f"{shape[0]} x {shape[1]}"

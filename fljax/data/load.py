@@ -23,6 +23,7 @@ from fljax.data import (
     cache,
     checks,
     folder,
+    hub,
     images,
     jsonl,
     labels,
@@ -41,6 +42,7 @@ SOURCES = {  # to what stands behind the colon
     "leaf": "DIR",
     "jsonl": "PATH",
     "tfds": "NAME",
+    "hf": "NAME",
 }
 CHUNK = 2**22  # values that `normalization` turns into float64 at a time: 32 MB
 FLOOR_UINT8 = 1e-3  # a quarter of one step of 1/255: below it a channel is constant
@@ -80,6 +82,7 @@ class Options(NamedTuple):
       cache: folder that keeps what was decoded; empty: none.
       check: what labels must be, of `labels`.
       one_hot: whether an npz file's rows with a single one are class numbers.
+      columns: of an `hf` set, which is what.
       following: labels are the tokens that come next, at every position; those that the
         source has are left out.
     """
@@ -93,6 +96,7 @@ class Options(NamedTuple):
     cache: str = ""
     check: checks.Check = labels.class_numbers
     one_hot: bool = True
+    columns: hub.Columns = hub.Columns()
     following: bool = False
 
 
@@ -114,6 +118,7 @@ def load(
       `cifar10:3.0.2`), from the folder in TFDS_DATA_DIR or the library's own. A set
       that was prepared as array_record needs no TensorFlow. The test split is `test`,
       or else `validation`. Texts become subwords.
+    - `hf:NAME`: a set of the Hugging Face hub, or a folder of its library, see `hub`.
 
     x is [examples, *features], uint8 if it is stored so, else float32; [examples,
     height, width] is taken as grey images and gets a channel axis. y is what
@@ -154,6 +159,8 @@ def _arrays(name: str, kind: str, rest: str, options: Options, watch) -> Arrays:
     path = pathlib.Path(os.path.expanduser(rest))
     if kind == "tfds":
         return _from_tfds(name, rest, options, watch)
+    if kind == "hf":
+        return _from_hub(name, rest, options, watch)
     if kind == "folder":
         return _from_folder(name, path, options, watch)
     if kind == "leaf":
@@ -221,6 +228,34 @@ def _from_tfds(name, rest, options: Options, watch) -> Arrays:
         return _from_texts(name, read, source, options, watch)
     about = {"kind": "tfds", "source": source() if options.cache else ""}
     arrays = _fit(name, cache.keep(options.cache, about, read), options, watch)
+    return resplit.split(name, arrays, options.test_share, options.seed)
+
+
+def _from_hub(name, rest, options: Options, watch) -> Arrays:
+    found = hub.find(rest, options.columns, not options.following)
+    files = hub.files(found) if options.cache else []
+    if not files:  # it lies in memory alone
+        options = options._replace(cache="")
+    size, mode = options.image_size, options.image_mode
+
+    def source() -> str:
+        root = pathlib.Path(os.path.commonpath([file.parent for file in files]))
+        what = (_content(name, root, files, watch), found.columns, list(found.splits))
+        return hashlib.sha256(repr(what).encode()).hexdigest()
+
+    if found.kind == "text":
+        read = functools.partial(hub.read, found, watch=watch)
+        return _from_texts(name, read, source, options, watch)
+    is_image = found.kind == "image"
+    about = {"kind": "hf", "source": source() if options.cache else ""}
+    if is_image:
+        about |= {"image_size": size, "image_mode": mode}
+    given = (size, mode) if is_image else ()
+    arrays = cache.keep(
+        options.cache, about, lambda: hub.read(found, *given, watch=watch)
+    )
+    if not is_image:
+        arrays = _fit(name, arrays, options, watch)
     return resplit.split(name, arrays, options.test_share, options.seed)
 
 

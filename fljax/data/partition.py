@@ -7,7 +7,7 @@ TMLR 2023), so equal seeds give equal splits, index for index. The Dirichlet spl
 that of Hsu et al. (arXiv 1909.06335), with shards of equal size.
 
 A split is a sequence of N int arrays, one a client; `index_table` turns it into flat
-arrays that a device can gather from.
+arrays that a device can gather from. `skewed` has more splits.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def iid(labels: np.ndarray, num_clients: int, seed: int) -> Split:
     >>> [len(part) for part in iid(np.zeros(10), 4, seed=0)]
     [3, 3, 2, 2]
     """
-    _check_clients(num_clients, len(labels))
+    check_clients(num_clients, len(labels))
     size, longer = divmod(len(labels), num_clients)
     sizes = np.full(num_clients, size)
     sizes[:longer] += 1
@@ -116,9 +116,9 @@ def dirichlet(labels: np.ndarray, num_clients: int, alpha: float, seed: int) -> 
     >>> [part.tolist() for part in dirichlet(np.array([1, 0, 1, 0]), 1, 0.1, seed=0)]
     [[1, 3, 0, 2]]
     """
-    labels = _check_labels(labels)
-    _check_clients(num_clients, len(labels))
-    _check_alpha(alpha)
+    labels = check_labels(labels)
+    check_clients(num_clients, len(labels))
+    check_alpha(alpha)
     rng = np.random.default_rng(seed)
     shares = _class_shares(np.bincount(labels), num_clients, alpha, rng)
     return _equal_shards(_by_owner(labels, shares), num_clients)
@@ -147,9 +147,9 @@ def resource_correlated(
     Raises:
       ValueError: an argument is out of range.
     """
-    labels = _check_labels(labels)
-    _check_clients(num_clients, len(labels))
-    _check_alpha(alpha)
+    labels = check_labels(labels)
+    check_clients(num_clients, len(labels))
+    check_alpha(alpha)
     if num_groups < 1:
         raise ValueError(f"num_groups must be 1 or more, got {num_groups}")
     rng = np.random.default_rng(seed)
@@ -235,7 +235,7 @@ def class_counts(
     >>> class_counts(np.array([0, 1, 1]), [np.array([1, 2]), np.array([0])], 2).tolist()
     [[0, 2], [1, 0]]
     """
-    labels = _check_labels(labels)
+    labels = check_labels(labels)
     if len(labels) and labels.max() >= num_classes:
         raise ValueError(
             f"labels must lie below num_classes = {num_classes}, got {labels.max()}"
@@ -278,7 +278,8 @@ def _flat(parts: Sequence[np.ndarray]) -> Split:
     return Split(np.concatenate([np.empty(0, np.int64), *parts]), sizes)
 
 
-def _check_clients(num_clients: int, examples: int) -> None:
+def check_clients(num_clients: int, examples: int) -> None:
+    """Raises ValueError unless every client can have an example."""
     if not 1 <= num_clients <= examples:
         raise ValueError(
             f"expected 1 to the number of training examples, {examples}, clients, got "
@@ -286,12 +287,14 @@ def _check_clients(num_clients: int, examples: int) -> None:
         )
 
 
-def _check_alpha(alpha: float) -> None:
+def check_alpha(alpha: float) -> None:
+    """Raises ValueError unless a concentration makes sense."""
     if not 0 < alpha < np.inf:  # false for NaN too
         raise ValueError(f"alpha must be positive and finite, got {alpha}")
 
 
-def _check_labels(labels: np.ndarray) -> np.ndarray:
+def check_labels(labels: np.ndarray) -> np.ndarray:
+    """Gives labels as an array; raises ValueError unless they are class numbers."""
     labels = np.asarray(labels)
     if labels.ndim != 1 or labels.dtype.kind not in "iu":
         raise ValueError(

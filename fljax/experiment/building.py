@@ -26,7 +26,7 @@ from fljax import (
     types,
 )
 from fljax.algorithms import base, centralized, cocofl, fedavg_drop
-from fljax.data import augment, checks, load, partition
+from fljax.data import augment, checks, load, partition, skewed
 from fljax.devices import arrivals, fleet
 from fljax.engine import (
     client,
@@ -173,6 +173,7 @@ def _load(
         cache=cache,
         check=task.check,
         one_hot=task.classes,
+        columns=config.columns,
         following=task.positions,
     )
     with configs.naming("dataset"), progress.Loading() as watch:
@@ -249,13 +250,21 @@ def split(config: configs.Config, data: types.Dataset) -> partition.Split:
             )
         return parts
     with configs.naming("num_clients"):
-        if config.partition == "iid":
-            return partition.iid(labels, n, seed)
-        make = {
-            "dirichlet": partition.dirichlet,
-            "resource_correlated": partition.resource_correlated,
-        }[config.partition]
-        return make(labels, n, config.alpha, seed)
+        partition.check_clients(n, len(labels))
+    with configs.naming(f"partition={config.partition}"):
+        match config.partition:
+            case "dirichlet":
+                return partition.dirichlet(labels, n, config.alpha, seed)
+            case "resource_correlated":
+                return partition.resource_correlated(labels, n, config.alpha, seed)
+            case "inner_dirichlet":
+                return skewed.inner_dirichlet(labels, n, config.alpha, seed)
+            case "shard":
+                return skewed.shard(labels, n, seed, config.shards_per_client)
+            case "pathological":
+                each, how = config.classes_per_client, config.class_assignment
+                return skewed.pathological(labels, n, seed, each, how)
+        return partition.iid(labels, n, seed)
 
 
 def _table(config: configs.Config, net, counts) -> costs.CostTable:

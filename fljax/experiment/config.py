@@ -19,7 +19,7 @@ from typing import Any
 
 from fljax import algorithms, bounds, models, notation, policies, tasks
 from fljax import devices as kinds
-from fljax.data import augment, load
+from fljax.data import augment, hub, load, skewed
 from fljax.devices import arrivals, classes, fleet_sources
 from fljax.devices import clock as clocks
 from fljax.devices import failures as faults
@@ -29,7 +29,10 @@ from fljax.runs import guard
 from fljax.updates import aggregate as aggregates
 from fljax.updates import codecs
 
-BY_CLASS = ("dirichlet", "resource_correlated")  # partitions that need class numbers
+BY_CLASS = (  # partitions that need class numbers
+    *("dirichlet", "resource_correlated"),
+    *("inner_dirichlet", "shard", "pathological"),
+)
 PARTITIONS = ("iid", *BY_CLASS, "natural")
 
 _DEVIATION = bounds.of(fleets.Changes, "drift")  # of a logarithm
@@ -53,7 +56,9 @@ class Config:
         choices=models.BY_NAME,
     )
     dataset: str = bounds.field(
-        "digits", "digits, npz:PATH, folder:DIR, leaf:DIR, jsonl:PATH or tfds:NAME."
+        "digits",
+        "digits, npz:PATH, folder:DIR, leaf:DIR, jsonl:PATH, tfds:NAME or "
+        "hf:NAME (of the Hugging Face hub).",
     )
     task: str = bounds.field(
         "classification",
@@ -98,11 +103,24 @@ class Config:
     )
     partition: str = bounds.field(
         "iid",
-        "iid, dirichlet, resource_correlated or natural.",
+        "iid, dirichlet, resource_correlated, natural; by Flower's names "
+        "inner_dirichlet, shard or pathological.",
         choices=PARTITIONS,
     )
     alpha: float = bounds.field(
         0.1, "Concentration of the Dirichlet partitions.", least=1e-6, most=1e6
+    )
+    shards_per_client: int = bounds.field(
+        2, "Of the partition shard: pieces of the data in order of classes.", least=1
+    )
+    classes_per_client: int = bounds.field(
+        2, "Of the partition pathological: how many classes, exactly.", least=1
+    )
+    class_assignment: str = bounds.field(
+        "random",
+        "Of the partition pathological: which classes are a client's, random, "
+        "first-deterministic (the first one in turn) or deterministic (all in turn).",
+        choices=skewed.ASSIGNMENTS,
     )
     num_clients: int = bounds.field(
         100, "Clients in all (natural: one a user).", least=1
@@ -260,6 +278,9 @@ class Config:
         guard.Rollback(), "When to go back to a good state; by itself never."
     )
     text: load.Text = bounds.field(load.Text(), "How texts become tokens.")
+    columns: hub.Columns = bounds.field(
+        hub.Columns(), "Which columns of an hf set are what."
+    )
 
 
 WITH_POLICY = ("cocofl",)  # of which a policy makes plans

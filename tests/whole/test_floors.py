@@ -34,6 +34,7 @@ NOT_AT_MODULE_LEVEL = {
     "dash",
     "pandas",
     "plotly",
+    "datasets",
     "tensorboardX",
     "tensorflow",
     "tensorflow_datasets",
