@@ -129,7 +129,7 @@ def read(
         if found.columns.user:
             columns["users"] = _named(_column(found, found.columns.user))
         cut = len(found.splits["train"])
-        arrays = {}
+        arrays: dict[str, np.ndarray] = {}
         for key, column in columns.items():
             train, test = (
                 ("users", "users_test")

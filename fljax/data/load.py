@@ -247,12 +247,11 @@ def _from_hub(name, rest, options: Options, watch) -> Arrays:
         read = functools.partial(hub.read, found, watch=watch)
         return _from_texts(name, read, source, options, watch)
     is_image = found.kind == "image"
-    about = {"kind": "hf", "source": source() if options.cache else ""}
+    about: dict[str, Any] = {"kind": "hf", "source": source() if options.cache else ""}
     if is_image:
         about |= {"image_size": size, "image_mode": mode}
-    given = (size, mode) if is_image else ()
     arrays = cache.keep(
-        options.cache, about, lambda: hub.read(found, *given, watch=watch)
+        options.cache, about, lambda: hub.read(found, size, mode, watch)
     )
     if not is_image:
         arrays = _fit(name, arrays, options, watch)
