@@ -2,8 +2,8 @@
 
     python -m experiments.compare --flagfile=experiments/presets/demo.flags
 
-Prints a table; WORKDIR gets summary.json, curves.png and a run folder for each
-algorithm and seed. Stop it anywhere, run the same command, and it goes on.
+Prints a table; WORKDIR gets report.html, summary.json, curves.png and a run folder for
+each algorithm and seed. Stop it anywhere, run the same command, and it goes on.
 
 Columns of the table:
 """
@@ -11,14 +11,15 @@ Columns of the table:
 from __future__ import annotations
 
 import dataclasses
-import os
+import sys
 
 from absl import flags
 
 from experiments import define, main
 from experiments import flags as config_flags
-from fljax.experiment import comparison, plots, summary
+from fljax.experiment import as_flags, comparison, plots, summary
 from fljax.experiment import config as configs
+from fljax.experiment.report import page
 from fljax.runs import writers
 from fljax.runtime import durable
 
@@ -78,10 +79,13 @@ def _main() -> None:
     content = {name: {**of, "seeds": seeds} for name, of in figures.items()}
     durable.replace(workdir / "summary.json", writers.to_json({"algorithms": content}))
     plots.curves(runs, workdir / "curves.png", measure)
+    folders = [comparison.folder(workdir, n, s) for n in names for s in seeds]
+    page.write(folders, workdir / "report.html", as_flags.ran(sys.argv))
     columns = summary.columns(comparison.COLUMNS, measure)
     print(comparison.table(figures, measure))
     print("\n".join(summary.legend(columns, list(figures.values()))))
-    print(f"wrote {workdir}{os.sep}summary.json and {workdir}{os.sep}curves.png")
+    files = ("report.html", "summary.json", "curves.png")
+    print(f"wrote {', '.join(str(workdir / name) for name in files)}")
 
 
 if __name__ == "__main__":

@@ -7,13 +7,14 @@
     python -m experiments.study --study=algorithms --dataset=npz:fashion_mnist.npz
 
 All flags of `experiments.train` hold for every run; a study changes what it is about.
-WORKDIR gets table.md, summary.json, curves.png and a run folder for each run. Stop it
-anywhere, run the same command, and it goes on.
+WORKDIR gets report.html, table.md, summary.json, curves.png and a run folder for each
+run. Stop it anywhere, run the same command, and it goes on.
 """
 
 from __future__ import annotations
 
 import pathlib
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -23,8 +24,9 @@ import fljax
 from experiments import flags as config_flags
 from experiments import main
 from fljax import devices, tasks
+from fljax.experiment import as_flags, plots, summary
 from fljax.experiment import config as configs
-from fljax.experiment import plots, summary
+from fljax.experiment.report import page
 from fljax.runs import simulation, writers
 from fljax.runtime import durable
 
@@ -205,9 +207,13 @@ _COLUMNS = (
 )
 
 
-def _folder(name: str) -> str:
-    """Makes a name one for a folder."""
-    return "".join(c if c.isalnum() else "_" for c in name)
+def folder(workdir: pathlib.Path, setting: str, name: str, seed: int) -> pathlib.Path:
+    """Gives the folder of a run, below one for its setting and its variant."""
+
+    def plain(text: str) -> str:
+        return "".join(c if c.isalnum() else "_" for c in text)
+
+    return workdir / plain(setting) / plain(name) / f"seed_{seed}"
 
 
 def _arrived(records: list[simulation.Record], wanted: int) -> float:
@@ -243,7 +249,7 @@ def run(
             for name, fields in variants.items():
                 config = configs.replace(base, {**fields, "seed": seed})
                 configs.check(config)
-                where = workdir / _folder(setting) / _folder(name) / f"seed_{seed}"
+                where = folder(workdir, setting, name, seed)
                 ready = fljax.build(config, workdir=where, cache=cache)
                 label = f"{setting}: {name}"
                 done = fljax.run(
@@ -335,8 +341,16 @@ def _main() -> None:
     content = writers.to_json({"settings": figures, "seeds": seeds})
     durable.replace(workdir / "summary.json", content)
     plots.settings(result, workdir / "curves.png", measure)
+    folders = [
+        folder(workdir, setting, name, seed)
+        for setting, variants in study.items()
+        for name in variants
+        for seed in seeds
+    ]
+    page.write(folders, workdir / "report.html", as_flags.ran(sys.argv))
     print(text)
-    print(f"wrote {workdir}/table.md, {workdir}/summary.json and {workdir}/curves.png")
+    files = ("report.html", "table.md", "summary.json", "curves.png")
+    print(f"wrote {', '.join(str(workdir / name) for name in files)}")
 
 
 if __name__ == "__main__":

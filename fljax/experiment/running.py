@@ -259,7 +259,7 @@ def restore(
     """
     if ready is None:
         _check_given(folder, {"dataset": data, "network": net, "algorithm": algorithm})
-        settings = _settings(folder)
+        settings = read_settings(folder)
         ready = experiment.build(settings, data, net, algorithm, workdir=folder)
     free = {*_MAY_CHANGE, *_ROUNDING, "rounds"}
     different = [
@@ -299,8 +299,14 @@ def _check_given(
         )
 
 
-def _settings(folder: str | os.PathLike[str]) -> configs.Config:
+def read_settings(folder: str | os.PathLike[str]) -> configs.Config:
     """Reads the settings back that a run was built from.
+
+    Args:
+      folder: of the run.
+
+    Returns:
+      The settings.
 
     Raises:
       ValueError: the folder has none, or not those of this version.

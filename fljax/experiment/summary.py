@@ -62,7 +62,7 @@ def columns(of_classes: Sequence[Column], measure: tasks.Measure) -> list[Column
     own = {
         "test_accuracy": (measure.title, measure.key),
         "worst_tier_test_accuracy": ("worst tier (own)", f"worst_tier_{measure.key}"),
-        "late_accuracy": ("late", _late(measure)),
+        "late_accuracy": ("late", late_key(measure)),
     }
     return [
         (own[key][0], form, own[key][1]) if key in own else (title, form, key)
@@ -71,7 +71,8 @@ def columns(of_classes: Sequence[Column], measure: tasks.Measure) -> list[Column
     ]
 
 
-def _late(measure: tasks.Measure) -> str:
+def late_key(measure: tasks.Measure) -> str:
+    """Names the figure of a measure over the last third of the rounds."""
     return f"late_{measure.key.removeprefix('test_')}"
 
 
@@ -202,7 +203,7 @@ def of_run(
     )
     figures = {
         **{key: last[key] for key in wanted if key in last},
-        _late(measure): _mean(late, measure.key),
+        late_key(measure): _mean(late, measure.key),
         **({"late_worst_tier": _mean(late, worst)} if worst in last else {}),
         "upload_bytes": upload,
         "upload_megabytes": upload / 1e6,
@@ -223,8 +224,12 @@ def _mean(records: Sequence[simulation.Record], key: str) -> float:
     return float(np.mean([record[key] for record in records]))
 
 
-def _over_seeds(values: Sequence[float]) -> dict[str, Any]:
-    """Gives mean, sample standard deviation and 95 % interval of the mean."""
+def over_seeds(values: Sequence[float]) -> dict[str, Any]:
+    """Gives mean, sample standard deviation and 95 % interval of the mean.
+
+    Args:
+      values: one of each seed; of a single one there is a mean alone.
+    """
     mean, seeds = float(np.mean(values)), len(values)
     if seeds == 1:
         return {"mean": mean}
@@ -254,7 +259,7 @@ def summarize(
     for name, seeds in runs.items():
         figures = [of_run(records, target, measure) for records in seeds]
         summary[name] = {
-            key: _over_seeds([f[key] for f in figures])
+            key: over_seeds([f[key] for f in figures])
             for key in figures[0]
             if all(key in f for f in figures)
         }

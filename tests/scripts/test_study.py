@@ -92,14 +92,14 @@ def test_an_unknown_study_is_refused_in_one_line(call):
 
 def test_of_one_seed_there_is_no_spread():
     columns = (("accuracy", "{mean:.2f} ± {std:.2f}", "test_accuracy"),)
-    one, two = ({"test_accuracy": summary._over_seeds(v)} for v in ([0.5], [0.5, 0.7]))
+    one, two = ({"test_accuracy": summary.over_seeds(v)} for v in ([0.5], [0.5, 0.7]))
     assert one == {"test_accuracy": {"mean": 0.5}}
     assert summary.rows(columns, [one, two])[1:] == [["0.50"], ["0.60 ± 0.14"]]
 
 
 def test_an_interval_is_students():
     # Of 1, 2, 3: mean 2, deviation 1; t of 2 degrees of freedom is 4.3027.
-    figures = summary._over_seeds([1.0, 2.0, 3.0])
+    figures = summary.over_seeds([1.0, 2.0, 3.0])
     assert figures["std"] == 1
     half = 4.3027 / 3**0.5
     assert figures["interval_95"] == pytest.approx([2 - half, 2 + half], rel=1e-4)
