@@ -35,6 +35,7 @@ NOT_AT_MODULE_LEVEL = {
     "pandas",
     "plotly",
     "datasets",
+    "optuna",
     "tensorboardX",
     "tensorflow",
     "tensorflow_datasets",
