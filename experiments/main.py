@@ -8,6 +8,7 @@ import importlib
 import operator
 import os
 import pathlib
+import platform
 import re
 import signal
 import socket
@@ -19,6 +20,7 @@ import jax
 from absl import app, flags, logging
 
 from experiments import define, interrupts
+from fljax import version
 from fljax.experiment import environment, progress
 from fljax.runs import alerts, simulation
 from fljax.runtime import private, programs, reading
@@ -78,6 +80,9 @@ _HOOKS = flags.DEFINE_string(
 )
 
 
+_VERSION = define.boolean("version", False, "Say which versions these are, and end.")
+
+
 @flags.validator(_ALERT_COMMAND.name)
 def _check_command(command: str) -> bool:
     try:
@@ -95,6 +100,9 @@ def _parse(arguments: list[str], folders: bool = False) -> list[str]:
             raise flags.Error(
                 f"expected flags such as --rounds=10, got {' '.join(rest[1:])!r}"
             )
+        if _VERSION.value:
+            print(versions())
+            sys.exit(0)
         return rest
     except flags.UnrecognizedFlagError as error:
         from experiments import flags as config_flags
@@ -102,6 +110,14 @@ def _parse(arguments: list[str], folders: bool = False) -> list[str]:
         sys.exit(_complain(ValueError(config_flags.explain(error))))
     except (flags.Error, OSError, ValueError) as error:
         sys.exit(_complain(error))
+
+
+def versions() -> str:
+    """Says in a line which versions of fljax, JAX and Python these are."""
+    return (
+        f"fljax {version.VERSION}, jax {jax.__version__}, "
+        f"Python {platform.python_version()}"
+    )
 
 
 _DEEP = 20  # files of flags, each within another
