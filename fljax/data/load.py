@@ -120,7 +120,7 @@ def load(
       or else `validation`. Texts become subwords.
     - `hf:NAME`: a set of the Hugging Face hub, or a folder of its library, see `hub`.
 
-    x is [examples, *features], uint8 if it is stored so, else float32; [examples,
+    x is `[examples, *features]`, uint8 if it is stored so, else float32; [examples,
     height, width] is taken as grey images and gets a channel axis. y is what
     `options.check` makes of it, by itself [examples] class numbers from 0.
 
@@ -353,7 +353,7 @@ def normalization(dataset: types.Dataset) -> tuple[np.ndarray, np.ndarray]:
     tokens stay as they are.
 
     Args:
-      dataset: its x_train is [examples, *features, channels], or tokens.
+      dataset: its x_train is `[examples, *features, channels]`, or tokens.
 
     Returns:
       mean and std, [channels] float32, in units of x / 255 for uint8 and of x for

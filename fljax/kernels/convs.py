@@ -50,7 +50,7 @@ def _rows_product(x: types.Array, y: types.Array) -> types.Array:
 
 # Up to so many outputs, if inputs are more: XLA CPU is faster at the transposed product
 # of the weights' gradient, and the barrier keeps it from turning it round again (10
-# classes of 784 inputs: 7 against 16 microseconds; docs/performance.md).
+# classes of 784 inputs: 7 against 16 microseconds; docs/lab/steps.md).
 _NARROW = 64
 
 

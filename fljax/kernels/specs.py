@@ -2,7 +2,7 @@
 
 `REFERENCE` reproduces the paper's choices (Pfeiffer et al., CoCoFL, TMLR 2023):
 per-tensor scales 2 * max|x| / 127, zero point 64 of quint8 (here -64 of int8).
-`DEFAULT` is the best that was measured; docs/performance.md has the figures.
+`DEFAULT` is the best that was measured; docs/lab/fixed_point.md has the figures.
 `FLOAT` keeps frozen blocks in float32, which tells what quantization costs and saves.
 """
 

@@ -8,7 +8,7 @@ are moved up by 128, and what that adds to each sum is taken off again:
     sum x w = sum (x + 128) w - 128 sum w
 
 in int32, so that the result is the same to the bit. A product is 2.5 times as fast on
-jax 0.10 (`docs/performance.md`).
+jax 0.10 (`docs/lab/fixed_point.md`).
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ so that a convolution is sixteen matrix products, one for each entry of a tile. 
 transforms are linear, so gradients are the same products between their transposes.
 Sums and halves only: it rounds about as much as the plain sum does.
 
-In float32 on CPU it is 1.4 to 2 times as fast as patches (`docs/performance.md`).
+In float32 on CPU it is 1.4 to 2 times as fast as patches (`docs/lab/steps.md`).
 """
 
 from __future__ import annotations

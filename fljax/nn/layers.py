@@ -6,7 +6,8 @@ those of a frozen block before the window `quant.QArray`, after the window `Rang
 (see `nn.signals`). Floats are of the dtype of the network's input, float32 or less;
 parameters and all that is recorded are float32.
 
-Variables of a layer, by collection:
+Variables of a layer, by collection::
+
   params    kernel, bias, scale: what clients train
   norms     mean, var: running statistics, used to fold norms into frozen weights
   ranges    range []: max|output| of the last training batch

@@ -2,7 +2,7 @@
 
 That cache names what it keeps by the program itself, so a function that somebody has
 replaced is another program. A second store, of whole programs that need not be traced
-again, would have to name all that a trace reads; see docs/performance.md.
+again, would have to name all that a trace reads; see docs/lab/compilation.md.
 """
 
 from __future__ import annotations

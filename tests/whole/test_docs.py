@@ -20,7 +20,9 @@ from fljax.nn import flax_block, layers, network
 from tests import conftest
 
 DOCS = pathlib.Path(__file__).resolve().parents[2] / "docs"
-TUTORIALS = sorted(path.stem for path in (DOCS / "tutorials").glob("*.md"))
+TUTORIALS = sorted(
+    path.stem for path in (DOCS / "tutorials").glob("*.md") if path.stem != "index"
+)
 
 
 def examples_of(text):
@@ -113,9 +115,10 @@ def test_all_tutorials_are_short_run_and_linked():
 
 
 def test_links_of_the_documentation_lead_somewhere():
-    pages = [DOCS.parent / "README.md", *DOCS.rglob("*.md")]
+    house = [DOCS.parent / f"{name}.md" for name in ("README", "CONTRIBUTING")]
+    pages = [*house, *DOCS.rglob("*.md"), *DOCS.rglob("*.ipynb")]
     for page in pages:
-        for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+        for link in re.findall(r"\]\(([^)\s]+)\)", prose(page)):
             if link.startswith("http"):
                 continue
             target, _, heading = link.partition("#")
@@ -123,6 +126,16 @@ def test_links_of_the_documentation_lead_somewhere():
             assert path.exists(), (page, link)
             if heading:
                 assert heading in headings(path), (page, link)
+
+
+def prose(page):
+    """Gives the text of a page; of a notebook that of its cells of prose."""
+    text = page.read_text(encoding="utf-8")
+    if page.suffix == ".md":
+        return text
+    cells = json.loads(text)["cells"]
+    told = ["".join(c["source"]) for c in cells if c["cell_type"] == "markdown"]
+    return "\n".join(told)
 
 
 def headings(path):

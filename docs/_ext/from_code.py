@@ -1,0 +1,251 @@
+"""Pages that are written from the code: flags from their fields, the API from names.
+
+A line `<!-- code: NAME ... -->` of a page is replaced by what the function NAME below
+gives, so that such a page cannot be out of step.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import inspect
+import pathlib
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from absl import flags
+
+import fljax
+from fljax import bounds
+from fljax.experiment import config
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+
+# Flat settings under the part of a run that they belong to; what is new and not here
+# comes under "Beside".
+_GROUPS = {
+    "What runs": ("algorithm", "network", "rounds", "seed"),
+    "Data and clients": (
+        *("dataset", "task", "test_share", "image_size", "image_mode", "augment"),
+        *("mean", "std", "partition", "alpha", "num_clients"),
+    ),
+    "A round": (
+        *("clients_per_round", "selection", "policy", "codec", "aggregate"),
+        *("norm_bound", "weighting", "server_lr"),
+    ),
+    "Local training": (
+        *("local_epochs", "batch_size", "lr", "lr_schedule", "lr_warmup"),
+        *("weight_decay", "momentum", "client_optimizer"),
+    ),
+    "Devices and what windows cost": (
+        *("tiers", "tiers_file", "fleet", "cost_table", "device_class"),
+        *("table_error", "max_windows"),
+    ),
+    "Evaluation": ("eval_every", "eval_batch_size", "norm_statistics"),
+    "How it is computed": ("precision", "client_width", "programs", "devices"),
+}
+
+# Names of the face under a heading, by the folder that they come from.
+_CHAPTERS = {
+    "run": ("experiment", "runs"),
+    "data": ("types", "data", "nn", "models", "tasks"),
+    "devices": ("devices", "plans", "kernels"),
+    "algorithms": ("algorithms",),
+    "pieces": ("policies", "updates", "engine"),
+}
+
+# What is documented of the modules below the face.
+_MODULES = (
+    *("fljax.nn.layers", "fljax.data.load", "fljax.policies.base"),
+    *("fljax.updates.codecs.base", "fljax.updates.local_rule"),
+    *("fljax.updates.aggregate", "fljax.updates.server_rule"),
+    *("fljax.runtime.host_random", "fljax.devices.fleet_sources"),
+)
+
+
+def _cell(value: Any) -> str:
+    return " ".join(str(value).split()).replace("|", "\\|")
+
+
+def _written(default: Any) -> str:
+    """Writes a default as a flag would be given."""
+    if isinstance(default, tuple):
+        return ",".join(map(str, default)) or "none"
+    if default is None or default == "":
+        return "none"
+    return f"`{default:g}`" if isinstance(default, float) else f"`{default}`"
+
+
+def _may_be(field: dataclasses.Field) -> str:
+    """Says what a value may be, without what the help says or nobody reaches."""
+    choices, text = field.metadata.get("choices"), field.metadata["help"]
+    if choices and all(choice in text for choice in choices):
+        return "one of these"
+    return re.sub(r" to (2147483647|4294967295|1e\+38)$", "", bounds.wanted(field))
+
+
+def _table(fields: dict[str, dataclasses.Field]) -> Iterator[str]:
+    yield "| flag | default | it may be | |"
+    yield "|---|---|---|---|"
+    for name, field in fields.items():
+        may, text = _may_be(field), field.metadata["help"]
+        row = (f"`--{name}`", _written(field.default), may, text)
+        yield f"| {' | '.join(map(_cell, row))} |"
+    yield ""
+
+
+def settings() -> Iterator[str]:
+    """Gives the tables of all settings, those of a section under its name."""
+    fields = config.fields()
+    grouped = {name for names in _GROUPS.values() for name in names}
+    left = [name for name in fields if "." not in name and name not in grouped]
+    for title, names in {**_GROUPS, "Beside": tuple(left)}.items():
+        if names:
+            yield f"### {title}\n"
+            yield from _table({name: fields[name] for name in names})
+    for section, field in config.sections().items():
+        kind = bounds.kind(field).__name__
+        yield f"### `--{section}.NAME`\n"
+        text = field.metadata["help"]
+        yield f"{text} In Python `Config({section}=fljax.{kind}(...))`.\n"
+        inner = {n: f for n, f in fields.items() if n.startswith(f"{section}.")}
+        yield from _table(inner)
+
+
+def commands() -> Iterator[str]:
+    """Gives what each command is for, with the flags that it has for itself."""
+    yield from _flags_of("experiments.main", "### Flags of every command\n")
+    for command in command_names():
+        name = f"experiments.{command}"
+        text = inspect.getdoc(importlib.import_module(name)) or ""
+        about = text.partition("\n\n")[0]
+        yield from _flags_of(name, f"### `python -m {name}`\n\n{about}\n")
+
+
+def command_names() -> list[str]:
+    """Lists the commands of `experiments`: what hands itself to `main.run`."""
+    files = sorted((ROOT / "experiments").glob("*.py"))
+    return [path.stem for path in files if "\n    main.run(" in path.read_text("utf-8")]
+
+
+def _flags_of(module: str, heading: str) -> Iterator[str]:
+    importlib.import_module(module)
+    own = flags.FLAGS.flags_by_module_dict().get(module, [])
+    yield heading
+    yield "| flag | default | |"
+    yield "|---|---|---|"
+    for flag in sorted(own, key=lambda flag: flag.name):
+        default = flag.default
+        default = ",".join(default) if isinstance(default, list) else default
+        if isinstance(default, str) and default.startswith(str(pathlib.Path.home())):
+            default = "~" + default.removeprefix(str(pathlib.Path.home()))
+        row = (f"`--{flag.name}`", _written(default), flag.help)
+        yield f"| {' | '.join(map(_cell, row))} |"
+    yield ""
+
+
+def face(chapter: str) -> Iterator[str]:
+    """Gives the documentation of the names of the face that belong to a chapter."""
+    folders = _CHAPTERS[chapter]
+    known = {folder for folders in _CHAPTERS.values() for folder in folders}
+    for name, module in fljax._FACE.items():
+        folder = module.partition(".")[0]
+        if folder in folders or (chapter == "run" and folder not in known):
+            yield from _documented(f"fljax.{name}", getattr(fljax, name))
+
+
+def _documented(name: str, what: Any) -> Iterator[str]:
+    """Gives the directive that takes a name's documentation from its docstring."""
+    kind = "autoclass" if isinstance(what, type) else "autofunction"
+    if isinstance(what, type) and what.__name__ != name.rpartition(".")[2]:
+        name = f"{what.__module__}.{what.__qualname__}"  # else it is but an alias
+    if inspect.ismodule(what):
+        kind = "automodule"
+    members = [] if kind == "autofunction" else [":members:"]
+    yield from ("```{eval-rst}", f".. {kind}:: {name}")
+    yield from (f"   {option}" for option in members)
+    yield from ("```", "")
+
+
+def modules() -> Iterator[str]:
+    """Gives the documentation of the modules below the face."""
+    for name in _MODULES:
+        yield f"## `{name}`\n"
+        yield from _documented(name, importlib.import_module(name))
+
+
+def pages(*names: str) -> Iterator[str]:
+    """Gives those of some pages that a checkout has."""
+    return (name for name in names if (ROOT / "docs" / f"{name}.md").exists())
+
+
+_MARKED: dict[str, Callable[..., Iterator[str]]] = {
+    made.__name__: made for made in (settings, commands, face, modules, pages)
+}
+
+
+def fill(text: str) -> str:
+    """Replaces the marked lines of a page."""
+
+    def made(found: re.Match[str]) -> str:
+        name, *rest = found[1].split()
+        return "\n".join(_MARKED[name](*rest))
+
+    return re.sub(r"^<!-- code: (.*) -->$", made, text, flags=re.MULTILINE)
+
+
+def _read(app: Any, name: str, source: list[str]) -> None:
+    if "<!-- code: " in source[0]:
+        source[0] = fill(source[0])
+        app.env.note_reread()
+
+
+def _told(what: Any) -> list[dataclasses.Field]:
+    """Lists the fields of a class of settings: those that have a help."""
+    if not (isinstance(what, type) and dataclasses.is_dataclass(what)):
+        return []
+    return [f for f in dataclasses.fields(what) if f.metadata.get("help")]
+
+
+def _add_fields(
+    app: Any, kind: str, name: str, what: Any, options: Any, lines: list[str]
+) -> None:
+    """Adds to the docstring of a dataclass of settings what its fields say."""
+    for field in _told(what):
+        lines += ["", f":ivar {field.name}: {_about(field)}"]
+
+
+def _shorten(
+    app: Any, kind: str, name: str, what: Any, options: Any, given: str, returned: str
+) -> tuple[str, str] | None:
+    """Leaves the fields of a dataclass of settings to their list."""
+    return ("(**fields)", "") if _told(what) else None
+
+
+def _about(field: dataclasses.Field) -> str:
+    if dataclasses.is_dataclass(bounds.kind(field)):
+        return field.metadata["help"]
+    default = f"``{field.default!r}``"
+    return f"{field.metadata['help']} ({_may_be(field)}; default {default})"
+
+
+def _skip(
+    app: Any, kind: str, name: str, what: Any, skip: bool, options: Any
+) -> bool | None:
+    """Leaves out the fields of named tuples, which the docstring has."""
+    return True if type(what).__name__ == "_tuplegetter" else None
+
+
+def setup(app: Any) -> dict[str, Any]:
+    """Has Sphinx write these pages."""
+    from sphinx.domains import python
+
+    for field in python.PyObject.doc_field_types:
+        if field.name == "variable":  # what Sphinx would call it
+            field.label = "Fields"
+    app.connect("source-read", _read)
+    app.connect("autodoc-process-docstring", _add_fields)
+    app.connect("autodoc-process-signature", _shorten)
+    app.connect("autodoc-skip-member", _skip)
+    return {"parallel_read_safe": False, "version": fljax.__version__}
