@@ -37,11 +37,11 @@ highlight_language = "none"  # of blocks that name none
 default_role = "literal"  # `name` in docstrings
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
-smartquotes_action = "q"  # of dashes none: --lr is a flag
 python_use_unqualified_type_names = True
 python_maximum_signature_line_length = 80
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True
+napoleon_attr_annotations = False  # the signature has them
 
 html_theme = "sphinx_book_theme"
 html_title = "fljax"

@@ -42,9 +42,8 @@ class Dataset(NamedTuple):
     users: np.ndarray | None = None  # [train examples] int: who wrote the example
     vocabulary: int | None = None  # number of token ids; None: x are no tokens
     tokenizer: bytes | None = None  # what made the tokens, as JSON, if it was trained
-    users_test: np.ndarray | None = (
-        None  # [test examples] likewise; -1: no one in users
-    )
+    # [test examples] likewise; -1: no one in users
+    users_test: np.ndarray | None = None
     task: Any = None  # a `tasks.Task` of one's own, instead of the named one
 
 

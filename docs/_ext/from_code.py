@@ -56,16 +56,32 @@ _CHAPTERS = {
 }
 
 # What is documented of the modules below the face.
-_MODULES = (
-    *("fljax.nn.layers", "fljax.data.load", "fljax.policies.base"),
-    *("fljax.updates.codecs.base", "fljax.updates.local_rule"),
-    *("fljax.updates.aggregate", "fljax.updates.server_rule"),
-    *("fljax.runtime.host_random", "fljax.devices.fleet_sources"),
-)
+_MODULES = {
+    "fljax.nn.layers": "Call, conv, depthwise, dense, max_pool, flatten, on_values, "
+    "Dropout, Add, Product",
+    "fljax.nn.network": "init, run",
+    "fljax.engine.client": "inputs",
+    "fljax.data.load": "load, Options, normalization",
+    "fljax.policies.base": "Setting, Observation, from_rows, stateless, maximal, pick",
+    "fljax.policies.selection": "Clients, Round, Heard, PowerOfChoice",
+    "fljax.updates.local_rule": "Local, Finished",
+    "fljax.updates.codecs.base": "Elementary, Part, Message, Chain, uniform",
+    "fljax.updates.aggregate": "Mean, Median, TrimmedMean",
+    "fljax.updates.server_rule": "Received, kept, zeros",
+    "fljax.tasks.base": "Measure, mean, total, ratio",
+    "fljax.runtime.host_random": "uniforms, normals",
+    "fljax.devices.fleet_sources": "Lognormal, load",
+}
 
 
 def _cell(value: Any) -> str:
     return " ".join(str(value).split()).replace("|", "\\|")
+
+
+def _help(field: Any) -> str:
+    """Gives the help of a field or a flag, with the flags in it as code."""
+    text = getattr(field, "help", None) or field.metadata["help"]
+    return re.sub(r"(?<![`\w-])(--[a-z][\w.]*\w)", r"`\1`", text)
 
 
 def _written(default: Any) -> str:
@@ -89,7 +105,7 @@ def _table(fields: dict[str, dataclasses.Field]) -> Iterator[str]:
     yield "| flag | default | it may be | |"
     yield "|---|---|---|---|"
     for name, field in fields.items():
-        may, text = _may_be(field), field.metadata["help"]
+        may, text = _may_be(field), _help(field)
         row = (f"`--{name}`", _written(field.default), may, text)
         yield f"| {' | '.join(map(_cell, row))} |"
     yield ""
@@ -107,8 +123,7 @@ def settings() -> Iterator[str]:
     for section, field in config.sections().items():
         kind = bounds.kind(field).__name__
         yield f"### `--{section}.NAME`\n"
-        text = field.metadata["help"]
-        yield f"{text} In Python `Config({section}=fljax.{kind}(...))`.\n"
+        yield f"{_help(field)} In Python `Config({section}=fljax.{kind}(...))`.\n"
         inner = {n: f for n, f in fields.items() if n.startswith(f"{section}.")}
         yield from _table(inner)
 
@@ -140,7 +155,7 @@ def _flags_of(module: str, heading: str) -> Iterator[str]:
         default = ",".join(default) if isinstance(default, list) else default
         if isinstance(default, str) and default.startswith(str(pathlib.Path.home())):
             default = "~" + default.removeprefix(str(pathlib.Path.home()))
-        row = (f"`--{flag.name}`", _written(default), flag.help)
+        row = (f"`--{flag.name}`", _written(default), _help(flag))
         yield f"| {' | '.join(map(_cell, row))} |"
     yield ""
 
@@ -155,24 +170,30 @@ def face(chapter: str) -> Iterator[str]:
             yield from _documented(f"fljax.{name}", getattr(fljax, name))
 
 
-def _documented(name: str, what: Any) -> Iterator[str]:
-    """Gives the directive that takes a name's documentation from its docstring."""
+def _documented(name: str, what: Any, members: str = "") -> Iterator[str]:
+    """Gives the directive that takes a name's documentation from its docstring.
+
+    Args:
+      name: in full.
+      what: it names.
+      members: that are documented of it; none: all that have a docstring.
+    """
     kind = "autoclass" if isinstance(what, type) else "autofunction"
     if isinstance(what, type) and what.__name__ != name.rpartition(".")[2]:
         name = f"{what.__module__}.{what.__qualname__}"  # else it is but an alias
     if inspect.ismodule(what):
         kind = "automodule"
-    members = [] if kind == "autofunction" else [":members:"]
     yield from ("```{eval-rst}", f".. {kind}:: {name}")
-    yield from (f"   {option}" for option in members)
+    if kind != "autofunction":
+        yield f"   :members: {members}"
     yield from ("```", "")
 
 
 def modules() -> Iterator[str]:
     """Gives the documentation of the modules below the face."""
-    for name in _MODULES:
+    for name, members in _MODULES.items():
         yield f"## `{name}`\n"
-        yield from _documented(name, importlib.import_module(name))
+        yield from _documented(name, importlib.import_module(name), members)
 
 
 def pages(*names: str) -> Iterator[str]:
@@ -212,8 +233,32 @@ def _add_fields(
     app: Any, kind: str, name: str, what: Any, options: Any, lines: list[str]
 ) -> None:
     """Adds to the docstring of a dataclass of settings what its fields say."""
-    for field in _told(what):
-        lines += ["", f":ivar {field.name}: {_about(field)}"]
+    told = {field.name: _about(field) for field in _told(what)}
+    for field, text in (told or _commented(what)).items():
+        lines += ["", f":ivar {field}: {text}"]
+
+
+def _commented(what: Any) -> dict[str, str]:
+    """Gives the comments beside or above the fields of a class.
+
+    Of one whose docstring has its fields none.
+    """
+    fields = getattr(what, "__annotations__", {}) if isinstance(what, type) else {}
+    if not fields or "Attributes:" in (what.__doc__ or ""):
+        return {}
+    found: dict[str, str] = {}
+    above: list[str] = []
+    for line in inspect.getsource(what).splitlines():
+        code, _, comment = line.strip().partition("#")
+        name = code.partition(":")[0].strip()
+        if not code:
+            above.append(comment.strip())
+        elif name in fields:
+            told = " ".join((*above, comment.strip())).strip()
+            plain = told.replace("*", "\\*")
+            found |= {name: f"``{told}``" if "->" in told else plain} if told else {}
+        above = above if not code else []
+    return found
 
 
 def _shorten(
@@ -225,9 +270,9 @@ def _shorten(
 
 def _about(field: dataclasses.Field) -> str:
     if dataclasses.is_dataclass(bounds.kind(field)):
-        return field.metadata["help"]
+        return _help(field)
     default = f"``{field.default!r}``"
-    return f"{field.metadata['help']} ({_may_be(field)}; default {default})"
+    return f"{_help(field)} ({_may_be(field)}; default {default})"
 
 
 def _skip(

@@ -158,7 +158,7 @@ class Result(NamedTuple):
 
 
 def inputs(data: Data, indices: types.Array) -> types.Array:
-    """Gathers examples [B, *features] by index [B].
+    """Gathers examples `[B, *features]` by index [B].
 
     Returns:
       float32, normalized; tokens come as int32, as they are.
