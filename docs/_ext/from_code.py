@@ -131,17 +131,22 @@ def settings() -> Iterator[str]:
 def commands() -> Iterator[str]:
     """Gives what each command is for, with the flags that it has for itself."""
     yield from _flags_of("experiments.main", "### Flags of every command\n")
-    for command in command_names():
-        name = f"experiments.{command}"
-        text = inspect.getdoc(importlib.import_module(name)) or ""
+    for module in command_modules():
+        text = inspect.getdoc(importlib.import_module(module)) or ""
+        name = module.removesuffix(".__main__")
         about = text.partition("\n\n")[0]
-        yield from _flags_of(name, f"### `python -m {name}`\n\n{about}\n")
+        yield from _flags_of(module, f"### `python -m {name}`\n\n{about}\n")
 
 
-def command_names() -> list[str]:
+def command_modules() -> list[str]:
     """Lists the commands of `experiments`: what hands itself to `main.run`."""
-    files = sorted((ROOT / "experiments").glob("*.py"))
-    return [path.stem for path in files if "\n    main.run(" in path.read_text("utf-8")]
+    folder = ROOT / "experiments"
+    files = sorted((*folder.glob("*.py"), *folder.glob("*/__main__.py")))
+    return [
+        ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        for path in files
+        if "\n    main.run(" in path.read_text(encoding="utf-8")
+    ]
 
 
 def _flags_of(module: str, heading: str) -> Iterator[str]:
