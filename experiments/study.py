@@ -3,6 +3,8 @@
     python -m experiments.study --study=methods --dataset=npz:fashion_mnist.npz
     python -m experiments.study --study=imbalance --dataset=npz:fashion_mnist.npz
     python -m experiments.study --study=bits --dataset=npz:fashion_mnist.npz
+    python -m experiments.study --study=narrow --dataset=npz:fashion_mnist.npz
+    python -m experiments.study --study=narrow --dataset=npz:fashion_mnist.npz
     python -m experiments.study --study=policies --dataset=npz:fashion_mnist.npz
     python -m experiments.study --study=algorithms --dataset=npz:fashion_mnist.npz
 
@@ -86,6 +88,38 @@ _BITS: Study = {
     "nearest, one scale a tensor": _codes("nearest", "tensor", 8, 4, 3, 2),
     "stochastic, one scale a channel": _codes("stochastic", "channel", 8, 4, 3, 2),
     "stochastic, one scale a tensor": _codes("stochastic", "tensor", 8, 4, 3, 2),
+}
+
+# Narrow codes by max|x|, and one choice after the other on top of it.
+_STEPS: Mapping[str, Fields] = {
+    "max|x|": {
+        "frozen.clipping": False,
+        "frozen.half_steps": False,
+        "frozen.group": 0,
+        "frozen.unbiased": False,
+    },
+    "+ clipping": {"frozen.clipping": True},
+    "+ half steps": {"frozen.half_steps": True},
+    "+ groups": {"frozen.group": 16},
+    "+ unbiased": {"frozen.unbiased": True},
+    "+ edges of 8 bits": {"frozen.edges": 8},
+}
+
+
+def _steps(bits: int) -> dict[str, Fields]:
+    """Gives a variant for every step, each with those before it."""
+    fields: dict[str, Any] = {"frozen.bits": bits, **_CORRELATED}
+    variants = {}
+    for name, more in _STEPS.items():
+        fields = {**fields, **more}
+        variants[name] = fields
+    return variants
+
+
+_NARROW: Study = {
+    "8 bits": {"8 bits": _CORRELATED},
+    "2 bits": _steps(2),
+    "3 bits": _steps(3),
 }
 
 # Speeds and bandwidths that move while the server looks every tenth round only; a cost
@@ -176,6 +210,7 @@ STUDIES = {
     "methods": _METHODS,
     "imbalance": _IMBALANCE,
     "bits": _BITS,
+    "narrow": _NARROW,
     "policies": _POLICIES,
     "algorithms": _ALGORITHMS,
 }

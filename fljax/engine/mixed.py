@@ -192,7 +192,8 @@ def _blocks(
     valid = _valid(net, trained, batch.x)
 
     def run(i, state, x, role, mutable=()):
-        call = layers.Call(role, spec, mask, observe=observe, first=first == i, key=key)
+        own = network.spec_of(net, spec, i)
+        call = layers.Call(role, own, mask, observe=observe, first=first == i, key=key)
         if valid[i] is not None:
             x = signals.Padded(x, valid[i])
         y, updates = network.run(net, [state], x, [call], i, mutable)
@@ -211,7 +212,9 @@ def _blocks(
         def after(value):
             largest = passed.largest
             if largest is not None:  # of what a trained block gives: that of this batch
-                largest = jnp.where(last == i - 1, quant.amax(value), largest)
+                own = network.spec_of(net, spec, i)
+                mine = quant.range_of(value, own, nonnegative[i - 1])
+                largest = jnp.where(last == i - 1, mine, largest)
             x = signals.Ranged(value, largest, nonnegative[i - 1])
             y, _ = run(i, frozen[1][i], x, types.Role.FROZEN_AFTER)
             y = signals.to_ranged(y)

@@ -110,7 +110,7 @@ def gradient_step(
     calls = [
         layers.Call(
             role,
-            spec,
+            network.spec_of(net, spec, i),
             mask,
             observe=observe,
             first=i == first,

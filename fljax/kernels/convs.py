@@ -401,10 +401,11 @@ def _max_pool_backward(window: int, residuals, g):
 max_pool.defvjp(_max_pool_forward, _max_pool_backward)
 
 
-def mean_pool(x: types.Array, window: int = 2) -> types.Array:
+def mean_pool(x: types.Array, window: int = 2, odd: bool = False) -> types.Array:
     """Averages every window x window tile, stride = window; codes stay codes.
 
-    Averages of codes are rounded half to even, as the reference rounds them.
+    Averages of codes are rounded half to even, as the reference rounds them, or to odd
+    numbers where all codes are odd.
     """
     rows, columns = x.shape[1] // window, x.shape[2] // window
     x = x[:, : rows * window, : columns * window]
@@ -412,4 +413,6 @@ def mean_pool(x: types.Array, window: int = 2) -> types.Array:
     if not jnp.issubdtype(x.dtype, jnp.integer):
         return jnp.mean(tiles, axis=(2, 4))
     sums = jnp.sum(tiles, axis=(2, 4), dtype=jnp.int32)
+    if odd:
+        return (2 * (sums // (2 * window**2)) + 1).astype(x.dtype)
     return jnp.round(sums / window**2).astype(x.dtype)

@@ -1,11 +1,11 @@
 """Quantized arrays: int8 codes, products in int32, requantization.
 
 A quantized array stands for `value = scale * (codes - zero_point)`, with codes in
-[-2^(bits-1), 2^(bits-1) - 1]. A product of two of them is an int32 sum of products
-of codes, brought to the scale of the next tensor by one float32 multiplication that
-no compiler can fuse with another operation; sums and concatenations need integers
-alone. So every backend gives the same bits. What differs between methods are the fields
-of a `specs.Spec`.
+[-2^(bits-1), 2^(bits-1) - 1], or as many odd ones (`specs.Grid`). A product of two of
+them is an int32 sum of products of codes, brought to the scale of the next tensor by
+one float32 multiplication that no compiler can fuse with another operation; sums and
+concatenations need integers alone. So every backend gives the same bits. What differs
+between methods are the fields of a `specs.Spec`.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from flax import struct
 from jax import lax
 
 from fljax import types
-from fljax.kernels import convs, specs
+from fljax.kernels import convs, narrow, specs
 from fljax.runtime import backends
 
 # A range below this is no range: a tensor of zeros, or one that nobody observed.
-TINY = 1e-12
+TINY = narrow.TINY
 
 
 @struct.dataclass
@@ -32,13 +32,16 @@ class QArray:
 
     Attributes:
       codes: int8 of any shape.
-      scale: float32, [] or one for every index of the last axis.
+      scale: float32, [], one for every index of the last axis or one for every example,
+        [B, 1, ...].
       zero_point: static int; the code of 0.
+      odd: static; all codes are odd.
     """
 
     codes: types.Array
     scale: types.Array
     zero_point: int = struct.field(pytree_node=False, default=0)
+    odd: bool = struct.field(pytree_node=False, default=False)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -57,6 +60,28 @@ def amax(x: types.Array, axes=None) -> types.Array:
     else:  # apart: max(abs(x)) keeps XLA CPU from vectorizing the reduction
         largest = jnp.maximum(jnp.max(x, axis=axes), -jnp.min(x, axis=axes))
     return largest.astype(jnp.float32)
+
+
+def range_of(
+    x: types.Array, spec: specs.Spec, nonnegative: bool = False
+) -> types.Array:
+    """Gives the range of what nobody observed.
+
+    Args:
+      x: floats [B, ...].
+      spec: of the codes that x is to have.
+      nonnegative: x has no negative values.
+
+    Returns:
+      max|x|, []; with `spec.clips` what keeps the squared error of each example least,
+      [B, 1, ...].
+    """
+    if not spec.clips:
+        return amax(x)
+    axes = tuple(range(1, x.ndim))
+    odd = spec.grid(nonnegative).odd
+    largest = narrow.fitted(x, spec.levels(nonnegative), odd, axes)
+    return largest.reshape(-1, *(1,) * len(axes))
 
 
 def scale_of(spec: specs.Spec, largest: types.Array, nonnegative: bool = False):
@@ -83,13 +108,15 @@ def _inverse(scale: types.Array) -> types.Array:
 _ROUNDER = 12582912.0
 
 
-def _to_codes(
-    x: types.Array, zero: int, lowest: int, highest: int, key: types.Key | None
-) -> types.Array:
+def _to_codes(x: types.Array, grid: specs.Grid, key: types.Key | None) -> types.Array:
     """Rounds x + zero to int8 codes; what lies outside [lowest, highest] saturates.
 
     Half to even, as the reference rounds, or stochastically with a key.
     """
+    zero, lowest, highest, odd = grid
+    if odd:
+        whole = specs.Grid(0, (lowest - 1) // 2, (highest - 1) // 2)
+        return 2 * _to_codes((x - 1) / 2, whole, key) + 1
     if key is not None:
         rounded = jnp.floor(x + jax.random.uniform(key, x.shape, x.dtype))
         return jnp.clip(rounded + zero, lowest, highest).astype(jnp.int8)
@@ -147,7 +174,7 @@ def quantize(
 
     Args:
       x: float32 of any shape.
-      scale: [] or one for every index of the last axis.
+      scale: as of `QArray`.
       spec: widths and zero points.
       nonnegative: x has no negative values.
       key: for stochastic rounding; nearest (half to even) without.
@@ -155,11 +182,12 @@ def quantize(
     Returns:
       A QArray of the shape of x.
     """
-    zero = spec.zero_point_of(nonnegative)
+    grid = spec.grid(nonnegative)
     if spec.stepwise and key is None:
-        return QArray(_fused_to_codes(x, scale, zero, spec), scale, zero)
-    codes = _to_codes(x * (1 / scale), zero, spec.lowest, spec.highest, key)
-    return QArray(codes, scale, zero)
+        return QArray(_fused_to_codes(x, scale, grid.zero, spec), scale, grid.zero)
+    codes = _to_codes(x * (1 / scale), grid, key)
+    scale = narrow.raised(scale, spec, nonnegative)
+    return QArray(codes, scale, grid.zero, grid.odd)
 
 
 def quantize_weights(
@@ -175,12 +203,28 @@ def quantize_weights(
     Returns:
       A QArray with scale [out] or [].
     """
+    if spec.is_narrow:
+        return _narrow_weights(w, spec, key)
     axes = tuple(range(w.ndim - 1)) if spec.per_channel else None
     levels = spec.highest / (2 if spec.reduced_range else 1)
     scale = _over(amax(w, axes), levels, spec)
     # The largest weight lies half between two codes: the last bit says which it is.
     steps = w * _inverse(scale) if spec.stepwise else w / scale
-    return QArray(_to_codes(steps, 0, spec.lowest, spec.highest, key), scale)
+    grid = specs.Grid(0, spec.lowest, spec.highest)
+    return QArray(_to_codes(steps, grid, key), scale)
+
+
+def _narrow_weights(w: types.Array, spec: specs.Spec, key) -> QArray:
+    """Quantizes weights to few codes, times the multiples of their groups."""
+    scale, multiples = narrow.scales(w, spec)
+    codes = _to_codes(w / (scale * multiples), spec.grid(False), key)
+    codes = codes * multiples.astype(jnp.int8)
+    if spec.clips and spec.unbiased:  # as `narrow.gain`, of these very weights
+        axes = tuple(range(w.ndim - scale.ndim))
+        along = jnp.sum(w * codes, axes) * scale
+        square = jnp.sum(w * w, axes)
+        scale = jnp.where(along > 0, square / along, 1.0) * scale
+    return QArray(codes, scale)
 
 
 # Fractional bits that a product keeps at least before the final shift: what the
@@ -228,7 +272,10 @@ def _noise(shift: types.Array, shape, key: types.Key | None) -> types.Array:
 
 
 def rescale(
-    accumulator: types.Array, ratio: types.Array, key: types.Key | None = None
+    accumulator: types.Array,
+    ratio: types.Array,
+    key: types.Key | None = None,
+    odd: bool = False,
 ) -> types.Array:
     """Multiplies int32 by a positive ratio with integers alone.
 
@@ -240,10 +287,12 @@ def rescale(
       accumulator: int32 [..., out].
       ratio: float32, [] or [out].
       key: for stochastic rounding.
+      odd: rounds to the nearest odd number instead.
 
     Returns:
       int32 of the shape of the accumulator.
     """
+    ratio = ratio / 2 if odd else ratio
     fine_high, fine_low, shift, left = _fixed_point_ratio(ratio)
     limit = jnp.left_shift(jnp.int32(1), 30 - left)
     x = jnp.left_shift(jnp.clip(accumulator, -limit, limit), left)
@@ -253,17 +302,20 @@ def rescale(
     below = lax.shift_right_logical(low * fine_high, 1) + high * fine_low
     below = below + lax.shift_right_logical(low * fine_low, 16)
     product = high * fine_high + (below >> 15)
-    return (product + _noise(shift, x.shape, key)) >> shift
+    rounded = product + _noise(shift, x.shape, key)
+    if odd:
+        return 2 * ((rounded - jnp.left_shift(jnp.int32(1), shift - 1)) >> shift) + 1
+    return rounded >> shift
 
 
-def _lowest(zero: int, spec: specs.Spec, relu: bool) -> int:
-    """Gives the lowest code of a result: that of 0 after a ReLU."""
-    return max(zero, spec.lowest) if relu else spec.lowest
+def _grid_of_result(spec: specs.Spec, relu: bool) -> specs.Grid:
+    """Gives the codes of a result: none below that of 0 after a ReLU."""
+    grid = spec.grid(relu)
+    return grid._replace(lowest=max(grid.zero, grid.lowest)) if relu else grid
 
 
-def _clip(x: types.Array, zero: int, spec: specs.Spec, relu: bool) -> types.Array:
-    low = _lowest(zero, spec, relu)
-    return jnp.clip(x + zero, low, spec.highest).astype(jnp.int8)
+def _clip(x: types.Array, grid: specs.Grid) -> types.Array:
+    return jnp.clip(x + grid.zero, grid.lowest, grid.highest).astype(jnp.int8)
 
 
 def _keep_nonfinite(out_scale: types.Array, *scales: types.Array) -> types.Array:
@@ -322,7 +374,6 @@ def requantize(
     Returns:
       A QArray of the shape of the sums.
     """
-    zero = spec.zero_point_of(relu)
     sums, unit, bias = accumulator
     # The bias first: added after the product, some backends would fuse the two.
     if spec.stepwise and bias is not None:
@@ -330,9 +381,10 @@ def requantize(
     else:
         total = sums.astype(jnp.float32) + (0.0 if bias is None else bias / unit)
     ratio = lax.optimization_barrier(unit) / lax.optimization_barrier(out_scale)
-    low = _lowest(zero, spec, relu)
-    codes = _to_codes(total * ratio, zero, low, spec.highest, key)
-    return QArray(codes, _keep_nonfinite(out_scale, unit), zero)
+    grid = _grid_of_result(spec, relu)
+    codes = _to_codes(total * ratio, grid, key)
+    out_scale = narrow.raised(out_scale, spec, relu)
+    return QArray(codes, _keep_nonfinite(out_scale, unit), grid.zero, grid.odd)
 
 
 def _accumulate(sums, x: QArray, w: QArray, bias) -> Accumulator:
@@ -408,13 +460,19 @@ def add(
 
     noise = _noise(shift, a.shape, key)
     total = term(a, ratio_a) + term(b, ratio_b)
-    zero = spec.zero_point_of(relu)
+    grid = _grid_of_result(spec, relu)
     # Two shifts: the rounding term on top of the largest sum would leave int32.
-    half = (total >> 1) + (noise >> 1)
+    if grid.odd:
+        lower = noise - jnp.left_shift(jnp.int32(1), shift - 1)
+        whole = 2 * (((total >> 1) + lower) >> shift) + 1
+    else:
+        half = (total >> 1) + (noise >> 1)
+        whole = half >> (shift - 1)
+    out_scale = narrow.raised(out_scale, spec, relu)
     out_scale = _keep_nonfinite(out_scale, a.scale, b.scale)
-    codes = _clip(half >> (shift - 1), zero, spec, relu)
+    codes = _clip(whole, grid)
     # Several layers read a sum: see `programs.compiler_options`.
-    return QArray(lax.optimization_barrier(codes), out_scale, zero)
+    return QArray(lax.optimization_barrier(codes), out_scale, grid.zero, grid.odd)
 
 
 def requantize_values(
@@ -441,10 +499,11 @@ def requantize_values(
       A QArray of the shape of value.
     """
     value = jax.nn.relu(value) if relu else value
-    zero = spec.zero_point_of(relu)
+    grid = spec.grid(relu)
     # Here the reference, too, rounds before it adds the zero point.
-    codes = _to_codes(value * (1 / out_scale), zero, spec.lowest, spec.highest, key)
-    return QArray(codes, _keep_nonfinite(out_scale, unit), zero)
+    codes = _to_codes(value * (1 / out_scale), grid, key)
+    out_scale = narrow.raised(out_scale, spec, relu)
+    return QArray(codes, _keep_nonfinite(out_scale, unit), grid.zero, grid.odd)
 
 
 def concat(
@@ -463,12 +522,13 @@ def concat(
       A QArray [..., channels of a and b].
     """
     keys = (None, None) if key is None else jax.random.split(key)
-    zero = spec.zero_point_of(False)
+    grid = spec.grid(False)
 
     def rescaled(x, key):
         codes = x.codes.astype(jnp.int32) - x.zero_point
-        return _clip(rescale(codes, x.scale / out_scale, key), zero, spec, False)
+        return _clip(rescale(codes, x.scale / out_scale, key, grid.odd), grid)
 
     codes = [rescaled(x, key) for x, key in zip((a, b), keys, strict=True)]
+    out_scale = narrow.raised(out_scale, spec, False)
     out_scale = _keep_nonfinite(out_scale, a.scale, b.scale)
-    return QArray(jnp.concatenate(codes, axis=-1), out_scale, zero)
+    return QArray(jnp.concatenate(codes, axis=-1), out_scale, grid.zero, grid.odd)

@@ -9,7 +9,7 @@ per-tensor scales 2 * max|x| / 127, zero point 64 of quint8 (here -64 of int8).
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from fljax import bounds
 
@@ -20,6 +20,23 @@ _NAMES = {
     "input_range": ("carried", "dynamic"),
     "gradient_place": ("input", "product", "nowhere"),
 }
+
+
+class Grid(NamedTuple):
+    """The codes that a tensor may have.
+
+    Attributes:
+      zero: the code of 0.
+      lowest: the lowest code.
+      highest: the highest code.
+      odd: codes are odd, so that none is wasted on a side: -3, -1, 1, 3 of 2 bits,
+        which stand for -3/2, -1/2, 1/2, 3/2 steps of two units. 0 then has no code.
+    """
+
+    zero: int
+    lowest: int
+    highest: int
+    odd: bool = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,6 +65,18 @@ class Spec:
         layer's "input", at the "product" before its norm (the reference's slip: it is
         used as range of the input's), or "nowhere".
       reference_quirks: reproduce the reference's other slips (docs/design.md).
+      narrow: codes of up to so many bits are made by the choices below; wider ones are
+        made without them, and with `stepwise` or `reduced_range` all; 0: all are.
+      clipping: ranges are not max|x| but what keeps the squared error least: of
+        weights, of observed outputs, and of what nobody observed, gradients among it,
+        where each example has its own.
+      unbiased: with clipping, scales are raised so that codes are as long in the
+        values' direction as the values are: each layer would shrink them else.
+      half_steps: signed weights and outputs have odd codes, see `Grid`.
+      group: so many inputs of an output channel share a whole multiple, 1 to 15, of
+        the channel's scale (VS-Quant, Dai et al., MLSys 2021); 0: a channel has one.
+      edges: width of the first and the last block that run in codes, if it is above
+        `bits`; 0: theirs is no other.
     """
 
     bits: int = 8
@@ -62,6 +91,12 @@ class Spec:
     stepwise: bool = False
     codes: bool = True
     reference_quirks: bool = False
+    narrow: int = 3
+    clipping: bool = True
+    half_steps: bool = True
+    group: int = 16
+    unbiased: bool = True
+    edges: int = 0
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
@@ -72,6 +107,12 @@ class Spec:
                 )
         if not 2 <= self.bits <= 8:
             raise ValueError(f"bits: expected 2 to 8, got {self.bits}")
+        if not 0 <= self.narrow <= 4:  # what int8 holds of 15 times a code
+            raise ValueError(f"narrow: expected 0 to 4, got {self.narrow}")
+        if self.edges and not 2 <= self.edges <= 8:
+            raise ValueError(f"edges: expected 0 or 2 to 8, got {self.edges}")
+        if self.group < 0:
+            raise ValueError(f"group: expected 0 or more, got {self.group}")
         quarter = "quarter" in (self.zero_point, self.relu_zero_point)
         if quarter and not self.reduced_range:
             raise ValueError("a 'quarter' zero point needs reduced_range=True")
@@ -101,12 +142,35 @@ class Spec:
         name = self.relu_zero_point if nonnegative else self.zero_point
         return {"middle": 0, "quarter": self.lowest // 2, "lowest": self.lowest}[name]
 
+    @property
+    def is_narrow(self) -> bool:
+        """Whether the choices of narrow codes act."""
+        plain = self.stepwise or self.reduced_range
+        return self.bits <= self.narrow and not plain
+
+    @property
+    def clips(self) -> bool:
+        """Whether ranges are those of the least squared error."""
+        return self.is_narrow and self.clipping
+
+    @property
+    def of_edge(self) -> Spec:
+        """Gives what the first and the last block that run in codes are made by."""
+        if not self.is_narrow or self.edges <= self.bits:
+            return self
+        return dataclasses.replace(self, bits=self.edges)
+
+    def grid(self, nonnegative: bool) -> Grid:
+        """Gives the codes of a signed or a nonnegative tensor."""
+        zero = self.zero_point_of(nonnegative)
+        if self.is_narrow and self.half_steps and not nonnegative and not zero:
+            return Grid(0, 1 - 2**self.bits, 2**self.bits - 1, odd=True)
+        return Grid(zero, self.lowest, self.highest)
+
     def levels(self, nonnegative: bool) -> float:
         """Gives how many codes above the zero point max|x| maps to."""
-        if self.zero_point_of(nonnegative) == self.lowest:
-            span = float(self.highest - self.lowest)
-        else:
-            span = float(self.highest)
+        zero, lowest, highest, _ = self.grid(nonnegative)
+        span = float(highest - lowest if zero == lowest else highest)
         return span / 2 if self.reduced_range else span
 
 
@@ -121,6 +185,7 @@ REFERENCE = Spec(
     requantize_after=True,
     stepwise=True,
     gradient_place="product",
+    narrow=0,
 )
 
 
@@ -150,6 +215,35 @@ class Frozen:
     reference_quirks: bool = bounds.field(
         False, "Reproduce the slips of the paper's code: see docs/design.md."
     )
+    narrow: int = bounds.field(
+        3,
+        "Codes of up to so many bits are made by the flags below, with "
+        "fixed_point=default; 0: as wider ones.",
+        least=0,
+        most=4,
+    )
+    clipping: bool = bounds.field(
+        True, "Ranges of narrow codes: of least squared error instead of max|x|."
+    )
+    half_steps: bool = bounds.field(
+        True, "Narrow codes of signed tensors: half steps, as many on either side."
+    )
+    group: int = bounds.field(
+        16,
+        "Inputs of an output channel with a multiple of its own of the channel's "
+        "scale, in narrow weights; 0: none.",
+        least=0,
+    )
+    unbiased: bool = bounds.field(
+        True, "Scales of narrow codes are raised by what clipping and rounding shrink."
+    )
+    edges: int = bounds.field(
+        0,
+        "Width of the first and last block that run in narrow codes; 0: no other.",
+        least=2,
+        most=8,
+        off=True,
+    )
 
     def __post_init__(self):
         bounds.check(self, "frozen.{}".format)
@@ -164,6 +258,10 @@ class Frozen:
         if self.weight_scales != "own":
             of_channels = self.weight_scales == "channel"
             made = dataclasses.replace(made, per_channel=of_channels)
+        if self.fixed_point == "default":
+            names = ("narrow", "clipping", "half_steps", "group", "unbiased", "edges")
+            chosen: Any = {name: getattr(self, name) for name in names}
+            made = dataclasses.replace(made, **chosen)
         rounding: Any = self.rounding  # one of its choices
         return dataclasses.replace(
             made,

@@ -26,7 +26,7 @@ class Concat(nn.Module):
             seen = lax.stop_gradient(y)
             layers.record_range(self, call, lambda: quant.amax(seen))
             return y
-        observed = layers.frozen_range(self)
+        observed = layers.frozen_range(self, call)
         if call.role is types.Role.FROZEN_BEFORE and call.spec.codes:
             a, b = (
                 signals.to_codes(x, call.spec, layers.rounding_key(self, call))
@@ -41,4 +41,5 @@ class Concat(nn.Module):
 
 def mean_pool(x: signals.Signal, window: int = 2) -> signals.Signal:
     """Averages every window x window tile; scales and ranges stay."""
-    return layers.on_values(lambda values: convs.mean_pool(values, window), x)
+    odd = isinstance(x, quant.QArray) and x.odd
+    return layers.on_values(lambda values: convs.mean_pool(values, window, odd), x)

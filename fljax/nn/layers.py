@@ -31,7 +31,7 @@ from flax import linen as nn
 from jax import lax
 
 from fljax import types
-from fljax.kernels import convs, norms, quant, specs
+from fljax.kernels import convs, narrow, norms, quant, specs
 from fljax.nn import operations, signals
 from fljax.runtime import backends
 
@@ -134,13 +134,35 @@ def rounding_key(module: nn.Module, call: Call) -> types.Key | None:
     return module.make_rng("rounding") if stochastic else None
 
 
-def frozen_range(module: nn.Module) -> types.Array:
-    """Reads the module's observed range from what was frozen."""
+def expected_range(
+    module: nn.Module, call: Call, relu: bool = False, normal: bool = False
+) -> types.Array:
+    """Gives the range that the module's output is quantized by: most often as observed.
 
-    def read() -> types.Array:
-        return module.get_variable("ranges", "range")
+    Args:
+      module: with a range.
+      call: with the choices.
+      relu: a ReLU comes last.
+      normal: a norm comes before it, with `scale` and `bias` of the module's.
 
-    return module.variable("frozen", "output", read).value
+    Returns:
+      The range, [].
+    """
+    observed: types.Array = module.get_variable("ranges", "range")
+    affine = None
+    if normal and call.spec.clips:
+        names = ("scale", "bias")
+        affine = tuple(module.get_variable("params", name) for name in names)
+    return narrow.expected(observed, call.spec, relu, affine)
+
+
+def frozen_range(
+    module: nn.Module, call: Call, relu: bool = False, normal: bool = False
+) -> types.Array:
+    """Reads `expected_range` from what was frozen."""
+    return module.variable(
+        "frozen", "output", expected_range, module, call, relu, normal
+    ).value
 
 
 def count(module: nn.Module, **counted: int) -> None:
@@ -344,9 +366,9 @@ class Product(nn.Module):
     def _freeze(self, channels: int, call: Call) -> operations.Frozen:
         kernel, bias = self._folded(channels, call)
         weights = quant.quantize_weights(kernel, call.spec, rounding_key(self, call))
-        observed: types.Array = self.get_variable("ranges", "range")
+        output = expected_range(self, call, self.relu, self.norm)
         return operations.Frozen(
-            weights, bias, observed, self.get_variable("backward", "range")
+            weights, bias, output, self.get_variable("backward", "range")
         )
 
     def _before(self, x: quant.QArray, call: Call) -> quant.QArray:
@@ -375,7 +397,7 @@ class Product(nn.Module):
         ).value
         y = self.operation.floats(x.value, kernel)
         y = y if bias is None else (y + bias).astype(y.dtype)
-        return signals.Ranged(y, frozen_range(self))
+        return signals.Ranged(y, frozen_range(self, call, self.relu, self.norm))
 
 
 def conv(features: int, kernel_size: int, stride: int = 1, **fields) -> Product:
@@ -470,7 +492,7 @@ class Add(nn.Module):
         """Adds a and b, both [B, ..., C]; float, QArray or Ranged by role."""
         if call.role is types.Role.TRAINED:
             return self._trained(signals.to_float(a) + signals.to_float(b), call)
-        observed = frozen_range(self)
+        observed = frozen_range(self, call, self.relu)
         if call.role is types.Role.FROZEN_BEFORE and call.spec.codes:
             a, b = (
                 signals.to_codes(x, call.spec, rounding_key(self, call)) for x in (a, b)

@@ -36,8 +36,15 @@ def _probed(module: nn.Module, x: types.Array, call: layers.Call) -> types.Array
     return layers.probe(x, module.get_variable("backward", "range"))
 
 
+def _observed(module, relu: bool, call: layers.Call) -> types.Array | None:
+    """Gives the range of the output, where there is one."""
+    if not module.quantized:
+        return None
+    return layers.frozen_range(module, call, relu, normal=True)
+
+
 def _requantized(module, y, unit, relu: bool, call: layers.Call) -> quant.QArray:
-    scale = quant.scale_of(call.spec, layers.frozen_range(module), relu)
+    scale = quant.scale_of(call.spec, _observed(module, relu, call), relu)
     key = layers.rounding_key(module, call)
     return quant.requantize_values(y, unit, scale, call.spec, relu, key)
 
@@ -68,7 +75,7 @@ class GroupNorm(nn.Module):
             y = self.normalize(x.dequantize(), scale, bias)
             return _requantized(self, y, x.scale, self.relu, call)
         y = self.normalize(signals.to_float(x), scale, bias)
-        observed = layers.frozen_range(self) if self.quantized else None
+        observed = _observed(self, self.relu, call)
         return signals.Ranged(jax.nn.relu(y) if self.relu else y, observed, self.relu)
 
     def _trained(self, x: types.Array, call: layers.Call) -> types.Array:
@@ -126,8 +133,7 @@ class BatchNorm(nn.Module):
             return _requantized(self, y, x.scale, True, call)
         scale, bias = self.variable("frozen", "affine", _affine, self, channels).value
         y = norms.batch_norm(signals.to_float(x), scale, bias, call.mask)[0]
-        observed = layers.frozen_range(self) if self.quantized else None
-        return signals.Ranged(jax.nn.relu(y), observed, True)
+        return signals.Ranged(jax.nn.relu(y), _observed(self, True, call), True)
 
     def _running(self, channels: int):
         mean = self.variable("norms", "mean", jnp.zeros, (channels,))

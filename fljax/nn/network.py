@@ -163,12 +163,32 @@ def freeze(
       A tuple over all blocks: {"frozen": tree}, or None where it is trained.
     """
     x: Any = zeros(network)
-    calls = [layers.Call(role, spec, key=key) for role in roles]
+    calls = [
+        layers.Call(role, spec_of(network, spec, index), key=key)
+        for index, role in enumerate(roles)
+    ]
     _, updates = run(network, state, x, calls, mutable=("frozen",))
     return tuple(
         None if role is types.Role.TRAINED else update
         for role, update in zip(roles, updates, strict=True)
     )
+
+
+def spec_of(network: Network, spec: specs.Spec, index: int) -> specs.Spec:
+    """Gives a block's fixed point choices: the first and last in codes may be wider.
+
+    Args:
+      network: the network.
+      spec: of all its blocks.
+      index: of the block.
+
+    Returns:
+      Its own.
+    """
+    if spec.of_edge is spec:
+        return spec
+    coded = [i for i, block in enumerate(shapes(network)) if block["ranges"]]
+    return spec.of_edge if index in (coded[:1] + coded[-1:]) else spec
 
 
 @functools.cache

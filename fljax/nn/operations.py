@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from fljax import types
-from fljax.kernels import convs, quant, specs
+from fljax.kernels import convs, quant
 from fljax.nn import signals
 
 
@@ -61,7 +61,7 @@ class Frozen(NamedTuple):
 
     weights: quant.QArray
     bias: types.Array | None
-    output: types.Array  # observed max|output|
+    output: types.Array  # range of the output
     gradient: types.Array  # observed max|gradient|
 
 
@@ -103,17 +103,14 @@ def _after_backward(operation, spec, relu, residuals, g):
     g = lax.optimization_barrier(g * weights.scale if weights.scale.ndim else g)
     factor = 1.0 if weights.scale.ndim else weights.scale
     dense = operation.kind == "dense"
+    spec = dataclasses.replace(spec, half_steps=False)  # a ReLU's gradient is 0 mostly
+    # Convolutions pad with code 0, which has to mean 0.
+    zero_point = spec.zero_point if dense else "middle"
+    gradients = dataclasses.replace(spec, zero_point=zero_point)
     if dense and g.ndim > 2 and spec.reference_quirks:
         largest = quant.amax(g[0, 0])  # the first position of the first example
     else:
-        largest = quant.amax(g)
-    gradients = specs.Spec(
-        bits=spec.bits,
-        reduced_range=spec.reduced_range,
-        # Convolutions pad with code 0, which has to mean 0.
-        zero_point=spec.zero_point if dense else "middle",
-        stepwise=spec.stepwise,
-    )
+        largest = quant.range_of(g, gradients)
     scale = quant.scale_of(gradients, largest)
     codes = quant.quantize(g, scale, gradients, key=input_key)
     size = x.shape[1:3]

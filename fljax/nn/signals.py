@@ -92,7 +92,7 @@ def input_scale(x: Ranged, spec: specs.Spec, carried: bool) -> types.Array:
     """Gives the scale of x: what it was observed to need, or what this batch needs."""
     largest = x.largest if carried else None
     if largest is None:
-        largest = quant.amax(x.value)
+        largest = quant.range_of(x.value, spec, x.nonnegative)
     return quant.scale_of(spec, largest, x.nonnegative)
 
 

@@ -26,7 +26,11 @@ def any_spec(draw):
     base = BASES[draw(strategies.sampled_from(sorted(BASES)))]
     bits = draw(strategies.integers(2, 8))
     return dataclasses.replace(
-        base, bits=bits, per_channel=draw(booleans), stepwise=draw(booleans)
+        base,
+        bits=bits,
+        per_channel=draw(booleans),
+        stepwise=draw(booleans),
+        narrow=draw(strategies.sampled_from((0, 3))),
     )
 
 
@@ -89,9 +93,16 @@ def exact_sums(x, w):
 
 def exact_codes(value, out_scale, spec, relu):
     """Rounds float64 values to codes, ties up."""
-    zero = spec.zero_point_of(relu)
-    codes = np.floor(value / np.float64(out_scale) + 0.5) + zero
-    return np.clip(codes, zero if relu else spec.lowest, spec.highest)
+    zero, lowest, highest, odd = spec.grid(relu)
+    steps = value / np.float64(out_scale)
+    codes = 2 * np.floor(steps / 2) + 1 if odd else np.floor(steps + 0.5) + zero
+    return np.clip(codes, zero if relu else lowest, highest)
+
+
+def off_by(codes, exact):
+    """Gives by how many codes two tensors differ; odd ones are two apart."""
+    apart = 2 if codes.odd else 1
+    return np.abs(np.asarray(codes.codes, int) - exact).max() / apart
 
 
 def requantized_floats(form, x, w, bias, out_scale, spec, relu):
@@ -111,9 +122,9 @@ def test_products_and_requantization_are_within_one_code(case):
     value = exact_sums(x, w) * unit
     value = value if bias is None else value + np.asarray(bias, np.float64)
     exact = exact_codes(value, out_scale, spec, relu)
-    assert np.abs(np.asarray(codes.codes, int) - exact).max() <= 1
+    assert off_by(codes, exact) <= 1
     plain = requantized_floats(form, x, w, bias, out_scale, spec, relu)
-    assert np.abs(np.asarray(codes.codes, int) - plain).max() <= 1
+    assert off_by(codes, plain) <= 1
 
 
 def test_a_large_bias_is_not_lost():
@@ -151,7 +162,7 @@ def test_add_is_within_one_code(seed, spec, log_a, log_b, nonnegative):
         for q in (a, b)
     )
     exact = exact_codes(value, np.float32(0.3), spec, relu)
-    assert np.abs(np.asarray(y.codes, int) - exact).max() <= 1
+    assert off_by(y, exact) <= 1
     assert y.zero_point == spec.zero_point_of(relu)
 
 
@@ -354,7 +365,7 @@ def test_default_codes_by_hand():
     ("bits", "signed", "nonnegative"), [(2, 1, 3), (4, 7, 15), (8, 127, 255)]
 )
 def test_levels_by_width(bits, signed, nonnegative):
-    spec = specs.Spec(bits=bits)
+    spec = specs.Spec(bits=bits, narrow=0)
     assert (spec.levels(False), spec.levels(True)) == (signed, nonnegative)
     assert (spec.lowest, spec.highest) == (-signed - 1, signed)
     halved = dataclasses.replace(spec, reduced_range=True)
@@ -364,7 +375,7 @@ def test_levels_by_width(bits, signed, nonnegative):
 @pytest.mark.parametrize("bits", [2, 5, 8])
 @pytest.mark.parametrize("base", BASES)
 def test_codes_are_rounded_half_to_even_and_saturate(base, bits):
-    spec = dataclasses.replace(BASES[base], bits=bits)
+    spec = dataclasses.replace(BASES[base], bits=bits, narrow=0)
     halves = np.arange(-1200, 1200) / 4
     steps = np.float32(np.concatenate([halves, halves * 1e30, [np.inf, -np.inf, -0.0]]))
     for nonnegative in (False, True):
@@ -376,6 +387,7 @@ def test_codes_are_rounded_half_to_even_and_saturate(base, bits):
 
 @hypothesis.given(strategies.integers(0, 2**32 - 1), any_spec(), booleans)
 def test_quantize_is_within_half_a_code_of_what_it_can_hold(seed, spec, nonnegative):
+    spec = dataclasses.replace(spec, half_steps=False)
     generator = np.random.default_rng(seed)
     x = generator.standard_normal((4, 5)).astype(np.float32)
     x = np.abs(x) if nonnegative else x
