@@ -212,9 +212,9 @@ def _blocks(
         def after(value):
             largest = passed.largest
             if largest is not None:  # of what a trained block gives: that of this batch
-                own = network.spec_of(net, spec, i)
+                here, own = last == i - 1, network.spec_of(net, spec, i)
                 mine = quant.range_of(value, own, nonnegative[i - 1])
-                largest = jnp.where(last == i - 1, mine, largest)
+                largest = jnp.where(here, mine, largest)
             x = signals.Ranged(value, largest, nonnegative[i - 1])
             y, _ = run(i, frozen[1][i], x, types.Role.FROZEN_AFTER)
             y = signals.to_ranged(y)

@@ -38,7 +38,8 @@ def run_mixed(problem, assigned, width, limits=((np.inf,) * 5,) * 2, spoilt=()):
         windows=np.array([(p.first, p.last) for p in assigned.values()]),
     )
     (few,) = cohort.spread([np.arange(len(ids))], clients.counts, 1, width)
-    of_any = mixed.Mixed(capacity=max(conftest.COUNTS))
+    bits = min(plan.bits for plan in assigned.values())
+    of_any = mixed.Mixed(bits, capacity=max(conftest.COUNTS))
     sums = group.run_group(
         begun(problem, limits=limits),
         started(problem, len(ids)),
@@ -63,6 +64,16 @@ def by_window(problem):
 def test_it_gives_what_each_windows_own_program_gives(problem, by_window, width):
     ours = run_mixed(problem, ASSIGNED, width)
     conftest.assert_close(ours, by_window, 2e-5)
+
+
+@pytest.mark.parametrize("width", [1, 3])
+def test_narrow_codes_are_those_of_each_windows_own_program(problem, width):
+    assigned = {number: ASSIGNED[number].at(2) for number in (0, 1, 4)}
+    sums = None
+    for number, plan in assigned.items():
+        sums = run(problem, plan, [number], cohort_ids=tuple(assigned), sums=sums)
+    ours = run_mixed(problem, assigned, width)
+    conftest.assert_close(ours, totals.total(sums), 2e-5)
 
 
 def test_what_the_client_before_left_does_not_matter(problem):
