@@ -57,6 +57,13 @@ DATA_CACHE = flags.DEFINE_string(
     "Folder that keeps decoded data from run to run, of this user alone; empty: none.",
 )
 
+OUT = flags.DEFINE_string(
+    "out",
+    "",
+    "The file to write: .png, .pdf or .svg of plot, else curves.png; .html of report, "
+    "else report.html.",
+)
+
 WORKDIR = flags.DEFINE_string(
     "workdir",
     "",

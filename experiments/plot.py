@@ -17,9 +17,7 @@ from fljax.experiment import config as configs
 from fljax.experiment import panels, plots
 from fljax.runs import writers
 
-_OUT = flags.DEFINE_string(
-    "out", "curves.png", "The file to write: .png, .pdf or .svg."
-)
+flags.declare_key_flag("out")
 _APART = define.boolean(
     "apart", False, "Give every run panels of its own, for runs on different data."
 )
@@ -52,13 +50,14 @@ def _named(folders: Sequence[str]) -> dict[str, pathlib.Path]:
 
 
 def _main(folders: Sequence[str]) -> None:
+    wanted = main.OUT.value or "curves.png"
     if not folders:
         raise ValueError("expected folders of runs, such as runs/x, got none")
-    shares, out = _shares(), pathlib.Path(_OUT.value)
+    shares, out = _shares(), pathlib.Path(wanted)
     if out.suffix not in plots.FORMATS or not out.parent.is_dir():
         raise ValueError(
             f"--out: expected a file {', '.join(plots.FORMATS)} in a folder that is "
-            f"there, got {_OUT.value!r}"
+            f"there, got {wanted!r}"
         )
     runs = {}
     for name, folder in _named(folders).items():
@@ -70,9 +69,9 @@ def _main(folders: Sequence[str]) -> None:
     measure = panels.measure_of(runs.values())
     with configs.naming("majority"):
         plots.histories(
-            runs, _OUT.value, apart=_APART.value, majority=shares, measure=measure
+            runs, wanted, apart=_APART.value, majority=shares, measure=measure
         )
-    print(f"wrote {_OUT.value}")
+    print(f"wrote {wanted}")
 
 
 if __name__ == "__main__":

@@ -17,20 +17,20 @@ from absl import flags
 from experiments import main
 from fljax.experiment.report import page
 
-_OUT = flags.DEFINE_string("out", "report.html", "The file to write, .html.")
+flags.declare_key_flag("out")
 
 
 def _main(folders: Sequence[str]) -> None:
+    wanted = main.OUT.value or "report.html"
     if not folders:
         raise ValueError("expected folders of runs, such as runs/x, got none")
     for folder in folders:
         if not pathlib.Path(folder).is_dir():
             raise ValueError(f"expected a folder of runs, got {folder!r}")
-    out = pathlib.Path(_OUT.value)
+    out = pathlib.Path(wanted)
     if out.suffix != ".html" or not out.parent.is_dir():
         raise ValueError(
-            f"--out: expected a file .html in a folder that is there, got "
-            f"{_OUT.value!r}"
+            f"--out: expected a file .html in a folder that is there, got {wanted!r}"
         )
     page.write(folders, out)
     print(f"wrote {out}")

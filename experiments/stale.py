@@ -22,8 +22,8 @@ from fljax.experiment import config as configs
 from fljax.experiment import rehearsal
 from fljax.policies import learning, windows
 
-_SEEDS = define.number("seeds", 3, "How many, from 0.", least=1)
-_ROUNDS = define.number("rounds", 300, "Of each.", least=1)
+_FLEETS = define.number("fleets", 3, "How many, drawn by seeds from 0.", least=1)
+_ROUNDS = define.number("played", 300, "Rounds of each.", least=1)
 
 Make = Callable[[policies.Setting], policies.Policy]
 
@@ -101,7 +101,7 @@ def table(seeds: Iterable[int], rounds: int) -> list[str]:
 
 
 def _main() -> None:
-    print(*table(range(_SEEDS.value), _ROUNDS.value), sep="\n")
+    print(*table(range(_FLEETS.value), _ROUNDS.value), sep="\n")
 
 
 if __name__ == "__main__":

@@ -172,7 +172,7 @@ def test_a_run_that_stops_between_looks_goes_on_as_it_would_have(tmp_path):
     for one, two in zip(parts.records, whole.records, strict=True):
         del one["wall_seconds"], two["wall_seconds"]
         assert one == two
-    settings = running._settings(tmp_path / "whole")
+    settings = running.read_settings(tmp_path / "whole")
     assert settings.tiers == AUTO(2)
     config_file = running.writers.described(tmp_path / "whole").config
     assert config_file["classes"] == "auto:2:kmeans"
@@ -182,7 +182,7 @@ def test_a_lognormal_fleet_is_read_back_from_a_folder(tmp_path):
     spread = fleet_sources.Lognormal(0.3)
     ready = small.build(rounds=1, fleet=spread)
     running.run(ready, tmp_path / "run", tensorboard=False)
-    assert running._settings(tmp_path / "run").fleet == spread
+    assert running.read_settings(tmp_path / "run").fleet == spread
 
 
 def test_a_rollback_lowers_a_class():
