@@ -109,7 +109,7 @@ _STEPS: Mapping[str, Fields] = {
 def _steps(bits: int) -> dict[str, Fields]:
     """Gives a variant for every step, each with those before it."""
     fields: dict[str, Any] = {"frozen.bits": bits, **_CORRELATED}
-    variants = {}
+    variants: dict[str, Fields] = {}
     for name, more in _STEPS.items():
         fields = {**fields, **more}
         variants[name] = fields

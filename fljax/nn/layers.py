@@ -149,10 +149,12 @@ def expected_range(
       The range, [].
     """
     observed: types.Array = module.get_variable("ranges", "range")
-    affine = None
+    affine: tuple[types.Array, types.Array] | None = None
     if normal and call.spec.clips:
-        names = ("scale", "bias")
-        affine = tuple(module.get_variable("params", name) for name in names)
+        scale, bias = (
+            module.get_variable("params", name) for name in ("scale", "bias")
+        )
+        affine = (scale, bias)
     return narrow.expected(observed, call.spec, relu, affine)
 
 

@@ -44,7 +44,8 @@ def _observed(module, relu: bool, call: layers.Call) -> types.Array | None:
 
 
 def _requantized(module, y, unit, relu: bool, call: layers.Call) -> quant.QArray:
-    scale = quant.scale_of(call.spec, _observed(module, relu, call), relu)
+    observed = layers.frozen_range(module, call, relu, normal=True)
+    scale = quant.scale_of(call.spec, observed, relu)
     key = layers.rounding_key(module, call)
     return quant.requantize_values(y, unit, scale, call.spec, relu, key)
 
