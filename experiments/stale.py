@@ -3,7 +3,7 @@
     python -m experiments.stale
 
 plays rounds without training, on the digits with `small_convnet` and 100 devices of
-the paper's tiers, and prints the table of docs/devices.md. It takes MINUTES.
+the paper's tiers, and prints the table of docs/devices.md: four minutes of one core.
 """
 
 from __future__ import annotations
