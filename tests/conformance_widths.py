@@ -1,6 +1,6 @@
-"""Replays networks of a smaller width: slices, sub-networks and the server's mean.
+"""Replays networks of a smaller width: slices, sub-networks, means, ordered dropout.
 
-Of the conformance folder `width_NETWORK_sWIDTH.npz` and `width_NETWORK_mean.npz`. The
+Of the conformance folder `width_NETWORK_sWIDTH.npz`, `_mean.npz` and `_fjord.npz`. The
 reference's arrays differ from ours in more than the layout of a kernel: DenseNet joins
 new channels in front of the old ones, and a flattened image has its channels first.
 """
@@ -17,6 +17,9 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from fljax import plans
+from fljax.engine import ordered, program
+from fljax.kernels import specs
 from fljax.models import densenet, resnet_small
 from fljax.nn import layers, network, slicing
 from tests import conformance, reference_names
@@ -102,7 +105,8 @@ class Wide(NamedTuple):
 def case_of(name: str, data) -> Wide:
     """Makes the network of a file, with its full parameters."""
     tag = str(data["network"])
-    shapes = [tuple(d for d in shape if d) for shape in data["full/shape"].tolist()]
+    whole = "full/shape" if "full/shape" in data.files else "all/end_shape"
+    shapes = [tuple(d for d in shape if d) for shape in data[whole].tolist()]
     *_, (classes, columns), _ = shapes
     channels = shapes[-5][0] if tag.startswith("resnet") else columns
     side = 16 * math.isqrt(columns // channels) if columns > channels else 32
@@ -370,9 +374,48 @@ def replay_mean(name: str, data) -> Iterator[conformance.Line]:
         yield conformance.Line(wide.name, f"{case}: untouched", figures, same)
 
 
+def replay_fjord(name: str, data) -> Iterator[conformance.Line]:
+    """Replays a client's epoch of ordered dropout, a width a batch, by plain SGD."""
+    wide = case_of(name, data)
+    lr, decay = float(data["lr"]), float(data["weight_decay"])
+    plan = plans.full(wide.net.num_blocks)
+    for case in map(str, data["cases"]):
+        part = _part(wide, f"{case}/", "heterofl", data[f"{case}/p_max"])
+        width, levels = float(data[f"{case}/p_max"]), data[f"{case}/p"].tolist()
+        kind = ordered.Ordered(
+            plan.at_width(width), tuple(sorted({*levels, width})), wide.net, "floor"
+        )
+
+        @functools.partial(jax.jit, static_argnums=0)
+        def step(level, state, x, y, kind=kind, part=part):
+            one = program.Batch(x, y, np.ones(len(y), np.float32), None)
+            blocks = program.Blocks((None,) * part.net.num_blocks, state)
+            done = kind.step_at(level, part.net, specs.DEFAULT, one, blocks)
+            moved = jax.tree.map(
+                lambda p, g: p - lr * (g + decay * p), _params(state), done.gradients
+            )
+            kept = jax.tree.map(jax.numpy.where, done.held, moved, _params(state))
+            new = ({**s, "params": p} for s, p in zip(state, kept, strict=True))
+            return done.loss, tuple(new)
+
+        state, losses = part.state, []
+        for level, x, y in zip(
+            levels, data[f"{case}/x"], data[f"{case}/y"], strict=True
+        ):
+            loss, state = step(level, state, conformance._nhwc(x), y)
+            losses.append(loss)
+        theirs = data[f"{case}/losses"]
+        line = f"{case}: losses"
+        yield conformance._float_line(wide.name, line, np.array(losses), theirs, CLOSE)
+        at, what = f"{case}/end_", f"{case}: end"
+        yield _state_line(wide, at, what, part.net, _params(state), CLOSE)
+
+
 def replay_of(name: str):
     """Gives what replays a file of widths by its name, None if nothing does."""
     kind = name.rsplit("_", 1)[-1]
     if kind == "mean":
         return replay_mean
+    if kind == "fjord":
+        return replay_fjord
     return replay_width if kind.startswith("s") else None

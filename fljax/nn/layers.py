@@ -151,9 +151,8 @@ def expected_range(
     observed: types.Array = module.get_variable("ranges", "range")
     affine: tuple[types.Array, types.Array] | None = None
     if normal and call.spec.clips:
-        scale, bias = (
-            module.get_variable("params", name) for name in ("scale", "bias")
-        )
+        scale: types.Array = module.get_variable("params", "scale")
+        bias: types.Array = module.get_variable("params", "bias")
         affine = (scale, bias)
     return narrow.expected(observed, call.spec, relu, affine)
 
