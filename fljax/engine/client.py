@@ -106,6 +106,7 @@ class Start(NamedTuple):
       learning_rate: [].
       shared: what the server sends beside the network, a tuple over all blocks shaped
         like their parameters; None: nothing.
+      columns: as of `layers.Call`.
     """
 
     state: tuple[dict, ...]
@@ -113,6 +114,7 @@ class Start(NamedTuple):
     data: Data
     learning_rate: types.Array
     shared: tuple | None = None
+    columns: types.Array | None = None
 
 
 class Client(NamedTuple):
@@ -314,8 +316,15 @@ def _batch(static: Static, start: Start, rows, mask, key) -> program.Batch:
         x = x.astype(training.precision)
     narrow, width = static.seams.narrowing, static.program.width
     scale = 1 / width if narrow is not None and narrow.scaler else 1.0
-    labels = start.data.y[rows]
-    return program.Batch(x, labels, mask, key, task=training.task, scale=scale)
+    return program.Batch(
+        x,
+        start.data.y[rows],
+        mask,
+        key,
+        task=training.task,
+        scale=scale,
+        columns=start.columns,
+    )
 
 
 def _classes(static: Static, start: Start, one: Client) -> types.Array | None:

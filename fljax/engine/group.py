@@ -25,6 +25,7 @@ from fljax.engine import client, seams, sending
 from fljax.engine import cohort as cohorts
 from fljax.engine import program as kinds
 from fljax.engine import sums as totals
+from fljax.nn import slicing
 from fljax.runtime import mesh, programs, streams
 from fljax.updates import server
 
@@ -76,8 +77,10 @@ def _started(static: client.Static, begun: cohorts.Round) -> client.Start:
     if static.spec.rounding == "stochastic":
         rounding = jax.random.fold_in(begun.key, streams.ROUNDING)
     frozen = client.freeze(static, begun.blocks, rounding)
-    rate, shared = begun.learning_rate, begun.shared
-    return client.Start(begun.blocks, frozen, begun.data, rate, shared)
+    rate, shared, columns = begun.learning_rate, begun.shared, None
+    if begun.channels is not None:
+        columns = slicing.columns(begun.channels)
+    return client.Start(begun.blocks, frozen, begun.data, rate, shared, columns)
 
 
 def _run_on_device(

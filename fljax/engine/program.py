@@ -46,6 +46,7 @@ class Batch(NamedTuple):
       task: what the labels mean; static.
       scale: as of `layers.Call`; static.
       classes: [C] bool, logits of the others are 0; None: no logit is changed.
+      columns: as of `layers.Call`, of the first block.
       soft: [B, C] logits that are to be met, in place of the labels; None: these.
     """
 
@@ -57,6 +58,7 @@ class Batch(NamedTuple):
     task: tasks.Task = tasks.DEFAULT
     scale: float = 1.0
     classes: types.Array | None = None
+    columns: types.Array | None = None
     soft: types.Array | None = None
 
     def loss(self, outputs: types.Array) -> types.Array:

@@ -117,6 +117,7 @@ def gradient_step(
             fresh=fresh,
             key=key,
             scale=batch.scale,
+            columns=None if i else batch.columns,
         )
         for i, role in enumerate(roles)
     ]

@@ -316,6 +316,15 @@ def places(net: network.Network, cut: Cut, choose: Choose = leading) -> Places:
     return tuple(of_block(*pair) for pair in zip(parts, state, strict=True))
 
 
+def columns(places: Places) -> types.Array | None:
+    """Gives the channels [n] that an embedding keeps, for `layers.Call.columns`.
+
+    None: the network does not begin with one, or keeps all of them.
+    """
+    axes = places[0]["params"].get("embedding")
+    return None if axes is None else axes[-1]
+
+
 def _leads(kept) -> bool:
     """Tells whether kept channels are known to be the leading ones: no gather, then."""
     return isinstance(kept, np.ndarray) and np.array_equal(kept, np.arange(kept.size))

@@ -12,7 +12,7 @@ import fljax
 from fljax import devices, plans, policies, trees, types
 from fljax.algorithms.widths import levels as narrow
 from fljax.engine import client, federation, single
-from fljax.nn import narrowing, slicing
+from fljax.nn import layers, narrowing, slicing
 from fljax.updates import server, server_rule
 from tests import conftest, small
 
@@ -202,6 +202,27 @@ def test_an_error_memory_moves_where_something_was_sent():
     visited = small.rows(state)
     assert not visited[:, ~inside].any()
     assert (visited[:, inside] != 0).any()
+
+
+def test_a_rolled_transformer_adds_the_positions_of_its_own_channels():
+    # An embedding of zeros gives the positions' table alone: with rolled channels, the
+    # columns that these are in the whole table.
+    net = small.TEXTNET
+    cut = slicing.Cut(0.5)
+    kept = slicing.places(net, cut, slicing.rolling(1))
+    columns = slicing.columns(kept)
+    assert columns.tolist() == [3, 0]
+    tokens = jnp.array([[1, 2, 3, 0, 0]])
+
+    def embedded(network_, **call):
+        block = network_.blocks[0]
+        variables = block.init(jax.random.key(0), tokens, layers.Call())
+        zeros = jax.tree.map(jnp.zeros_like, variables)
+        return block.apply(zeros, tokens, layers.Call(**call)).value
+
+    wide = embedded(net)
+    narrow_ = embedded(slicing.sliced(net, cut), columns=jnp.asarray(columns))
+    np.testing.assert_array_equal(narrow_, wide[..., columns])
 
 
 # --- HeteroFL's extras
