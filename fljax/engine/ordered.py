@@ -86,7 +86,8 @@ class Ordered(program.Program):
         words = jax.random.key_data(batch.key)
 
         def step(width, words, blocks):
-            own = batch._replace(key=jax.random.wrap_key_data(words))
+            # Leading channels of any width have the leading positions.
+            own = batch._replace(key=jax.random.wrap_key_data(words), columns=None)
             return self.step_at(width, net, spec, own, blocks)
 
         steps = [functools.partial(step, width) for width in self.levels]

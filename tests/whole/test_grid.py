@@ -15,10 +15,12 @@ import pytest
 import fljax
 from tests import small
 
+WIDTHS = ("heterofl", "fedrolex", "federated_dropout", "fjord", "cocofl_width")
 FACTORS = {
     "algorithm": (
         *("fedavg", "fedavg_drop", "centralized", "fedprox", "fedavgm", "fedadam"),
         *("fedyogi", "fedadagrad", "scaffold", "feddyn", "fednova", "cocofl"),
+        *WIDTHS,
     ),
     "codec": (
         *("none", "top_k:.1", "random_k:.1", "qsgd:4", "uniform:4", "ternary"),
@@ -62,8 +64,11 @@ REFUSED = (
     ("algorithm", ("scaffold",), "client_optimizer", ("momentum",), "--momentum"),
     ("algorithm", ("scaffold", "fednova"), "client_optimizer", ("adamw",),
      "--client_optimizer"),
+    ("algorithm", WIDTHS, "aggregate", but("aggregate", "mean"), "--aggregate"),
+    ("algorithm", ("fjord",), "client_optimizer", ("momentum",), "--momentum"),
+    ("algorithm", ("fjord",), "client_optimizer", ("adamw",), "--client_optimizer"),
     ("weighting", ("examples",), "aggregate", but("aggregate", "mean"), "--aggregate"),
-    ("rollback", ("tier",), "algorithm", but("algorithm", "cocofl"),
+    ("rollback", ("tier",), "algorithm", but("algorithm", "cocofl", *WIDTHS),
      "--rollback.lowers"),
     ("rollback", ("tier",), "policy", ("uniform",), "--rollback.lowers"),
 )  # fmt: skip
@@ -176,7 +181,7 @@ def network(taken):
     """Gives the smallest network that fits; None: of the settings."""
     if taken["task"] == "tokens":
         return small.TEXTNET
-    return small.CONVNET if taken["algorithm"] == "cocofl" else None
+    return small.CONVNET if taken["algorithm"] in ("cocofl", *WIDTHS) else None
 
 
 def build(taken):

@@ -29,7 +29,8 @@ def federated_dropout(
         call, and side by side they take as long as one by one.
       rounding: of numbers of channels, "ceil" or "floor".
       scaler: products are divided by the level in training, as dropout does.
-      masked: logits of classes that a client lacks are 0 in training.
+      masked: logits of classes that a client lacks are 0 in training, if the task has
+        classes.
 
     Returns:
       The algorithm.
@@ -37,5 +38,6 @@ def federated_dropout(
     Raises:
       ValueError: as of `heterofl.heterofl`.
     """
-    rule = narrowing.Narrowing(narrowing.Random(each), scaler, masked)
+    classes = bool(fed.training.task.classes)
+    rule = narrowing.Narrowing(narrowing.Random(each), scaler, masked and classes)
     return kinds.narrow(fed, levels, rule, False, rounding)

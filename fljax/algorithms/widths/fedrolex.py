@@ -21,5 +21,6 @@ def fedrolex(
     masked: bool = True,
 ) -> base.Algorithm:
     """Makes FedRolex; arguments, result and errors as of `heterofl.heterofl`."""
-    rule = narrowing.Narrowing(narrowing.Rolling(), scaler, masked)
+    classes = bool(fed.training.task.classes)
+    rule = narrowing.Narrowing(narrowing.Rolling(), scaler, masked and classes)
     return kinds.narrow(fed, levels, rule, dynamic, rounding)

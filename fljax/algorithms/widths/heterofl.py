@@ -32,7 +32,8 @@ def heterofl(
         device has the largest that does.
       rounding: of numbers of channels, "ceil" as in its authors' code, or "floor".
       scaler: products are divided by the level in training.
-      masked: logits of classes that a client lacks are 0 in training.
+      masked: logits of classes that a client lacks are 0 in training, if the task has
+        classes.
 
     Returns:
       The algorithm.
@@ -40,5 +41,6 @@ def heterofl(
     Raises:
       ValueError: no level fits a tier's smallest budgets, or the network cannot be cut.
     """
-    rule = narrowing.Narrowing(narrowing.Leading(), scaler, masked)
+    classes = bool(fed.training.task.classes)
+    rule = narrowing.Narrowing(narrowing.Leading(), scaler, masked and classes)
     return kinds.narrow(fed, levels, rule, dynamic, rounding)
