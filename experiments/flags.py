@@ -69,6 +69,19 @@ def reached(target: float, config: configs.Config) -> tasks.Measure:
     return measure
 
 
+# What others call these flags.
+_ALSO_CALLED = {
+    "learning_rate": "lr",
+    "clients": "num_clients",
+    "num_rounds": "rounds",
+    "epochs": "local_epochs",
+    "model": "network",
+    "strategy": "algorithm",
+    "optimizer": "client_optimizer",
+    "compression": "codec",
+}
+
+
 def explain(error: flags.UnrecognizedFlagError) -> str:
     """Says what a flag that there is not was meant to be.
 
@@ -82,6 +95,8 @@ def explain(error: flags.UnrecognizedFlagError) -> str:
         and flag in flags.FLAGS
         and {flag.partition(".")[2], flag.replace(".", "_")} & {error.flagname, name}
     ]
+    if name in _ALSO_CALLED and _ALSO_CALLED[name] in flags.FLAGS:
+        return f"--{name}: expected --{_ALSO_CALLED[name]}, as the flag is called here"
     if not meant:
         return str(error)
     names = " or ".join(f"--{flag}" for flag in meant)

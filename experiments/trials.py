@@ -19,7 +19,7 @@ from experiments import space as spaces
 
 SAMPLERS = ("tpe", "random", "grid")
 PRUNERS = ("median", "none")
-INSTALL = "pip install 'fljax[sweep]'"
+INSTALL = "pip install -e '.[sweep]'"
 _STARTUP = 5  # trials before any is compared with them
 
 

@@ -21,6 +21,7 @@ _AXES = {"round": "rounds", "clock": "devices' clock"}
 _SEEDS = {"band": "as a band", "each": "each"}
 _GRAPH: Any = {
     "displaylogo": False,
+    "displayModeBar": "hover",
     "responsive": True,
     "modeBarButtonsToRemove": ["select2d", "lasso2d", "autoScale2d"],
 }

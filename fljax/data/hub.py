@@ -22,7 +22,7 @@ from fljax import bounds
 from fljax.data import images, progress
 from fljax.runtime import reading
 
-INSTALL = "pip install 'fljax[hub]'"
+INSTALL = "pip install -e '.[hub]'"
 TEST = ("test", "validation", "valid")
 LABELS, TEXTS = ("label", "labels"), ("text", "sentence")  # names that need no flag
 _SAVED = ("dataset_dict.json", "state.json")  # of `save_to_disk`

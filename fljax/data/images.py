@@ -15,7 +15,7 @@ from fljax.data import progress
 from fljax.runtime import memory, reading
 
 MODES = {"grey": "L", "rgb": "RGB"}  # to Pillow's names
-INSTALL = "pip install 'fljax[images]'"
+INSTALL = "pip install -e '.[images]'"
 COLOR = {"RGB": "rgb", "RGBA": "rgb", "P": "rgb", "CMYK": "rgb", "YCbCr": "rgb"}
 GREY = {"1": "grey", "L": "grey", "LA": "grey"}
 KNOWN = COLOR | GREY  # Pillow's modes of 8 bits a channel; others would be cut off

@@ -17,7 +17,7 @@ import numpy as np
 from fljax.data import progress
 from fljax.runtime import reading
 
-INSTALL = "pip install 'fljax[data]'"
+INSTALL = "pip install -e '.[data]'"
 EXPORT = "bring it into an npz file and load npz:PATH"
 BATCH = 1024  # records read at a time: three times as fast as one by one
 

@@ -1,7 +1,7 @@
 """Text as token ids: subwords of a trained vocabulary, or characters.
 
 Id 0 is padding, which networks mask. Subwords are BPE by the library tokenizers
-(`pip install 'fljax[text]'`), trained on the training split; the authors used
+(`pip install -e '.[text]'`), trained on the training split; the authors used
 sentencepiece, with 16,000 subwords too. Characters are LEAF's 80
 (arXiv 1812.01097, `models/utils/language_utils.py`); with 0 for padding and for any
 other character there are 81 symbols, as in the authors' code, where 80 was that one.
@@ -17,7 +17,7 @@ import numpy as np
 from fljax.data import progress
 from fljax.runtime import memory
 
-INSTALL = "pip install 'fljax[text]'"
+INSTALL = "pip install -e '.[text]'"
 PADDING, UNKNOWN = "[PAD]", "[UNK]"  # ids 0 and 1 of a vocabulary
 BATCH = 1000  # texts given to the library at a time
 ALPHABET = (

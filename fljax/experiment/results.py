@@ -16,7 +16,7 @@ from fljax import experiment
 from fljax.experiment import comparison, overlay, panels, running, summary
 from fljax.runs import follow, simulation, writers
 
-INSTALL = "pip install 'fljax[analysis]'"
+INSTALL = "pip install -e '.[analysis]'"
 _LEVELS = ("round", "run")
 _PREFIX = "config."
 

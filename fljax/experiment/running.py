@@ -133,6 +133,11 @@ def run(
       ValueError: the settings, the algorithm or the folder does not fit.
       DivergedError: training diverged.
     """
+    if not isinstance(workdir, str | os.PathLike | None):
+        raise ValueError(
+            f"workdir: expected a folder, got a {type(workdir).__name__}; data, network "
+            f"and algorithm go into fljax.build(settings, data)"
+        )
     ready = _built(what, workdir)
     rounds, made = ready.settings.rounds, experiment.algorithm(ready)
     keep = None

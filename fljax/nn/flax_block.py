@@ -43,7 +43,7 @@ class FlaxBlock(nn.Module):
             if extra:
                 raise ValueError(
                     f"FlaxBlock: expected a module with params alone, got {extra} in "
-                    f"{type(module).__name__}; fljax.layers has norms"
+                    f"{type(module).__name__}; fljax.nn.layers has norms"
                 )
             return variables.get("params", {})
 

@@ -282,7 +282,10 @@ def check(network: Network, data: types.Dataset, positions: bool = False) -> Non
       ValueError: one line that says what was expected and what came.
     """
     if not isinstance(network, Network):
-        raise ValueError(f"expected a models.network.Network, got {_kind(network)}")
+        raise ValueError(
+            f"expected a fljax.Network of blocks, which fljax.FlaxBlock(module) makes "
+            f"of Flax modules, got {_kind(network)}"
+        )
     name = f"network {network.name!r}"
     if not isinstance(network.blocks, tuple) or not network.blocks:
         raise ValueError(

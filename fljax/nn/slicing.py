@@ -223,8 +223,8 @@ def _slices(net: network.Network, cut: Cut, choose: Choose) -> list[Slice]:
         if how is None:
             raise ValueError(
                 f"network {net.name!r}: block {index} ({type(block).__name__}) does "
-                f"not say how it is sliced; expected a method slice(site), see "
-                f"fljax.nn.slicing"
+                f"not say how it is sliced; expected a method slice(at), see "
+                f"docs/your_own.md, Its widths"
             )
         kept = slices[-1].output if slices else None
         slices.append(how(Site(cut, index, _entering(net)[index], kept, choose)))

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
+import fljax
 from experiments import train
 from fljax import experiment, types
 from fljax.data import checks
@@ -54,8 +55,8 @@ def _own(*blocks, **fields):
         (_own(blocks=[Head()]), "expected blocks as a tuple of modules, got list"),
         (_own(Broken()), r"block 0: expected Broken to take \[B, 8, 8, 1\], got Type"),
         (_own(Head(), vocabulary=9), "expected vocabulary None, as the data .* got 9"),
-        (Head(), "expected a models.network.Network, got Head"),
-        (logistic.logistic, "expected a models.network.Network, got function"),
+        (Head(), "expected a fljax.Network of blocks, .*, got Head"),
+        (logistic.logistic, "expected a fljax.Network of blocks, .*, got function"),
     ],
 )
 def test_a_network_of_ones_own_that_does_not_fit_is_one_line(net, words):
@@ -124,3 +125,8 @@ def test_a_flax_module_takes_tokens():
     x, y = np.arange(60).reshape(10, 6) % 12, np.arange(10) % 2
     network.check(net, checks.made_by_hand(types.Dataset(x, y, x, y, 2, vocabulary=12)))
     assert [count.outputs for count in network.counts(net)] == [24, 2]
+
+
+def test_data_in_place_of_a_folder_says_where_they_go():
+    with pytest.raises(ValueError, match=r"workdir: expected a folder, got a Dataset"):
+        fljax.run(configs.Config(), types.Dataset(*[_zeros(1)] * 4))

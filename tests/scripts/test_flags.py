@@ -70,3 +70,9 @@ def test_the_help_has_the_flags_of_a_section_below_its_name():
         first = names.index(section)
         own = [name for name in config.fields() if name.startswith(f"{section}.")]
         assert sorted(names[first + 1 : first + 1 + len(own)]) == sorted(own)
+
+
+def test_what_others_call_a_flag_names_ours():
+    error = flags.UnrecognizedFlagError("learning_rate")
+    line = "--learning_rate: expected --lr, as the flag is called here"
+    assert config_flags.explain(error) == line

@@ -111,6 +111,8 @@ def cautions(setting: found.Setting) -> list[str]:
         )
     if len(every) == len(setting.variants) > 1:
         said.append("One seed each: nothing tells how much of this is chance.")
+    elif max(map(len, setting.variants.values())) == 2:
+        said.append("Two seeds at most: intervals of so few are wide; take three.")
     said += _unlike("rounds", {n: r[0].rounds for n, r in setting.variants.items()})
     seeds = {n: [run.seed for run in runs] for n, runs in setting.variants.items()}
     said += _unlike("seeds", {n: ", ".join(map(str, s)) for n, s in seeds.items()})
