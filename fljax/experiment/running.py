@@ -135,8 +135,8 @@ def run(
     """
     if not isinstance(workdir, str | os.PathLike | None):
         raise ValueError(
-            f"workdir: expected a folder, got a {type(workdir).__name__}; data, network "
-            f"and algorithm go into fljax.build(settings, data)"
+            f"workdir: expected a folder, got a {type(workdir).__name__}; data, "
+            f"network and algorithm go into fljax.build(settings, data)"
         )
     ready = _built(what, workdir)
     rounds, made = ready.settings.rounds, experiment.algorithm(ready)

@@ -171,5 +171,5 @@ def test_absent_folder_and_absent_library(root, monkeypatch):
         load.load("folder:/no/such")
     files = folder.find("folder:x", root)
     monkeypatch.setitem(sys.modules, "PIL", None)
-    with pytest.raises(ValueError, match=r"needs Pillow.*'fljax\[images\]'"):
+    with pytest.raises(ValueError, match=r"needs Pillow.*'.\[images\]'"):
         folder.read("folder:x", files)

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # of what the library imports
 def test_a_missing_library_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(
-        ValueError, match=r"hf:mnist needs datasets.*pip install 'fljax\[hub\]'"
+        ValueError, match=r"hf:mnist needs datasets.*pip install -e '.\[hub\]'"
     ):
         load.load("hf:mnist")
 

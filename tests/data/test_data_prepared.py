@@ -16,7 +16,7 @@ def test_tfds_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
     with pytest.raises(
         ValueError,
-        match=r"tfds:mnist needs tensorflow-datasets.*pip install 'fljax\[data\]'",
+        match=r"tfds:mnist needs tensorflow-datasets.*pip install -e '.\[data\]'",
     ) as caught:
         load.load("tfds:mnist")
     assert isinstance(caught.value.__cause__, ImportError)
@@ -166,7 +166,7 @@ def test_tfds_unprepared_set_needs_tensorflow(tfds, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorflow", None)
     with pytest.raises(
         ValueError,
-        match=r"is not prepared in .* TensorFlow is missing: pip install 'fljax\[data",
+        match=r"is not prepared in .* TensorFlow is missing: pip install -e '.\[data",
     ):
         load.load("tfds:tiny_stripes")
 

@@ -48,7 +48,7 @@ def test_a_vocabulary_that_is_none():
 
 def test_the_library_is_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "tokenizers", None)
-    with pytest.raises(ValueError, match=r"x needs .*pip install 'fljax\[text\]'"):
+    with pytest.raises(ValueError, match=r"x needs .*pip install -e '.\[text\]'"):
         text.train_vocabulary("x", TEXTS, 50)
 
 

@@ -99,7 +99,7 @@ def test_configurations_of_other_programs_are_passed_over(tmp_path):
 
 def test_without_pandas_a_line_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "pandas", None)
-    with pytest.raises(ValueError, match=r"pip install 'fljax\[analysis\]'"):
+    with pytest.raises(ValueError, match=r"pip install -e '.\[analysis\]'"):
         fljax.read(folder(tmp_path / "a"))
 
 
