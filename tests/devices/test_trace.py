@@ -23,7 +23,7 @@ def written(folder, text, name="trace.csv"):
 @pytest.fixture
 def example(tmp_path):
     """The trace that the docs show: a leaves at 28800 and is back at 79200."""
-    (text,) = re.findall(r"```csv\n(device.*?)```", DOCS.read_text(), re.DOTALL)
+    (text,) = re.findall(r"```text\n(device.*?)```", DOCS.read_text(), re.DOTALL)
     return trace.load(written(tmp_path, text))
 
 
