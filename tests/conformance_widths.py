@@ -383,7 +383,10 @@ def replay_fjord(name: str, data) -> Iterator[conformance.Line]:
         part = _part(wide, f"{case}/", "heterofl", data[f"{case}/p_max"])
         width, levels = float(data[f"{case}/p_max"]), data[f"{case}/p"].tolist()
         kind = ordered.Ordered(
-            plan.at_width(width), tuple(sorted({*levels, width})), wide.net, "floor"
+            plan.at_width(width),
+            levels=tuple(sorted({*levels, width})),
+            whole=wide.net,
+            rounding="floor",
         )
 
         @functools.partial(jax.jit, static_argnums=0)

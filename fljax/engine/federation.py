@@ -226,7 +226,13 @@ def _ordered(fed: Federation, plan: plans.Plan, distill: bool) -> ordered.Ordere
     """Gives the program of a plan whose clients draw narrower networks."""
     widths = {p.width for p in fed.model.table.listed if p.width <= plan.width}
     net, rounding = fed.model.net, fed.model.rounding
-    return ordered.Ordered(plan, tuple(sorted(widths)), net, rounding, distill)
+    return ordered.Ordered(
+        plan,
+        levels=tuple(sorted(widths)),
+        whole=net,
+        rounding=rounding,
+        distill=distill,
+    )
 
 
 def roles(fed: Federation, assigned: Sequence[plans.Plan]) -> cohort.Roles | None:

@@ -10,72 +10,41 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from fljax import plans, types
+from fljax import plans
 from fljax.engine import program, single
 from fljax.kernels import specs
 from fljax.nn import network, slicing
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Ordered(program.Program):
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Ordered(single.Single):
     """The program of clients of one width that draw narrower ones.
 
+    Its plan is everything, at the clients' width.
+
     Attributes:
-      plan: everything, at the clients' width.
       levels: widths that are drawn, the clients' own the largest.
       whole: the network of width 1.
       rounding: of numbers of channels.
       distill: train all that they have, and distill it into what is drawn.
     """
 
-    plan: plans.Plan
     levels: tuple[float, ...]
     whole: network.Network
     rounding: Literal["ceil", "floor"] = "ceil"
     distill: bool = False
-    capacity: int = 0
-    short: bool = False
-
-    any_window: ClassVar[bool] = False
 
     @property
     def name(self) -> str:
         """Names the plan."""
         return f"{self.plan} ordered"
-
-    @property
-    def bits(self) -> int:
-        """Gives the plan's width of codes; nothing is frozen."""
-        return self.plan.bits
-
-    @property
-    def width(self) -> float:
-        """Gives the plan's width of the network."""
-        return self.plan.width
-
-    @property
-    def order(self) -> tuple:
-        """Puts it where programs of one window are."""
-        return False, self.plan, self.capacity
-
-    def span(self, num_blocks: int) -> slice:
-        """Gives all blocks."""
-        return slice(0, num_blocks)
-
-    def freeze(self, net, spec, state, key) -> tuple:
-        """Freezes nothing."""
-        return (None,) * net.num_blocks
-
-    def places(self, net, spec, blocks, x) -> None:
-        """Makes none: no block branches."""
-        return
 
     def step(self, net, spec, blocks, batch, own) -> program.Stepped:
         """Takes a step at a width that is drawn."""
@@ -146,18 +115,6 @@ class Ordered(program.Program):
             for w in (width, self.width)
         )
         return jax.tree.map(_within, network.shapes(self.whole), inner, outer)
-
-    def settle(self, new, old, own) -> tuple:
-        """Gives the new state; what a step does not train, it says itself."""
-        return new
-
-    def present(self, windows, real, num_blocks) -> None:
-        """Tells nothing: everybody trains everything."""
-        return
-
-    def trains(self, windows, num_blocks) -> types.Array:
-        """Tells that every client trains every block."""
-        return jnp.ones((windows.shape[0], num_blocks), bool)
 
 
 def _params(blocks: tuple) -> tuple:

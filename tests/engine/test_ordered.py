@@ -29,7 +29,7 @@ def batch(seed=1):
 
 
 def step_at(width, state, one, distill=False):
-    kind = ordered.Ordered(FULL, LEVELS, NET, distill=distill)
+    kind = ordered.Ordered(FULL, levels=LEVELS, whole=NET, distill=distill)
     return jax.jit(
         lambda state: kind.step_at(
             width, NET, specs.DEFAULT, one, program.Blocks((None,) * 3, state)
@@ -99,7 +99,7 @@ def test_at_one_level_it_is_federated_averaging():
 
 
 def test_clients_draw_all_levels():
-    state, kind = blocks(), ordered.Ordered(FULL, LEVELS, NET)
+    state, kind = blocks(), ordered.Ordered(FULL, levels=LEVELS, whole=NET)
     given = program.Blocks((None,) * 3, state)
 
     @jax.jit
