@@ -15,10 +15,10 @@ from collections.abc import Mapping
 from typing import Any, Self, TextIO
 
 from fljax import tasks
+from fljax.runs import status
 
 _LOSS = ("train_loss", "test_loss")  # the first that a record has is shown
 _EVERY = 10  # seconds between the lines of a load
-_RECENT = 20  # rounds that the estimate looks back
 
 
 class _Ticker:
@@ -201,10 +201,10 @@ class Progress:
         self._label = label
         self._stream = sys.stderr if stream is None else stream
         self._shown: dict[str, str] = {}
-        self._ends: collections.deque[tuple[int, float]] = collections.deque(
-            maxlen=_RECENT + 1
+        self._seconds: collections.deque[float] = collections.deque(
+            maxlen=status.RECENT
         )
-        self._begin(first_round)
+        self._begin()
         shown = _shows_bars(self._stream)
         self._bar = self._open_bar(first_round) if shown else None
         self._ticker = _Ticker(self._bar) if self._bar is not None else None
@@ -222,14 +222,14 @@ class Progress:
 
     def start(self, first_round: int) -> None:
         """Begin counting at a round: above 0 when a run resumes."""
-        self._begin(first_round)
+        self._begin()
         if self._bar is not None:
             self._bar.initial = self._bar.n = first_round
             self._bar.refresh()
 
-    def _begin(self, first_round: int) -> None:
-        self._ends.clear()
-        self._ends.append((first_round, time.monotonic()))
+    def _begin(self) -> None:
+        self._seconds.clear()
+        self._ended = time.monotonic()
         self._with_first = True  # counts the first round, which compiles
 
     def update(self, record: Mapping[str, Any]) -> None:
@@ -254,18 +254,14 @@ class Progress:
 
     def _times(self, done: int) -> dict[str, str]:
         """Tell how long a round that has finished took, and the others will."""
-        before = self._ends[-1]
-        self._ends.append((done, time.monotonic()))
-        if len(self._ends) == 3 and self._with_first:
-            self._ends.popleft()
+        before, self._ended = self._ended, time.monotonic()
+        took = self._ended - before
+        self._seconds.append(took)
+        if len(self._seconds) == 2 and self._with_first:
+            self._seconds.popleft()
             self._with_first = False
-        took = f"{self._ends[-1][1] - before[1]:.1f} s"
-        return {"round": took, "eta": _clock(self._seconds_left())}
-
-    def _seconds_left(self) -> float:
-        """Extend the mean speed of the recent rounds to the end."""
-        (first, start), (last, end) = self._ends[0], self._ends[-1]
-        return (self._total - last) * (end - start) / max(last - first, 1)
+        left = (self._total - done) * status.usual(self._seconds)
+        return {"round": f"{took:.1f} s", "eta": _clock(left)}
 
     def message(self, text: str) -> None:
         """Write a line without breaking the bar.

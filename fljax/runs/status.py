@@ -21,6 +21,7 @@ RUNNING, STALLED, STOPPED, FINISHED = NAMES = (
     *("running", "stalled", "stopped", "finished"),
 )
 RECENT = 20  # rounds that estimates look back
+_LONGEST = 5.0  # usual rounds that one counts as in estimates: more is compilation
 _QUIET_ROUNDS = 5  # round times without a record after which a run has stalled
 _LEAST_QUIET = 10.0  # seconds; the file system may be late
 _FIRST_QUIET = 600.0  # seconds that the first round may take, which compiles
@@ -74,8 +75,22 @@ def of(facts: Facts) -> Status:
         return Status(STALLED, why=f"no record for {_rough(facts.quiet)}")
     if not facts.seconds:
         return Status(RUNNING)
-    left = (facts.rounds - facts.done) * statistics.fmean(facts.seconds)
+    left = (facts.rounds - facts.done) * usual(facts.seconds)
     return Status(RUNNING, max(left - facts.quiet, 0.0))
+
+
+def usual(seconds: Sequence[float]) -> float:
+    """Estimates what a round takes from what the last ones took.
+
+    Args:
+      seconds: of each; one that compiled a program counts as a few usual ones, so that
+        it does not multiply by all that are to come.
+
+    Returns:
+      The mean.
+    """
+    most = _LONGEST * statistics.median_low(seconds)
+    return statistics.fmean(min(one, most) for one in seconds)
 
 
 def _patience(facts: Facts) -> float:
@@ -85,8 +100,8 @@ def _patience(facts: Facts) -> float:
     """
     if not facts.seconds:
         return _FIRST_QUIET
-    usual = statistics.median(facts.seconds)
-    return max(_QUIET_ROUNDS * usual, 2 * facts.longest, _LEAST_QUIET)
+    middle = statistics.median(facts.seconds)
+    return max(_QUIET_ROUNDS * middle, 2 * facts.longest, _LEAST_QUIET)
 
 
 def _rough(seconds: float) -> str:

@@ -87,6 +87,18 @@ def test_estimate_extends_the_recent_speed(monkeypatch):
     assert lines[-1] == "[a] round 39 (40/165 done) 2.0 s eta 4:10"  # 125 of 2 s
 
 
+def test_a_round_that_compiles_late_does_not_count_for_those_to_come(monkeypatch):
+    ends = [0.0, 30.0, 31.0, 32.0, 33.0, 63.0]  # rounds of 30, 1, 1, 1 and 30 seconds
+    clock = iter(ends)
+    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
+    stream = io.StringIO()
+    with progress.Progress(105, 0, "a", stream) as shown:
+        for number in range(5):
+            shown.update({"round": number})
+    # 100 more of (1 + 1 + 1 + 5) / 4 seconds, where the mean would be 8.25.
+    assert stream.getvalue().splitlines()[-1].endswith("30.0 s eta 3:20")
+
+
 @pytest.mark.parametrize(
     ("seconds", "text"), [(0, "0:00"), (59.6, "1:00"), (250, "4:10"), (3850, "1:04:10")]
 )

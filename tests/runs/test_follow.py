@@ -134,6 +134,7 @@ BUSY = status.Facts(100, 40, "", True, 3.0, [2.0] * 20, 30.0)
     [
         ({}, "running", 60 * 2 - 3),
         ({"held": None}, "running", 117),
+        ({"seconds": [2.0] * 19 + [90.0]}, "running", 60 * 2.4 - 3),  # it compiled
         ({"quiet": 59.0}, "running", 61),  # twice the longest round: it may compile
         ({"quiet": 61.0}, "stalled", None),
         ({"quiet": 9.0, "longest": 2.0}, "running", 111),
