@@ -348,9 +348,9 @@ def nearest_fit(table: CostTable, time: float, upload: float, memory: float) -> 
     row = int(np.argmin(growth))
     needs = _spell(*(_round_up(cost) for cost in costs[:, row]))
     return (
-        f"no window of {table.source} fits {_spell(time, upload, memory)}; the nearest "
+        f"no plan fits {_spell(time, upload, memory)} by {table.source}; the nearest "
         f"is {table.listed[row]}, which needs {needs}: multiply the budgets by "
-        f"{_round_up(growth[row])}"
+        f"{_round_up(growth[row])}, or take a network of more blocks"
     )
 
 

@@ -789,7 +789,7 @@ def test_a_folder_of_something_else_is_refused(call, tmp_path):
         (("--network=mobilenet",), ("--network", "did you mean 'mobilenetv2'")),
         (
             ("--network=cnn", "--tiers=a:1:0.01:1:1"),
-            ("--tiers", "no window of operation counts"),
+            ("--tiers", "by operation counts"),
         ),
     ],
 )
@@ -1021,7 +1021,7 @@ def test_centralized_may_have_rounds_of_its_own(call, tmp_path):
         (("--clients_per_round=13",), ("--clients_per_round", "13")),
         (
             ("--algorithms=fedavg,cocofl", "--network=cnn", "--tiers=a:1:0.01:1:1"),
-            ("--tiers", "no window"),
+            ("--tiers", "no plan"),
         ),
     ],
 )

@@ -77,8 +77,9 @@ def test_nearest_fit_asks_for_what_is_enough():
     table = small_table()
     message = costs.nearest_fit(table, 0.2, 0.5, 0.1)
     assert message == (
-        "no window of cost table fits time 0.2, upload 0.5, memory 0.1; the nearest is "
-        "1-1, which needs time 0.3, upload 0.8, memory 0.4: multiply the budgets by 4.0"
+        "no plan fits time 0.2, upload 0.5, memory 0.1 by cost table; the nearest is "
+        "1-1, which needs time 0.3, upload 0.8, memory 0.4: multiply the budgets by "
+        "4.0, or take a network of more blocks"
     )
     assert costs.feasible(table, 0.2 * 4, 0.5 * 4, 0.1 * 4).any()
 

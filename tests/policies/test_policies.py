@@ -100,7 +100,7 @@ def test_uniform_gives_all_what_the_lowest_budgets_allow():
     # 2-2 uploads 0.4; 0-1 the most of those that fit.
     assert assign(policy, [3, 9], budgets_of(1.0, 0.5)) == [plans.Plan(0, 1, 6)] * 2
     lowest = lowest._replace(time=np.float64(0.1))
-    with pytest.raises(ValueError, match=r"the lowest budgets: no window .* time 0.1,"):
+    with pytest.raises(ValueError, match=r"the lowest budgets: no plan .* time 0.1,"):
         policies.uniform(small_table(), lowest)
 
 
@@ -228,12 +228,12 @@ def test_full_ignores_budgets():
 
 @pytest.mark.parametrize("factory", [policies.random_maximal, policies.largest])
 def test_assign_names_the_client_that_nothing_fits(factory):
-    with pytest.raises(ValueError, match="client 41: no window") as caught:
+    with pytest.raises(ValueError, match="client 41: no plan") as caught:
         assign(factory(small_table()), [40, 41], budgets_of(0.5, 0.1))
     assert str(caught.value) == (
-        "client 41: no window of cost table fits time 0.1, upload 1, memory 0.1; the "
+        "client 41: no plan fits time 0.1, upload 1, memory 0.1 by cost table; the "
         "nearest is 2-2, which needs time 0.2, upload 0.4, memory 0.2: multiply the "
-        "budgets by 2.0"
+        "budgets by 2.0, or take a network of more blocks"
     )
 
 
