@@ -31,7 +31,7 @@ class Population(NamedTuple):
     """Who there is: clients, their data and their devices.
 
     Attributes:
-      data: training data on the device.
+      data: training data, on the device or, where the layout streams, on the host.
       shards: the clients' examples; their numbers on the device, or put there.
       fleet: the clients' devices.
       failures: what goes wrong, how often.
@@ -123,11 +123,13 @@ class Layout(NamedTuple):
       devices: the mesh that rounds are spread over.
       width: clients that run side by side in a program.
       mixed: the windows of a round share one program instead of having one each.
+      streams: training data stay in host memory, and each round brings what it needs.
     """
 
     devices: Mesh
     width: int = 1
     mixed: bool = False
+    streams: bool = False
 
 
 class Federation(NamedTuple):

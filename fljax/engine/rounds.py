@@ -19,7 +19,15 @@ from jax.sharding import Mesh, NamedSharding
 
 from fljax import trees, types
 from fljax.devices import arrivals, clock, failures
-from fljax.engine import client, cohort, federation, group, program, schedule
+from fljax.engine import (
+    client,
+    cohort,
+    federation,
+    feeding,
+    group,
+    program,
+    schedule,
+)
 from fljax.engine import seams as kinds
 from fljax.engine import sums as totals
 from fljax.nn import narrowing, slicing
@@ -87,6 +95,7 @@ class Rounds:
       rooms: [N] examples that their programs have room for.
       size: K.
       seams: what clients and server do beside averaging.
+      most: examples that a round brings at most, where data are streamed.
       unlimited: [2, n] on the devices: updates may be as long as they are.
     """
 
@@ -96,6 +105,7 @@ class Rounds:
     rooms: np.ndarray
     size: int
     seams: kinds.Seams
+    most: int
     unlimited: types.Array
 
     @property
@@ -140,10 +150,11 @@ class Rounds:
         groups = self._groups(assignment)
         if not groups:
             return sums
-        clients = self.everywhere(self._clients(assignment, start.states))
+        cohorts = self._clients(assignment, start.states)
+        data, clients = feeding.place(self.fed, cohorts, len(assignment.ids), self.most)
         ages = sorted({members.age for members in groups})
         begun = {
-            age: self._begun(networks[age], index - age, limits, start.shared)
+            age: self._begun(data, networks[age], index - age, limits, start.shared)
             for age in ages
         }
         for at in range(0, len(groups), group.AT_ONCE):
@@ -190,12 +201,16 @@ class Rounds:
         return begun._replace(channels=self.everywhere(kept))
 
     def _begun(
-        self, blocks: tuple[dict, ...], index: int, limits, shared: tuple | None
+        self,
+        data: client.Data,
+        blocks: tuple[dict, ...],
+        index: int,
+        limits: types.Array,
+        shared: tuple | None,
     ) -> cohort.Round:
         key = federation.round_key(self.fed.seed, index)
         rate = np.float32(self.fed.rules.learning_rate(index))
         key, rate = self.everywhere(key), self.everywhere(rate)
-        data = self.fed.population.data
         return cohort.Round(blocks, data, key, rate, limits, shared)
 
     def _clients(
@@ -373,15 +388,17 @@ def make(
     if rules.weighting == "uniform":
         weights = np.ones_like(weights)
     unlimited = np.full((2, fed.model.net.num_blocks), np.inf, np.float32)
+    if not fed.layout.streams:
+        data, indices = mesh.replicate(devices, (fed.population.data, shards.indices))
+        fed = fed.having(data=data, shards=shards._replace(indices=indices))
+    most = arrivals.most_arrivals(rules.clock, rules.clients_per_round, candidates)
     return Rounds(
-        fed.having(
-            data=mesh.replicate(devices, fed.population.data),
-            shards=shards._replace(indices=mesh.replicate(devices, shards.indices)),
-        ),
+        fed,
         planned,
         weights,
         client.capacities(counts, fed.training.batch_size),
-        arrivals.most_arrivals(rules.clock, rules.clients_per_round, candidates),
+        most,
         seams,
+        feeding.room(counts, most),
         mesh.replicate(devices, unlimited),
     )

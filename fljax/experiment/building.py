@@ -33,6 +33,7 @@ from fljax.engine import (
     client_rows,
     evaluate,
     federation,
+    feeding,
     width,
 )
 from fljax.experiment import config as configs
@@ -214,8 +215,15 @@ def _augment(config: configs.Config, net: network.Network):
     return augment.BY_NAME[config.augment]
 
 
+def _streams(config: configs.Config, data: types.Dataset) -> bool:
+    """Tells whether training data stay in host memory."""
+    if config.data_memory != "auto":
+        return config.data_memory == "host"
+    return data.x_train.nbytes + data.y_train.nbytes > memory.of_device() / 2
+
+
 def _data(config: configs.Config, data: types.Dataset, devices: Mesh):
-    """Puts training and test data on the devices."""
+    """Normalizes training and test data, and puts them where they are to lie."""
     mean, std = load.normalization(data)
     if data.vocabulary is not None and (config.mean or config.std):
         raise ValueError("--mean and --std: expected none for tokens, got some")
@@ -223,10 +231,11 @@ def _data(config: configs.Config, data: types.Dataset, devices: Mesh):
         _numbers("mean", config.mean, mean),
         _numbers("std", config.std, std),
     )
-    return tuple(
-        mesh.replicate(devices, client.Data(x, y, *statistics))
-        for x, y in ((data.x_train, data.y_train), (data.x_test, data.y_test))
-    )
+    train = client.Data(data.x_train, data.y_train, *statistics)
+    test = client.Data(data.x_test, data.y_test, *statistics)
+    if not _streams(config, data):
+        train = mesh.replicate(devices, train)
+    return train, mesh.replicate(devices, test)
 
 
 def split(config: configs.Config, data: types.Dataset) -> partition.Split:
@@ -394,7 +403,7 @@ def _federation(config, net, data, clients, over: Mesh) -> federation.Federation
     Args:
       config: of the run.
       net: the network.
-      data: of training, on the devices, and what its labels mean.
+      data: of training, where it is to lie, and what its labels mean.
       clients: their shards and their devices.
       over: the mesh.
 
@@ -402,6 +411,9 @@ def _federation(config, net, data, clients, over: Mesh) -> federation.Federation
       The federation.
     """
     (data, task), (shards, made) = data, clients
+    streams = not isinstance(data.x, jax.Array)
+    if not streams:
+        shards = shards._replace(indices=mesh.replicate(over, shards.indices))
     training = _training(config, net, task)
     counts = network.counts(net, config.frozen.reference_quirks)
     most = arrivals.most_arrivals(
@@ -414,7 +426,7 @@ def _federation(config, net, data, clients, over: Mesh) -> federation.Federation
     fed = federation.Federation(
         federation.Population(
             data,
-            shards._replace(indices=mesh.replicate(over, shards.indices)),
+            shards,
             made,
             config.failures,
             config.table_error,
@@ -432,7 +444,7 @@ def _federation(config, net, data, clients, over: Mesh) -> federation.Federation
             notation.make(config.aggregate, aggregates.BY_NAME),
             notation.make(config.selection, policies.SELECTIONS),
         ),
-        federation.Layout(over, beside, config.programs == "one"),
+        federation.Layout(over, beside, config.programs == "one", streams),
         config.seed,
     )
     if not config.max_windows:
@@ -727,8 +739,14 @@ def _check_memory(fed: federation.Federation) -> None:
     params = sum(count.params for count in fed.model.counts)
     # The rows, and their largest block sorted beside them.
     updates = 4 * arrive * 2 * params * fed.rules.aggregate.sees_updates
-    most = memory.of_device()
+    most, data = memory.of_device(), fed.population.data
+    examples = len(data.x)
+    held = feeding.size(data, examples)
+    if fed.layout.streams:  # two rounds', since one is sent while another trains
+        examples = feeding.room(fed.population.shards.counts, arrive)
+        held = 2 * feeding.size(data, examples)
     for flag, what, size in (
+        ("data_memory", f"{examples:,} examples on each device", held),
         ("batch_size", f"steps of {training.batch_size:,} examples, {beside}", step),
         (
             "local_epochs",

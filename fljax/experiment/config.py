@@ -260,6 +260,12 @@ class Config:
         "of them, or have one each (windows).",
         choices=("one", "windows"),
     )
+    data_memory: str = bounds.field(
+        "auto",
+        "Where training data lie: device; host, from where each round brings what its "
+        "clients need; auto: host if they would take half of a device's memory.",
+        choices=("auto", "device", "host"),
+    )
     devices: str = bounds.field(
         "all", "Devices that a round is spread over: all or a number."
     )

@@ -22,6 +22,7 @@ from fljax.engine import (
     client_rows,
     cohort,
     federation,
+    feeding,
     group,
     program,
     seams,
@@ -191,12 +192,14 @@ def _call(
     windows = np.tile([0, num_blocks - 1], (len(ids), 1))
     weights = np.ones(len(shards.counts))
     clients = cohort.gather(ids, shards, weights, windows=windows)
+    most = feeding.room(shards.counts, len(ids))
+    data, clients = feeding.place(fed, clients, len(ids), most)
     chunk, work = min(layout.width, len(ids)), np.ones(len(ids))
     (few,) = cohort.spread([np.arange(chunk)], work, layout.devices.size, layout.width)
     blocks = everywhere(blocks)
     begun = cohort.Round(
         blocks,
-        everywhere(fed.population.data),
+        data,
         everywhere(jax.random.key(0)),
         everywhere(np.float32(fed.rules.learning_rate(0))),
         everywhere(np.full((2, num_blocks), np.inf, np.float32)),
@@ -209,7 +212,7 @@ def _call(
     )
     few = mesh.distribute(layout.devices, few)
     steps = chunk * client.steps_of(shards.counts[number], fed.training)
-    return begun, (sums, everywhere(clients), few), steps
+    return begun, (sums, clients, few), steps
 
 
 def _size(

@@ -23,7 +23,8 @@ from fljax.nn import network
 from fljax.runs import simulation, writers
 from fljax.runtime import durable
 
-_MAY_CHANGE = ("rollback.limit",)  # a stopped run goes on with more of them
+# A stopped run goes on with more rollbacks, and wherever its data lie.
+_MAY_CHANGE = ("rollback.limit", "data_memory")
 _ROUNDING = ("client_width", "programs", "devices")
 
 
