@@ -4,9 +4,11 @@
     python -m experiments.study --study=imbalance --dataset=npz:fashion_mnist.npz
     python -m experiments.study --study=bits --dataset=npz:fashion_mnist.npz
     python -m experiments.study --study=narrow --dataset=npz:fashion_mnist.npz
-    python -m experiments.study --study=narrow --dataset=npz:fashion_mnist.npz
     python -m experiments.study --study=policies --dataset=npz:fashion_mnist.npz
     python -m experiments.study --study=algorithms --dataset=npz:fashion_mnist.npz
+
+With --rates=0.03,0.1,0.3 each variant has another one beside it, of the learning rate
+that did best on --tuning_seeds.
 
 All flags of `experiments.train` hold for every run; a study changes what it is about.
 WORKDIR gets report.html, table.md, summary.json, curves.png and a run folder for each
@@ -15,17 +17,18 @@ run. Stop it anywhere, run the same command, and it goes on.
 
 from __future__ import annotations
 
+import math
 import pathlib
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from absl import flags
 
 import fljax
 from experiments import flags as config_flags
-from experiments import main
-from fljax import devices, tasks
+from experiments import main, tuning
+from fljax import bounds, devices, tasks
 from fljax.experiment import as_flags, plots, summary
 from fljax.experiment import config as configs
 from fljax.experiment.report import page
@@ -34,6 +37,9 @@ from fljax.runtime import durable
 
 Fields = Mapping[str, Any]  # of the configuration, by the names of their flags
 
+
+# setting -> variant -> seeds -> records
+Results = dict[str, dict[str, list[list[simulation.Record]]]]
 
 # setting -> variant -> fields: every variant of a setting is run.
 Study = Mapping[str, Mapping[str, Fields]]
@@ -227,6 +233,19 @@ _SEEDS = flags.DEFINE_list(
     "seeds", ["1"], "Seeds, comma separated.", allow_override=True
 )
 
+_RATES = flags.DEFINE_list(
+    "rates",
+    [],
+    "Learning rates: each variant has another beside it, of the rate that did best.",
+    allow_override=True,
+)
+_TUNING_SEEDS = flags.DEFINE_list(
+    "tuning_seeds",
+    ["101"],
+    "Seeds that --rates are compared on, none of --seeds.",
+    allow_override=True,
+)
+
 _ACCURACY = tasks.DEFAULT.measure
 _COLUMNS = (
     ("accuracy", "{mean:.3f} ± {std:.3f}", "test_accuracy"),
@@ -263,7 +282,7 @@ def run(
     workdir: pathlib.Path,
     cache: str = "",
     hooks: simulation.Hooks | None = None,
-) -> dict[str, dict[str, list[list[simulation.Record]]]]:
+) -> Results:
     """Runs every variant of every setting with every seed.
 
     Args:
@@ -277,22 +296,56 @@ def run(
     Returns:
       setting -> variant -> seeds -> records.
     """
-    result: dict[str, dict[str, list[list[simulation.Record]]]] = {}
+
+    def one(setting: str, name: str, fields: Fields, seed: int):
+        config = configs.replace(base, {**fields, "seed": seed})
+        configs.check(config)
+        where = folder(workdir, setting, name, seed)
+        ready = fljax.build(config, workdir=where, cache=cache)
+        label = f"{setting}: {name}"
+        done = fljax.run(ready, where, hooks=hooks, label=label, tensorboard=False)
+        return done.records
+
+    result: Results = {}
     for setting, variants in study.items():
         runs: dict[str, list[list[simulation.Record]]] = {name: [] for name in variants}
         for seed in seeds:
             for name, fields in variants.items():
-                config = configs.replace(base, {**fields, "seed": seed})
-                configs.check(config)
-                where = folder(workdir, setting, name, seed)
-                ready = fljax.build(config, workdir=where, cache=cache)
-                label = f"{setting}: {name}"
-                done = fljax.run(
-                    ready, where, hooks=hooks, label=label, tensorboard=False
-                )
-                runs[name].append(done.records)
+                runs[name].append(one(setting, name, fields, seed))
         result[setting] = runs
     return result
+
+
+def tuned(
+    study: Study,
+    grid: tuning.Grid,
+    train: Callable[[Study, int], Results],
+    measure: tasks.Measure,
+) -> tuple[Study, str]:
+    """Puts beside each variant the one of the learning rate that does best.
+
+    Args:
+      study: the study.
+      grid: rates and seeds that are tried.
+      train: runs a study with one seed, as `run`.
+      measure: whose mean over the late evaluations says how well a run did.
+
+    Returns:
+      The study, and a table of what the rates came to.
+    """
+    found = {}
+    for setting, variants in study.items():
+
+        def score(name: str, fields: Fields, seed: int, at: str = setting) -> float:
+            try:
+                (records,) = train({at: {name: fields}}, seed)[at][name]
+            except simulation.DivergedError:
+                return math.nan
+            return summary.of_run(records, 0.0, measure)[summary.late_key(measure)]
+
+        found[setting] = tuning.tune(variants, grid, score)
+    wider = {s: tuning.beside(v, found[s], grid.usual) for s, v in study.items()}
+    return wider, tuning.table(found, grid.rates)
 
 
 def _in_time(
@@ -351,6 +404,28 @@ def table(
     return "\n".join(lines) + "\n"
 
 
+def _grid(
+    base: configs.Config, seeds: list[int], measure: tasks.Measure
+) -> tuning.Grid:
+    """Reads the learning rates to try."""
+    over = summary.numbers("tuning_seeds", _TUNING_SEEDS.value)
+    if shared := sorted({*over} & {*seeds}):
+        raise ValueError(
+            f"--tuning_seeds: expected none of --seeds, which would be judged by what "
+            f"they were chosen for, got {', '.join(map(str, shared))} in both"
+        )
+    try:
+        rates = sorted({bounds.read(float, text) for text in _RATES.value})
+        for rate in rates:
+            configs.check(configs.replace(base, {"lr": rate}))
+    except ValueError as error:
+        raise ValueError(
+            f"--rates: expected learning rates such as 0.03,0.1,0.3, got "
+            f"{','.join(_RATES.value)!r} ({error})"
+        ) from error
+    return tuning.Grid(tuple(rates), tuple(over), base.lr, measure.more)
+
+
 def _main() -> None:
     if _STUDY.value not in STUDIES:
         raise configs.unknown("study", _STUDY.value, STUDIES)
@@ -365,10 +440,20 @@ def _main() -> None:
             f"--only: expected part of a setting's name ({'; '.join(every)}), got "
             f"{_ONLY.value!r}"
         )
+    grid = _grid(base, seeds, measure)
     with main.hooks() as hooks:
-        result = run(study, base, seeds, workdir, main.data_cache(), hooks)
+
+        def train(some: Study, over: Sequence[int]) -> Results:
+            return run(some, base, list(over), workdir, main.data_cache(), hooks)
+
+        rates = ""
+        if grid.rates:
+            study, rates = tuned(study, grid, lambda some, s: train(some, [s]), measure)
+        result = train(study, seeds)
     if not main.is_first():
         return
+    if rates:
+        durable.replace(workdir / "rates.md", rates.encode())
     wanted = base.clock.buffer or base.clients_per_round
     figures = summarize(result, wanted, _TARGET.value, measure)
     text = table(figures, measure)
