@@ -434,7 +434,7 @@ def _main() -> None:
     measure = config_flags.reached(_TARGET.value, base)
     workdir = main.folder(f"runs/{_STUDY.value}")
     every = STUDIES[_STUDY.value]
-    study = {name: each for name, each in every.items() if _ONLY.value in name}
+    study: Study = {s: of for s, of in every.items() if _ONLY.value in s}
     if not study:
         raise ValueError(
             f"--only: expected part of a setting's name ({'; '.join(every)}), got "
