@@ -69,7 +69,7 @@ _FACE = {
     "Selection": "policies.selection",
     "LocalRule": "updates.local_rule",
     "Codec": "updates.codecs",
-    "Aggregate": "updates.aggregate",
+    "Aggregate": "updates.aggregates",
     "ServerRule": "updates.server_rule",
     "server_rule": "updates.server_rule",
 }
@@ -154,7 +154,7 @@ if TYPE_CHECKING:  # the same for editors and type checkers; a test compares
     from fljax.runs.simulation import Hooks as Hooks
     from fljax.tasks.base import Task as Task
     from fljax.types import Dataset as Dataset
-    from fljax.updates.aggregate import Aggregate as Aggregate
+    from fljax.updates.aggregates import Aggregate as Aggregate
     from fljax.updates.codecs import Codec as Codec
     from fljax.updates.local_rule import LocalRule as LocalRule
     from fljax.updates.server_rule import ServerRule as ServerRule

@@ -66,7 +66,8 @@ _MODULES = {
     "fljax.policies.selection": "Clients, Round, Heard, PowerOfChoice",
     "fljax.updates.local_rule": "Local, Finished",
     "fljax.updates.codecs.base": "Elementary, Part, Message, Chain, uniform",
-    "fljax.updates.aggregate": "Mean, Median, TrimmedMean",
+    "fljax.updates.aggregates": "Combined, Seen, Mean, Median, TrimmedMean, Krum, "
+    "Bulyan, GeometricMedian, CenteredClipping, FLTrust",
     "fljax.updates.server_rule": "Received, kept, zeros",
     "fljax.tasks.base": "Measure, mean, total, ratio",
     "fljax.runtime.host_random": "uniforms, normals",

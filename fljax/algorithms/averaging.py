@@ -46,8 +46,9 @@ class _Averaging:
         if self.seams.keeps:
             first = np.asarray(kinds.first_state(self.seams, blocks))
             rows = client_rows.Rows.empty(first)
+        kept = self.seams.aggregate.init(server.params_of(blocks))
         return base.State(
-            server.init(blocks, self.seams.server),
+            server.init(blocks, self.seams.server)._replace(aggregate=kept),
             self.policy.init(),
             arrivals.init(rules.clock, rules.clients_per_round, self.candidates),
             (blocks,) * self._kept,
@@ -100,7 +101,7 @@ class _Averaging:
         if rows is None:
             return None
         taken = np.asarray(failed)[: len(assignment.ids)] == 0
-        states = np.asarray(engine.states_after(sums))[: len(taken)]
+        states = np.asarray(self.rounds.states_after(sums))[: len(taken)]
         return rows.put(assignment.ids[taken], states[taken])
 
     def rehearse(
@@ -157,6 +158,10 @@ def averaging(
         if candidates is None
         else candidates
     )
+    refusals.few_updates(
+        seams,
+        arrivals.most_arrivals(rules.clock, rules.clients_per_round, len(everyone)),
+    )
     planned = schedule.make(fed, policy, everyone, constrained, seams)
     rounds = engine.make(fed, planned, len(everyone), seams)
     made = _Averaging(fed, policy, len(everyone), planned, rounds, seams)
@@ -200,6 +205,7 @@ def _check(fed: federation.Federation, seams: kinds.Seams) -> tuple[dict, ...]:
             f"since a {seams.aggregate} gives every client the same weight"
         )
     refusals.narrow(fed, seams)
+    refusals.root(fed, seams)
     if seams == kinds.NONE:
         return ()
     blocks = initial.shapes(fed)

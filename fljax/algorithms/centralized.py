@@ -13,7 +13,7 @@ from fljax.data import partition
 from fljax.devices import clock, failures, fleet
 from fljax.engine import federation
 from fljax.policies import selection
-from fljax.updates import aggregate
+from fljax.updates import aggregates
 
 
 def pooled(fed: federation.Federation) -> federation.Federation:
@@ -32,7 +32,7 @@ def pooled(fed: federation.Federation) -> federation.Federation:
         selection=selection.Uniform(),
         width=1,
         codec=None,
-        aggregate=aggregate.Mean(),
+        aggregate=aggregates.Mean(),
     )
 
 

@@ -14,8 +14,7 @@ import jax.numpy as jnp
 
 from fljax import bounds, trees, types
 from fljax.engine import seams as kinds
-from fljax.updates import aggregate as aggregates
-from fljax.updates import codecs, local_rule, server, server_rule
+from fljax.updates import aggregates, codecs, local_rule, server, server_rule
 
 _KINDS = {
     "local": local_rule.LocalRule,
@@ -82,11 +81,31 @@ def check_traced(seams: kinds.Seams, blocks: tuple[dict, ...]) -> None:
         _same(codec, "apply", (vector, memory), coded, vector, memory)
         _check_message(codec, vector.size)
     if aggregate != kinds.NONE.aggregate:
-        here = _array(_CLIENTS, dtype=jnp.bool_)
-        rows = _array(_CLIENTS, *vector.shape)
-        _same(aggregate, "locate", vector, aggregate.locate, rows, here)
+        _check_aggregate(aggregate, params, vector)
     if seams.server != kinds.NONE.server or seams.local is not None:
         _check_rules(seams, blocks, params)
+
+
+def _check_aggregate(
+    aggregate: aggregates.Aggregate, params: tuple, vector: Any
+) -> None:
+    """Checks what becomes of a block, or of all where whole updates are compared."""
+    here = _array(_CLIENTS, dtype=jnp.bool_)
+    if type(aggregate).combine is aggregates.Aggregate.combine:
+        rows = _array(_CLIENTS, *vector.shape)
+        _same(aggregate, "locate", vector, aggregate.locate, rows, here)
+    sizes = [trees.size(block) for block in params]
+    root = tuple(map(_array, sizes)) if aggregate.root_size else None
+    seen = aggregates.Seen(
+        tuple(_array(_CLIENTS, size) for size in sizes),
+        _array(_CLIENTS, len(sizes), dtype=jnp.bool_),
+        _array(_CLIENTS, dtype=jnp.int32),
+        root,
+    )
+    state = _traced(aggregate, "init", aggregate.init, params)
+    middle = tuple(map(_array, sizes)), _array(_CLIENTS)
+    expected = aggregates.Combined(*middle), state
+    _same(aggregate, "combine", expected, aggregate.combine, state, seen)
 
 
 def _check_message(codec: codecs.Codec, size: int) -> None:

@@ -85,6 +85,47 @@ def plain_rounds(fed: federation.Federation, name: str) -> None:
     plain_mean(fed, name)
 
 
+def few_updates(seams: kinds.Seams, most: int) -> None:
+    """Refuses aggregates that want more updates than a round can have.
+
+    Args:
+      seams: of the algorithm.
+      most: updates of a round.
+
+    Raises:
+      ValueError: there are fewer.
+    """
+    if most < seams.aggregate.fewest:
+        raise ValueError(
+            f"--aggregate: expected mean or what makes sense of {most} updates, the "
+            f"most of a round, got {seams.aggregate}, which wants "
+            f"{seams.aggregate.fewest}"
+        )
+
+
+def root(fed: federation.Federation, seams: kinds.Seams) -> None:
+    """Refuses a server that trains on a root set where it cannot do as clients do.
+
+    Raises:
+      ValueError: clients send more than updates, or keep something for the next ones;
+        or they have fewer examples than the root set.
+    """
+    if not seams.aggregate.root_size:
+        return
+    local = seams.local
+    if local is not None and (local.keeps or local.messages or local.numbers):
+        raise ValueError(
+            f"--aggregate: expected mean or what sees clients alone beside {local}, "
+            f"which keeps or sends more than updates, got {seams.aggregate}"
+        )
+    examples = int(sum(fed.population.shards.counts))
+    if seams.aggregate.root_size > examples:
+        raise ValueError(
+            f"--aggregate: expected a root set of at most {examples:,} examples, which "
+            f"the clients have, got {seams.aggregate}"
+        )
+
+
 def narrow(fed: federation.Federation, seams: kinds.Seams) -> None:
     """Refuses what makes no sense beside networks of several widths.
 

@@ -20,6 +20,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fljax import types
+from fljax.runtime import streams
 
 NAMED = 10  # how many empty clients an error names
 
@@ -65,6 +66,27 @@ class Shards(NamedTuple):
     indices: types.ArrayLike
     starts: np.ndarray
     counts: np.ndarray
+
+
+def with_more(shards: Shards, number: int, seed: int) -> Shards:
+    """Adds a shard of examples drawn from all shards: the root set of a server.
+
+    Args:
+      shards: of the clients.
+      number: of examples, as many as there are at most, drawn uniformly without
+        replacement; the clients keep theirs.
+      seed: of the draw.
+
+    Returns:
+      Shards of which the last is the new one.
+    """
+    indices = np.asarray(shards.indices)
+    drawn = streams.generator(seed, streams.ROOT).permutation(len(indices))[:number]
+    return Shards(
+        np.concatenate([indices, indices[drawn]]),
+        np.append(shards.starts, np.asarray(len(indices), shards.starts.dtype)),
+        np.append(shards.counts, np.asarray(number, shards.counts.dtype)),
+    )
 
 
 def iid(labels: np.ndarray, num_clients: int, seed: int) -> Split:

@@ -23,8 +23,7 @@ from fljax.nn import narrowing as narrowings
 from fljax.nn import network, slicing
 from fljax.plans import cost_model, costs
 from fljax.policies import selection as selections
-from fljax.updates import aggregate as aggregates
-from fljax.updates import codecs
+from fljax.updates import aggregates, codecs
 
 
 class Population(NamedTuple):

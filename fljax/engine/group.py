@@ -28,6 +28,7 @@ from fljax.engine import sums as totals
 from fljax.nn import slicing
 from fljax.runtime import mesh, programs, streams
 from fljax.updates import server
+from fljax.updates.aggregates import combined
 
 
 class _Carry(NamedTuple):
@@ -160,13 +161,12 @@ def _noted(
         return into.at[(positions, *columns)].set(values, mode="drop")
 
     updates, states = each.updates, each.states
-    if updates is not None and sent.params is not None:
-        begin, size = totals.columns(server.params_of(blocks), span)
+    if updates is not None:
         taken = (sent.weights > 0)[:, None]
-        rows = jnp.where(taken, sent.params * sent.scales[:, None], 0.0)
-        updates = totals.Updates(
-            put(updates.params, rows, slice(begin, begin + size)),
-            put(updates.trained, taken * sent.trained.astype(jnp.float32), span),
+        rows = jnp.where(taken, sent.vectors * sent.scales[:, None], 0.0)
+        trained = taken * sent.trained.astype(jnp.float32)
+        updates = combined.noted(updates, positions, rows, blocks, span)._replace(
+            trained=put(updates.trained, trained, span), ids=put(updates.ids, sent.ids)
         )
     if states is not None:
         states = put(states, sent.states)

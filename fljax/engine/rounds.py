@@ -17,7 +17,8 @@ import numpy as np
 from jax import lax
 from jax.sharding import Mesh, NamedSharding
 
-from fljax import trees, types
+from fljax import plans, trees, types
+from fljax.data import partition
 from fljax.devices import arrivals, clock, failures
 from fljax.engine import (
     client,
@@ -33,6 +34,7 @@ from fljax.engine import sums as totals
 from fljax.nn import narrowing, slicing
 from fljax.runtime import mesh
 from fljax.updates import norm_bound, server
+from fljax.updates.aggregates import combined
 
 Networks = tuple[tuple[dict, ...], ...]  # of today, of the round before, ...
 
@@ -97,6 +99,7 @@ class Rounds:
       seams: what clients and server do beside averaging.
       most: examples that a round brings at most, where data are streamed.
       unlimited: [2, n] on the devices: updates may be as long as they are.
+      rooted: whether the server trains as well, as a client after the last one.
     """
 
     fed: federation.Federation
@@ -107,6 +110,7 @@ class Rounds:
     seams: kinds.Seams
     most: int
     unlimited: types.Array
+    rooted: bool = False
 
     @property
     def sizes(self) -> norm_bound.Sizes:
@@ -147,6 +151,8 @@ class Rounds:
         sums = totals.zero_sums(
             networks[0], size=self.size, seams=self.seams.of_clients, devices=devices
         )
+        if self.rooted and len(assignment.ids):
+            assignment = self._with_server(assignment)
         groups = self._groups(assignment)
         if not groups:
             return sums
@@ -176,6 +182,20 @@ class Rounds:
                     sums = totals.catch_up(sums, earlier, then, networks[0], scale)
             del compiled, made, call  # programs are held no longer than this
         return sums
+
+    def _with_server(self, assignment: schedule.Assignment) -> schedule.Assignment:
+        """Puts the server in front, which trains everything as a client would."""
+        number, outcome = len(self.weights) - 1, assignment.outcome
+        own = schedule.by_hand(
+            assignment.round, np.array([number]), [plans.full(len(self.sizes[0]))]
+        )
+        pairs = zip(own.outcome.arrived, outcome.arrived, strict=True)
+        arrived = arrivals.Work(*map(np.concatenate, pairs))
+        return assignment._replace(
+            ids=np.append(own.ids, assignment.ids),
+            plans=[*own.plans, *assignment.plans],
+            outcome=outcome._replace(arrived=arrived),
+        )
 
     def _static(self, kind: program.Program) -> client.Static:
         fed, (net, _) = self.fed, self.fed.model.at(kind.width)
@@ -233,7 +253,8 @@ class Rounds:
 
     def _padded(self, rows: np.ndarray) -> np.ndarray:
         """Fills the rows of those who arrive up to those of the cohort, [K, ..]."""
-        return np.pad(rows, ((0, self.size - len(rows)), (0, 0)))
+        before = int(self.rooted)
+        return np.pad(rows, ((before, self.size - len(rows) - before), (0, 0)))
 
     def _groups(self, assignment: schedule.Assignment) -> list[_Members]:
         """Sorts who arrives by age and program, and deals them out to the devices."""
@@ -255,6 +276,11 @@ class Rounds:
             _Members(*key, mesh.distribute(devices, rows))
             for (key, _), rows in zip(by_key, groups, strict=True)
         ]
+
+    def states_after(self, sums: totals.Sums) -> types.Array | None:
+        """Gives the clients' states [K, S] after a round; None: they keep none."""
+        states = _states_after(sums)
+        return states[1:] if self.rooted and states is not None else states
 
     def _keeper(self, kind: program.Program, number: int) -> int:
         """Says whose channels a client has: its own, or those that all have."""
@@ -321,8 +347,9 @@ class Rounds:
             return Bounds(self.unlimited, l2, measured, False)
         if measured < norm_bound.FEWEST and len(assignment.ids):
             tried = self.train(start, assignment, self.unlimited)
+            heard = tried.l2[:, 1:] if self.rooted else tried.l2
             l2, number = norm_bound.first(
-                l2, tried.l2, sizes=self.sizes, devices=self.fed.layout.devices
+                l2, heard, sizes=self.sizes, devices=self.fed.layout.devices
             )
             measured = min(measured + int(number), norm_bound.FEWEST)
         if measured < norm_bound.FEWEST:
@@ -333,8 +360,8 @@ class Rounds:
 
 
 @jax.jit
-def states_after(sums: totals.Sums) -> types.Array | None:
-    """Gives the clients' states [K, S] after a round; None: they keep none."""
+def _states_after(sums: totals.Sums) -> types.Array | None:
+    """Adds up the rows of the devices."""
     return None if sums.states is None else jnp.sum(sums.states, axis=0)
 
 
@@ -356,9 +383,18 @@ class Ending(NamedTuple):
 def server_step(state, sums, l2, rate, *, static: Ending):
     """Adds up the devices' sums and ends the round; every device gets the result."""
     seams, sizes, devices = static
-    added = totals.total(sums._replace(states=None))
-    located = totals.located(added, seams.aggregate, state.blocks)
-    new = server.step(state, added.totals, seams.server, rate, located)
+    added, kept = totals.total(sums._replace(states=None)), state.aggregate
+    if seams.aggregate.root_size:  # the server is nobody's business but the aggregate's
+        added = added._replace(
+            losses=added.losses[1:], failed=added.failed[1:], l2=added.l2[1:]
+        )
+    if added.updates is not None:
+        counted, kept = combined.combine(
+            seams.aggregate, kept, added.updates, added.totals, state.blocks
+        )
+        added = added._replace(totals=counted)
+    new = server.step(state, added.totals, seams.server, rate)
+    new = new._replace(aggregate=kept)
     if sizes:
         l2 = norm_bound.usual(l2, added.l2, sizes)
     result = new, added.losses, added.failed, trees.all_finite(new.blocks), l2
@@ -382,23 +418,32 @@ def make(
     Returns:
       The rounds.
     """
-    rules, devices = fed.rules, fed.layout.devices
+    rules, devices, root = fed.rules, fed.layout.devices, seams.aggregate.root_size
     shards, counts = fed.population.shards, np.asarray(fed.population.shards.counts)
+    rooms = client.capacities(counts, fed.training.batch_size)
+    if root:
+        indices = mesh.local(shards.indices)
+        shards = partition.with_more(shards._replace(indices=indices), root, fed.seed)
+        counts = np.append(counts, root)
+        rooms = np.append(rooms, min(rooms[rooms >= root], default=root))
     weights = counts.astype(np.float32)
     if rules.weighting == "uniform":
         weights = np.ones_like(weights)
     unlimited = np.full((2, fed.model.net.num_blocks), np.inf, np.float32)
     if not fed.layout.streams:
         data, indices = mesh.replicate(devices, (fed.population.data, shards.indices))
-        fed = fed.having(data=data, shards=shards._replace(indices=indices))
+        fed = fed.having(data=data)
+        shards = shards._replace(indices=indices)
     most = arrivals.most_arrivals(rules.clock, rules.clients_per_round, candidates)
+    most += bool(root)
     return Rounds(
-        fed,
+        fed.having(shards=shards),
         planned,
         weights,
-        client.capacities(counts, fed.training.batch_size),
+        rooms,
         most,
         seams,
         feeding.room(counts, most),
         mesh.replicate(devices, unlimited),
+        bool(root),
     )

@@ -15,8 +15,7 @@ import jax.numpy as jnp
 
 from fljax import plans, trees, types
 from fljax.nn import narrowing
-from fljax.updates import aggregate as aggregates
-from fljax.updates import codecs, local_rule, server, server_rule
+from fljax.updates import aggregates, codecs, local_rule, server, server_rule
 
 
 class Seams(NamedTuple):

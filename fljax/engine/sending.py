@@ -36,7 +36,7 @@ class Received(NamedTuple):
       trained: [W, b] bool.
       verdict: [W] 0: taken.
       l2: L2 norms [W, 2, b], 0 of those who teach nothing of what is usual.
-      params: [W, Q] what they changed; None: nobody looks at each.
+      ids: [W] client numbers; None: nobody looks at each.
       message: [W, Q] of their local rule; None: there is none.
       numbers: [W, m] likewise.
       states: [W, S] of all blocks, after the round; None: they keep none.
@@ -50,7 +50,7 @@ class Received(NamedTuple):
     trained: types.Array
     verdict: types.Array
     l2: types.Array
-    params: types.Array | None
+    ids: types.Array | None
     message: types.Array | None
     numbers: types.Array | None
     states: types.Array | None
@@ -116,14 +116,14 @@ def received(
     weights = jnp.where(verdict == 0, chunk.weights, 0.0)
     teaches = finite & (chunk.weights != 0)  # refused or not
     l2 = jnp.where(teaches[:, None, None], l2, 0.0)
-    params, states = None, coded.state
+    ids, states = None, coded.state
     if static.seams.aggregate.sees_updates:
-        params = jax.vmap(trees.ravel)(server.params_of(coded.delta)) * factor
+        ids = chunk.ids
     if states is not None and chunk.states is not None:
         # Who is refused goes on from where it was.
         states = jnp.where((verdict == 0)[:, None], states, chunk.states)
     return Received(
-        sent, result.loss, weights, chunk.scales, trained, verdict, l2, params,
+        sent, result.loss, weights, chunk.scales, trained, verdict, l2, ids,
         coded.message, result.numbers, states, held,
     )  # fmt: skip
 

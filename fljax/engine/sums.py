@@ -13,7 +13,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jax.sharding import Mesh
 
@@ -22,23 +21,11 @@ from fljax.engine import cohort
 from fljax.engine import seams as kinds
 from fljax.nn import slicing
 from fljax.runtime import mesh
-from fljax.updates import aggregate as aggregates
 from fljax.updates import server
+from fljax.updates.aggregates import combined
 
 # Why an update was refused.
 NOT_FINITE, TOO_LARGE, UNMEASURED = 1.0, 2.0, 3.0
-
-
-class Updates(NamedTuple):
-    """The updates of a cohort one by one, for aggregates that see them.
-
-    Attributes:
-      params: [K, Q] what each client changed in the parameters of all blocks.
-      trained: [K, n] 1 for the blocks that it trained, if its update was taken.
-    """
-
-    params: types.Array
-    trained: types.Array
 
 
 class Sums(NamedTuple):
@@ -58,8 +45,22 @@ class Sums(NamedTuple):
     losses: types.Array
     failed: types.Array
     l2: types.Array
-    updates: Updates | None = None
+    updates: combined.Updates | None = None
     states: types.Array | None = None
+
+
+class Earlier(NamedTuple):
+    """What of sums tells later who came since.
+
+    Attributes:
+      weights: [D, n] of those who trained each block.
+      held: [D, P] who have each value; None: who trained a block has all of it.
+      trained: [D, K, n] as of `Updates`; None: nobody looks at them.
+    """
+
+    weights: types.Array
+    held: types.Array | None
+    trained: types.Array | None
 
 
 @functools.partial(jax.jit, static_argnames=("size", "seams", "devices"))
@@ -95,7 +96,7 @@ def zero_sums(
         )
         updates, kept = None, kinds.state_size(seams, blocks)
         if seams.aggregate.sees_updates:
-            updates = Updates(jnp.zeros((size, params)), jnp.zeros((size, n)))
+            updates = combined.zeros(blocks, size)
         states = jnp.zeros((size, kept)) if kept else None
         sums = Sums(totals, zeros, zeros, jnp.zeros((size, 2, n)), updates, states)
         return jax.tree.map(lambda x: x[None], sums)
@@ -110,13 +111,11 @@ def zero_sums(
 
 
 @jax.jit
-def weights_so_far(sums: Sums) -> tuple[types.Array, types.Array | None]:
-    """Copies the weights of those who trained each block, and who have each value.
-
-    Returns:
-      [D, blocks]; [D, P], or None where who trained a block has all of it.
-    """
-    return jax.tree.map(jnp.copy, (sums.totals.weights, sums.totals.held))
+def weights_so_far(sums: Sums) -> Earlier:
+    """Copies the weights of those who trained each block, and who have each value."""
+    trained = None if sums.updates is None else sums.updates.trained
+    earlier = Earlier(sums.totals.weights, sums.totals.held, trained)
+    return jax.tree.map(jnp.copy, earlier)
 
 
 def columns(blocks: tuple[dict, ...], span: slice) -> tuple[int, int]:
@@ -195,7 +194,7 @@ def joined(
 @functools.partial(jax.jit, donate_argnums=(0,))
 def catch_up(
     sums: Sums,
-    earlier: tuple[types.Array, types.Array | None],
+    earlier: Earlier,
     then: tuple[dict, ...],
     now: tuple[dict, ...],
     scale: types.Array,
@@ -216,7 +215,7 @@ def catch_up(
     Returns:
       The sums, with scale * weight * (then - now) of all but parameters added.
     """
-    weights, held = earlier
+    weights, held, before = earlier
     late = scale * (sums.totals.weights - weights)
 
     def moved(i: int, name: str, old: types.Array, new: types.Array) -> types.Array:
@@ -234,35 +233,13 @@ def catch_up(
     else:
         late = scale * (sums.totals.held - held)
         deltas = sums.totals.deltas + late * jnp.concatenate(rows)
-    return sums._replace(totals=sums.totals._replace(deltas=deltas))
+    updates = sums.updates
+    if updates is not None:
+        late = scale * (updates.trained - before)
+        updates = combined.shifted(updates, late, then, now)
+    return sums._replace(totals=sums.totals._replace(deltas=deltas), updates=updates)
 
 
 def total(sums: Sums) -> Sums:
     """Adds up the rows of the devices."""
     return jax.tree.map(lambda x: jnp.sum(x, axis=0), sums)
-
-
-def located(
-    sums: Sums, aggregate: aggregates.Aggregate, blocks: tuple[dict, ...]
-) -> types.Array | None:
-    """Finds where the updates of a round lie.
-
-    Args:
-      sums: of all devices.
-      aggregate: how updates become one.
-      blocks: global state.
-
-    Returns:
-      [Q], as of `server.received`; None: at their mean, which the sums have.
-    """
-    updates = sums.updates
-    if updates is None:
-        return None
-    ends = np.cumsum([trees.size(p) for p in server.params_of(blocks)])[:-1]
-    parts = [
-        jnp.where(jnp.any(here), aggregate.locate(rows, here), jnp.zeros(rows.shape[1]))
-        for rows, here in zip(
-            jnp.split(updates.params, ends, axis=1), updates.trained.T > 0, strict=True
-        )
-    ]
-    return jnp.concatenate(parts)

@@ -42,8 +42,7 @@ from fljax.nn import network, slicing
 from fljax.plans import cost_model, costs, typical
 from fljax.runs import guard, simulation
 from fljax.runtime import memory, mesh, programs
-from fljax.updates import aggregate as aggregates
-from fljax.updates import codecs, learning_rate
+from fljax.updates import aggregates, codecs, learning_rate
 
 # Settings that nothing is built from: one experiment serves all their values.
 FREE = ("algorithm", "policy", "rounds", "rollback")
@@ -736,9 +735,12 @@ def _check_memory(fed: federation.Federation) -> None:
     arrive = arrivals.most_arrivals(
         fed.rules.clock, fed.rules.clients_per_round, len(fed.population.shards.counts)
     )
-    params = sum(count.params for count in fed.model.counts)
-    # The rows, and their largest block sorted beside them.
-    updates = 4 * arrive * 2 * params * fed.rules.aggregate.sees_updates
+    robust = fed.rules.aggregate
+    arrive += bool(robust.root_size)  # the server trains, too
+    row = sum(count.upload_bytes for count in fed.model.counts)
+    # On several devices each has its own, and the sum of all; what an aggregate makes
+    # of them takes as much again at most.
+    updates = arrive * (2 + (fed.layout.devices.size > 1)) * row * robust.sees_updates
     most, data = memory.of_device(), fed.population.data
     examples = len(data.x)
     held = feeding.size(data, examples)

@@ -26,8 +26,7 @@ from fljax.devices import failures as faults
 from fljax.devices import fleet as fleets
 from fljax.kernels import specs
 from fljax.runs import guard
-from fljax.updates import aggregate as aggregates
-from fljax.updates import codecs
+from fljax.updates import aggregates, codecs
 
 BY_CLASS = (  # partitions that need class numbers
     *("dirichlet", "resource_correlated"),
@@ -174,7 +173,9 @@ class Config:
     )
     aggregate: str = bounds.field(
         "mean",
-        "How updates become one: mean, median or trimmed_mean:SHARE.",
+        "How updates become one: mean, median, trimmed_mean:SHARE, "
+        "krum:HOSTILE:CHOSEN, bulyan:HOSTILE, geometric_median, "
+        "centered_clipping:RADIUS or fltrust:EXAMPLES.",
     )
     tiers: tuple[kinds.Tier, ...] | classes.Auto = bounds.field(
         (),

@@ -44,6 +44,7 @@ USER_SHARE = 4  # , CRC-32 of the user's name: examples of a LEAF user held out
 SPREAD = 5  # of a fleet drawn by `spread`
 TEST_TIERS = 5  # test examples dealt out to tiers
 TABLE_ERROR = 6  # true costs against those of the table
+ROOT = 8  # examples that a server trains on itself
 CHANNELS = 7  # , round, client or nobody: which channels a narrow network keeps
 TIME_ZONES = 0xFFFF0022  # of devices that come and go with the hour
 PHONES = 0xFFFF0024  # of a fleet drawn by `phones`

@@ -28,11 +28,13 @@ class ServerState(NamedTuple):
       blocks: state of the global network, a tuple over blocks of collections.
       rule: state of the server rule.
       round: rounds that are done, [] int32.
+      aggregate: what the aggregate keeps.
     """
 
     blocks: tuple[dict, ...]
     rule: Any
     round: types.Array
+    aggregate: Any = ()
 
 
 class Totals(NamedTuple):
@@ -70,16 +72,12 @@ def init(blocks: tuple[dict, ...], rule: server_rule.ServerRule) -> ServerState:
     return ServerState(blocks, state, jnp.zeros((), jnp.int32))
 
 
-def received(
-    blocks: tuple[dict, ...], totals: Totals, located: types.Array | None = None
-) -> server_rule.Received:
+def received(blocks: tuple[dict, ...], totals: Totals) -> server_rule.Received:
     """Turns sums into what a server rule sees: means over the cohort.
 
     Args:
       blocks: global state.
       totals: sums over the cohort.
-      located: [Q] where the updates of those who trained each block lie, if that is not
-        their mean: it counts by the share of them, as their mean does.
 
     Returns:
       What the round brought; zeros if nobody's update was taken.
@@ -91,9 +89,7 @@ def received(
         return jax.tree.map(lambda d: d / cohort, tree)
 
     trained: types.Tree = totals.weights > 0
-    if located is not None:
-        delta = _by_share(totals, trees.unravel(located, params))
-    elif totals.held is not None:
+    if totals.held is not None:
         means = _of_holders(blocks, totals.deltas, totals.held)
         delta = _by_share(totals, params_of(means))
         trained = params_of(trees.unravel(totals.held > 0, blocks))
@@ -134,7 +130,6 @@ def step(
     totals: Totals,
     rule: server_rule.ServerRule,
     rate: types.ArrayLike = 1.0,
-    located: types.Array | None = None,
 ) -> ServerState:
     """Ends a round.
 
@@ -143,12 +138,11 @@ def step(
       totals: sums over the cohort.
       rule: moves the parameters; `server_rule.Averaging` is the paper's.
       rate: the server's learning rate, a factor of what the rule adds.
-      located: as of `received`.
 
     Returns:
       The state of the next round.
     """
-    old, got = params_of(state.blocks), received(state.blocks, totals, located)
+    old, got = params_of(state.blocks), received(state.blocks, totals)
     updates, rule_state = rule.step(state.rule, old, got)
     params = jax.tree.map(lambda p, u: p + rate * u, old, updates)
     trained: types.Tree = totals.weights > 0
@@ -176,4 +170,4 @@ def step(
     # A leaf that nobody trained keeps its bits: adding zero would turn -0 into 0, and
     # a server rule with momentum would move it.
     kept = server_rule.kept(trained, tuple(blocks), state.blocks)
-    return ServerState(kept, rule_state, state.round + 1)
+    return state._replace(blocks=kept, rule=rule_state, round=state.round + 1)

@@ -10,7 +10,7 @@ import pytest
 import fljax
 from fljax.algorithms import feddyn, fednova, fedopt, pieces, scaffold
 from fljax.engine import seams as kinds
-from fljax.updates import aggregate, codecs, local_rule, server_rule
+from fljax.updates import aggregates, codecs, local_rule, server_rule
 
 BLOCKS = (
     {"params": {"w": jax.ShapeDtypeStruct((3, 2), jnp.float32)}, "norms": {}},
@@ -161,7 +161,7 @@ def test_a_piece_that_does_not_fit_is_one_line(parts, words):
         {},
         {"codec": codecs.read("clip:1+top_k:.5+qsgd:3")},
         {"codec": codecs.read("drive")},
-        {"aggregate": aggregate.TrimmedMean()},
+        {"aggregate": aggregates.TrimmedMean()},
         {"server": fljax.server_rule(optax.adamw, 0.1)},
         {"server": fedopt.Adaptive("yogi")},
         {"local": scaffold.Corrected(1), "server": scaffold.Control(9)},

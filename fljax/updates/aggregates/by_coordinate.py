@@ -1,44 +1,19 @@
-"""Aggregates: how the updates of a cohort become one.
-
-The mean is a running sum. The others see each update: over those who trained a block,
-coordinate by coordinate (Yin et al., ICML 2018). What nobody sent is missing, not 0.
-"""
+"""Aggregates of single coordinates (Yin et al., ICML 2018)."""
 
 from __future__ import annotations
 
-import abc
 import dataclasses
+import functools
 from typing import ClassVar
 
 import jax.numpy as jnp
 
 from fljax import types
-
-
-class Aggregate(abc.ABC):
-    """How updates become one; frozen dataclasses, pure functions.
-
-    Attributes:
-      sees_updates: whether it needs the updates one by one, [K, d] in memory.
-    """
-
-    sees_updates: ClassVar[bool] = True
-
-    @abc.abstractmethod
-    def locate(self, rows: types.Array, here: types.Array) -> types.Array:
-        """Gives the middle of the updates of a block.
-
-        Args:
-          rows: [K, d] of the block's parameters.
-          here: [K] bool, who trained the block and was taken; at least one.
-
-        Returns:
-          [d]; it depends on nobody's place in the cohort.
-        """
+from fljax.updates.aggregates import base
 
 
 @dataclasses.dataclass(frozen=True)
-class Mean(Aggregate):
+class Mean(base.Aggregate):
     """The mean, weighted; a running sum."""
 
     sees_updates: ClassVar[bool] = False
@@ -54,19 +29,24 @@ def _ordered(rows: types.Array, here: types.Array) -> types.Array:
     return jnp.sort(jnp.where(here[:, None], rows, jnp.inf), axis=0)
 
 
+def median(rows: types.Array, here: types.Array) -> types.Array:
+    """Gives the median [d] of rows [K, d], of an even number the mean of two."""
+    ordered, number = _ordered(rows, here), jnp.sum(here)
+    low, high = (jnp.maximum(number - 1, 0) // 2, number // 2)
+    return (ordered[low] + ordered[high]) / 2
+
+
 @dataclasses.dataclass(frozen=True)
-class Median(Aggregate):
+class Median(base.Aggregate):
     """The coordinate-wise median; of an even number the mean of the middle two."""
 
     def locate(self, rows, here):
         """Gives the median."""
-        ordered, number = _ordered(rows, here), jnp.sum(here)
-        low, high = (jnp.maximum(number - 1, 0) // 2, number // 2)
-        return (ordered[low] + ordered[high]) / 2
+        return base.by_parts(functools.partial(median, here=here), rows)
 
 
 @dataclasses.dataclass(frozen=True)
-class TrimmedMean(Aggregate):
+class TrimmedMean(base.Aggregate):
     """The coordinate-wise mean without the lowest and the highest of the values.
 
     Attributes:
@@ -83,12 +63,12 @@ class TrimmedMean(Aggregate):
 
     def locate(self, rows, here):
         """Gives the trimmed mean."""
+        return base.by_parts(functools.partial(self._trimmed, here=here), rows)
+
+    def _trimmed(self, rows, here):
         ordered, number = _ordered(rows, here), jnp.sum(here)
         dropped = jnp.floor(self.share * number + 1e-6).astype(int)
         place = jnp.arange(len(rows))[:, None]
         inside = (place >= dropped) & (place < number - dropped)
         total = jnp.sum(jnp.where(inside, ordered, 0.0), axis=0)
         return total / jnp.maximum(number - 2 * dropped, 1)
-
-
-BY_NAME = {"mean": Mean, "median": Median, "trimmed_mean": TrimmedMean}
