@@ -17,6 +17,8 @@ from fljax.data import partition
 from fljax.engine import client
 from fljax.nn import slicing
 
+SERVER = -1  # number of the server, where it trains as a client does
+
 
 class Round(NamedTuple):
     """The round that a group of clients began with; shared by all devices.

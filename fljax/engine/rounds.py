@@ -239,7 +239,7 @@ class Rounds:
         """Gathers who arrives, in host memory."""
         work, rules = assignment.outcome.arrived, self.fed.rules.clock
         windows = [(plan.first, plan.last) for plan in assignment.plans]
-        return cohort.gather(
+        gathered = cohort.gather(
             assignment.ids,
             self.fed.population.shards,
             self.weights,
@@ -249,7 +249,14 @@ class Rounds:
                 clock.weight(rules, assignment.round, work.versions),
             ),
             windows=np.array(windows).reshape(-1, 2),
-        )._replace(states=None if states is None else self._padded(states))
+        )
+        if self.rooted:
+            gathered = gathered._replace(
+                ids=np.append(np.int32(cohort.SERVER), gathered.ids[1:])
+            )
+        return gathered._replace(
+            states=None if states is None else self._padded(states)
+        )
 
     def _padded(self, rows: np.ndarray) -> np.ndarray:
         """Fills the rows of those who arrive up to those of the cohort, [K, ..]."""

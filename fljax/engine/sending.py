@@ -109,6 +109,8 @@ def received(
             finite &= jnp.all(jnp.isfinite(beside), axis=1)
     limit = jnp.sum(jnp.where(trained[:, None], begun.limits[:, span], 0.0), axis=2)
     small = jnp.all(jnp.sum(jnp.square(l2), axis=2) <= limit, axis=1)
+    if static.seams.aggregate.root_size:  # the server believes itself
+        small |= chunk.ids == cohorts.SERVER
     verdict = jnp.where(
         finite, jnp.where(small, 0.0, totals.TOO_LARGE), totals.NOT_FINITE
     )

@@ -234,7 +234,7 @@ def catch_up(
         late = scale * (sums.totals.held - held)
         deltas = sums.totals.deltas + late * jnp.concatenate(rows)
     updates = sums.updates
-    if updates is not None:
+    if updates is not None and before is not None:
         late = scale * (updates.trained - before)
         updates = combined.shifted(updates, late, then, now)
     return sums._replace(totals=sums.totals._replace(deltas=deltas), updates=updates)

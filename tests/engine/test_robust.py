@@ -6,6 +6,7 @@ import pytest
 
 import fljax
 from fljax.engine import rounds as engine
+from fljax.runtime import memory
 from tests import conftest, small
 
 
@@ -51,7 +52,7 @@ def test_the_server_trains_its_root_set_as_a_client_would():
     server = rounds.everywhere(state.server)
     begun = engine.Begun((server.blocks,))
     sums = rounds.train(begun, assignment, rounds.unlimited)
-    assert sums.updates.ids[0].tolist() == [len(small.SIZES), *assignment.ids.tolist()]
+    assert sums.updates.ids[0].tolist() == [-1, *assignment.ids.tolist()]
     data = small.data()
     x = data.x_train.reshape(number, -1).astype(np.float64)
     x = (x - x.mean()) / x.std()
@@ -74,6 +75,14 @@ def test_the_server_trains_its_root_set_as_a_client_would():
     got = np.concatenate([bias, kernel.ravel()])
     np.testing.assert_allclose(got, moved, rtol=1e-3, atol=1e-6)
     assert np.asarray(report.losses).shape == (len(assignment.ids),)
+
+
+def test_a_bound_on_norms_spares_the_server():
+    # Thirteen steps with momentum go further than three times a client's one to three.
+    ready = small.build(aggregate="fltrust:52", norm_bound=3.0, momentum=0.9, lr=0.01)
+    for before, _, after, _ in small.rounds(ready, 2):
+        old, new = (jax.tree.leaves(state.server.blocks) for state in (before, after))
+    assert any(np.any(a != b) for a, b in zip(old, new, strict=True))
 
 
 def test_a_run_that_goes_on_keeps_the_center(tmp_path):
@@ -106,11 +115,14 @@ def test_what_makes_no_sense_is_refused_in_a_line(changes, words):
 
 
 def test_rows_that_do_not_fit_are_refused(monkeypatch):
-    values = 4 * 65 * small.OUTPUTS  # 8 x 8 pixels and a bias
-    words = r"--aggregate: .* got 5 updates one by one, which would take 7.8 kB"
-    assert 5 * 2 * values == 7800
-    monkeypatch.setattr(fljax.runtime.memory, "of_device", lambda: 7799.0)
-    monkeypatch.setattr(fljax.engine.width, "bytes_of_client", lambda *_: 0)
-    with pytest.raises(ValueError, match=words):
-        small.build(aggregate="fltrust:20", devices="1")
-    small.build(aggregate="median", devices="1")  # of four
+    row = 4 * 65 * small.OUTPUTS  # 8 x 8 pixels and a bias
+    for aggregate, rows, words in (
+        ("fltrust:20", 5, "got 5 updates one by one, which would take 7.8 kB"),
+        ("median", 4, "got 4 updates one by one, which would take 6.24 kB"),
+    ):  # of four clients, and the server
+        ready = small.build(aggregate=aggregate, devices="1")
+        monkeypatch.setattr(memory, "of_device", lambda rows=rows: 2.0 * rows * row)
+        fljax.experiment.algorithm(ready)
+        monkeypatch.setattr(memory, "of_device", lambda rows=rows: 2.0 * rows * row - 1)
+        with pytest.raises(ValueError, match=f"^--aggregate: .*{words}"):
+            fljax.experiment.algorithm(ready)
