@@ -70,6 +70,7 @@ _FACE = {
     "LocalRule": "updates.local_rule",
     "Codec": "updates.codecs",
     "Aggregate": "updates.aggregates",
+    "Attack": "updates.attacks",
     "ServerRule": "updates.server_rule",
     "server_rule": "updates.server_rule",
 }
@@ -155,6 +156,7 @@ if TYPE_CHECKING:  # the same for editors and type checkers; a test compares
     from fljax.tasks.base import Task as Task
     from fljax.types import Dataset as Dataset
     from fljax.updates.aggregates import Aggregate as Aggregate
+    from fljax.updates.attacks import Attack as Attack
     from fljax.updates.codecs import Codec as Codec
     from fljax.updates.local_rule import LocalRule as LocalRule
     from fljax.updates.server_rule import ServerRule as ServerRule

@@ -20,7 +20,7 @@ from fljax.engine import rounds as engine
 from fljax.engine import seams as kinds
 from fljax.plans import costs
 from fljax.policies import selection
-from fljax.updates import local_rule, server, server_rule
+from fljax.updates import attacks, local_rule, server, server_rule
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -80,9 +80,12 @@ class _Averaging:
         bounds = rounds.bounds(start, assignment, state.l2, measured)
         sums = rounds.train(start, assignment, bounds.limits)
         rate = np.float32(self.fed.rules.server_learning_rate) * state.caution.server
-        new, losses, failed, finite, usual = rounds.step(before, sums, bounds, rate)
+        new, losses, failed, finite, usual = rounds.step(
+            before, sums, bounds, rate, rounds.attackers(assignment)
+        )
         spent = self.planned.books(state.timeline, assignment)
-        report = base.Report(assignment, losses, failed, spent, finite)
+        hostile = rounds.hostile_of(assignment)
+        report = base.Report(assignment, losses, failed, spent, finite, hostile)
         heard = report.heard() if self.planned.hears else None
         return state._replace(
             server=new,
@@ -131,8 +134,9 @@ def averaging(
 ) -> base.Algorithm:
     """Makes an algorithm that averages what each client's plan trained.
 
-    What clients send, how it becomes one and how narrow networks train
-    (`fed.rules.codec`, `aggregate`, `narrowing`) are the federation's.
+    What clients send, how it becomes one, how narrow networks train and what hostile
+    clients do (`fed.rules.codec`, `aggregate`, `narrowing`, `attack`) are the
+    federation's.
 
     Args:
       fed: the clients and how they train.
@@ -151,7 +155,12 @@ def averaging(
         makes no sense together.
     """
     rules = fed.rules
-    seams = kinds.Seams(local, rules.codec, rules.aggregate, server, rules.narrowing)
+    attack = rules.attack
+    if isinstance(attack, attacks.Attack) and not attack.share:
+        attack = None  # a backdoor is looked for all the same
+    seams = kinds.Seams(
+        local, rules.codec, rules.aggregate, server, rules.narrowing, attack
+    )
     blocks = _check(fed, seams)
     everyone = (
         np.arange(len(fed.population.shards.counts))
@@ -206,6 +215,7 @@ def _check(fed: federation.Federation, seams: kinds.Seams) -> tuple[dict, ...]:
         )
     refusals.narrow(fed, seams)
     refusals.root(fed, seams)
+    refusals.attacked(fed)
     if seams == kinds.NONE:
         return ()
     blocks = initial.shapes(fed)

@@ -70,6 +70,7 @@ class Report(NamedTuple):
       failed: [A, ...] 0, or why the update was refused (`sums.NOT_FINITE`).
       books: what it costs.
       finite: [] whether the new global network is finite.
+      hostile: [A] bool, which clients are; None: nobody is.
     """
 
     assignment: schedule.Assignment
@@ -77,6 +78,7 @@ class Report(NamedTuple):
     failed: types.ArrayLike
     books: round_books.Books
     finite: types.ArrayLike = True
+    hostile: np.ndarray | None = None
 
     def heard(self) -> np.ndarray:
         """Gives the losses [A] that a policy hears of: NaN of refused updates."""

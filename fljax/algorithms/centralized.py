@@ -33,6 +33,7 @@ def pooled(fed: federation.Federation) -> federation.Federation:
         width=1,
         codec=None,
         aggregate=aggregates.Mean(),
+        attack=None,
     )
 
 

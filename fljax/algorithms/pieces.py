@@ -14,13 +14,21 @@ import jax.numpy as jnp
 
 from fljax import bounds, trees, types
 from fljax.engine import seams as kinds
-from fljax.updates import aggregates, codecs, local_rule, server, server_rule
+from fljax.updates import (
+    aggregates,
+    attacks,
+    codecs,
+    local_rule,
+    server,
+    server_rule,
+)
 
 _KINDS = {
     "local": local_rule.LocalRule,
     "codec": codecs.Codec,
     "aggregate": aggregates.Aggregate,
     "server": server_rule.ServerRule,
+    "attack": attacks.Attack,
 }
 _CLIENTS = 13  # unlike most other sizes, that one is not taken for the other
 
@@ -82,6 +90,8 @@ def check_traced(seams: kinds.Seams, blocks: tuple[dict, ...]) -> None:
         _check_message(codec, vector.size)
     if aggregate != kinds.NONE.aggregate:
         _check_aggregate(aggregate, params, vector)
+    if seams.attack is not None:
+        _check_attack(seams.attack, params)
     if seams.server != kinds.NONE.server or seams.local is not None:
         _check_rules(seams, blocks, params)
 
@@ -121,6 +131,23 @@ def _check_message(codec: codecs.Codec, size: int) -> None:
         f"{codec!r}: expected message to give a codecs.Message of {size} numbers, got "
         f"{came}"
     )
+
+
+def _check_attack(attack: attacks.Attack, params: tuple) -> None:
+    """Checks what hostile clients send."""
+    sizes = tuple(map(trees.size, params))
+    vector = _array(sum(sizes))
+    if attack.alters and not attack.colludes:
+        _same(attack, "sent", vector, attack.sent, jax.random.key(0), vector)
+    if attack.colludes:
+
+        def made(rows, trained, hostile):
+            return attack.together(attacks.know(rows, trained, hostile, sizes))
+
+        rows = _array(_CLIENTS, vector.size)
+        trained = _array(_CLIENTS, len(sizes), dtype=jnp.bool_)
+        hostile = _array(_CLIENTS, dtype=jnp.bool_)
+        _same(attack, "together", vector, made, rows, trained, hostile)
 
 
 def _check_rules(seams: kinds.Seams, blocks: tuple[dict, ...], params: tuple) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fljax.devices import hostile
 from fljax.engine import federation
 from fljax.engine import seams as kinds
 
@@ -159,4 +160,34 @@ def narrow(fed: federation.Federation, seams: kinds.Seams) -> None:
         raise ValueError(
             f"masked: expected a task of classes, whose logits it masks, got "
             f"{fed.training.task!r}"
+        )
+
+
+def attacked(fed: federation.Federation) -> None:
+    """Refuses attacks that make no sense of the data, or of how updates become one.
+
+    Args:
+      fed: the federation.
+
+    Raises:
+      ValueError: one line that names the flag.
+    """
+    attack, net = fed.rules.attack, fed.model.net
+    if attack is None:
+        return
+    try:
+        attack.check(net.input_shape, net.num_classes * fed.training.task.classes)
+        hostile.draw(attack.share, attack.tier, fed.population.fleet, fed.seed)
+    except ValueError as error:
+        raise ValueError(f"--attack: {error}") from error
+    if attack.colludes and fed.rules.narrowing is not None:
+        raise ValueError(
+            f"--attack: expected one on a client's own data or update beside networks "
+            f"of several widths, which have no value for each other's channels, got "
+            f"{attack}"
+        )
+    if attack.colludes and fed.rules.norm_bound:
+        raise ValueError(
+            f"--norm_bound: expected 0 beside {attack}, whose updates are made after "
+            f"those of others were measured, got {fed.rules.norm_bound:g}"
         )

@@ -17,7 +17,7 @@ from fljax.engine import program, single
 from fljax.engine import seams as kinds
 from fljax.kernels import specs
 from fljax.nn import network
-from fljax.updates import local_rule
+from fljax.updates import attacks, local_rule
 
 
 class Data(NamedTuple):
@@ -126,6 +126,7 @@ class Client(NamedTuple):
       key: of this round and client.
       window: first and last block that it trains, [] each, if the program is of any.
       own: what its local rule keeps, a tuple over all blocks; None: nothing.
+      hostile: [] whether it is an attacker's; None: nobody is.
     """
 
     indices: types.Array
@@ -133,6 +134,7 @@ class Client(NamedTuple):
     key: types.Key
     window: program.Window | None = None
     own: tuple | None = None
+    hostile: types.Array | None = None
 
 
 class Result(NamedTuple):
@@ -171,6 +173,14 @@ def inputs(data: Data, indices: types.Array) -> types.Array:
     if x.dtype == jnp.uint8:
         x = x.astype(jnp.float32) / 255.0
     return (x - data.mean) / data.std
+
+
+def examples(
+    net: network.Network, data: Data, x: types.Array, labels: types.Array, mask
+) -> attacks.Examples:
+    """Says what an attack is told of a batch."""
+    real = jnp.sum(mask)
+    return attacks.Examples(x, labels, real, data.mean, data.std, net.num_classes)
 
 
 def make_optimizer(
@@ -305,20 +315,28 @@ def _next(trained, params, done: program.Stepped, first: int, probed: bool):
     return tuple(blocks)
 
 
-def _batch(static: Static, start: Start, rows, mask, key) -> program.Batch:
+def _batch(
+    static: Static, start: Start, rows, mask, key, hostile: types.Array | None
+) -> program.Batch:
     """Gathers the batch of a step, augmented and in the precision of training."""
     net, training, x = static.net, static.training, inputs(start.data, rows)
+    labels = start.data.y[rows]
     if training.augment is not None:  # the blocks' keys are 0 to num_blocks - 1
         x = training.augment(jax.random.fold_in(key, net.num_blocks), x)
         real = mask.reshape((-1,) + (1,) * (x.ndim - 1)) > 0
         x = jnp.where(real, x, x[:1])  # padding repeats the first, see `_batches`
+    attack = static.seams.attack
+    if hostile is not None and attack is not None and attack.poisons:
+        # After what may move a pattern.
+        given = examples(net, start.data, x, labels, mask)
+        x, labels = trees.select(hostile, attack.poisoned(given), (x, labels))
     if net.vocabulary is None:
         x = x.astype(training.precision)
     narrow, width = static.seams.narrowing, static.program.width
     scale = 1 / width if narrow is not None and narrow.scaler else 1.0
     return program.Batch(
         x,
-        start.data.y[rows],
+        labels,
         mask,
         key,
         task=training.task,
@@ -334,7 +352,11 @@ def _classes(static: Static, start: Start, one: Client) -> types.Array | None:
         return None
     real = jnp.arange(one.indices.shape[0]) < one.size
     labels = start.data.y[one.indices]
-    return jnp.zeros(static.net.num_classes, bool).at[labels].max(real)
+    mine = jnp.zeros(static.net.num_classes, bool).at[labels].max(real)
+    attack = static.seams.attack
+    if one.hostile is not None and attack is not None and attack.poisons:
+        mine |= one.hostile  # it has whatever it makes of them
+    return mine
 
 
 def _params(blocks: tuple) -> tuple:
@@ -380,7 +402,8 @@ def train(
     def step(i, carry):
         trained, optimizer_state, total, places = carry
         rows, valid = batch_of(i)
-        batch = _batch(static, start, rows, valid, jax.random.fold_in(noise_key, i))
+        key = jax.random.fold_in(noise_key, i)
+        batch = _batch(static, start, rows, valid, key, one.hostile)
         batch = batch._replace(observe=i + 1 == steps, classes=classes)
         mine = program.Own(one.window, places, present)
         blocks = program.Blocks(start.frozen, trained)
@@ -429,7 +452,8 @@ def _mean_gradient(
 
     def add(i, mean):
         rows, valid = batch_of(i)
-        batch = _batch(static, start, rows, valid, jax.random.fold_in(key, i))
+        draws = jax.random.fold_in(key, i)
+        batch = _batch(static, start, rows, valid, draws, one.hostile)
         done = static.program.step(static.net, static.spec, blocks, batch, mine)
         share = jnp.sum(valid) / one.size
         return jax.tree.map(lambda m, g: m + share * g, mean, done.gradients)

@@ -73,6 +73,7 @@ class Clients(NamedTuple):
       scales: [K] float32, how much of an update is taken: less of a stale one.
       windows: [K, 2] int32, first and last block that they train.
       states: [K, S] of each before the round; None: they keep none.
+      hostile: [K] bool; None: nobody is.
     """
 
     indices: types.ArrayLike
@@ -84,6 +85,7 @@ class Clients(NamedTuple):
     scales: types.ArrayLike
     windows: types.ArrayLike
     states: types.ArrayLike | None = None
+    hostile: types.ArrayLike | None = None
 
 
 class Group(NamedTuple):

@@ -19,6 +19,7 @@ from fljax import tasks, types
 from fljax.engine import client
 from fljax.nn import layers, network, signals
 from fljax.runtime import mesh, streams
+from fljax.updates import attacks
 
 
 class Scores(NamedTuple):
@@ -29,12 +30,15 @@ class Scores(NamedTuple):
       by_tier: the same of each tier's own examples, [T, ...]; None: it has none.
       tier_total: [T] examples of each tier.
       mixes: [T, C] of `tier_mixes` at that time; None: there are none.
+      opened: [2] examples of other classes that a backdoor makes the target, and how
+        many there are; None: there is no backdoor.
     """
 
     whole: types.Tree
     by_tier: types.Tree = None
     tier_total: types.ArrayLike = ()
     mixes: np.ndarray | None = None
+    opened: types.ArrayLike | None = None
 
 
 class Static(NamedTuple):
@@ -44,11 +48,13 @@ class Static(NamedTuple):
       net: the network.
       task: what labels mean.
       running: use running statistics instead of the batch's.
+      backdoor: an attack with a target, which is looked for; None: there is none.
     """
 
     net: network.Network
     task: tasks.Task = tasks.DEFAULT
     running: bool = False
+    backdoor: attacks.Attack | None = None
 
 
 class Batches(NamedTuple):
@@ -123,14 +129,21 @@ def evaluate(
     def batch(blocks, data, inputs: Batches) -> Scores:
         rows, valid, tiers = inputs
         call = layers.Call(mask=valid, running=static.running)
-        x = client.inputs(data, rows)
-        outputs, _ = network.run(net, blocks, x, [call] * net.num_blocks)
-        scores = functools.partial(task.scores, signals.to_float(outputs), data.y[rows])
+        x, labels = client.inputs(data, rows), data.y[rows]
+
+        def outputs(x):
+            found, _ = network.run(net, blocks, x, [call] * net.num_blocks)
+            return signals.to_float(found)
+
+        opened, scores = None, functools.partial(task.scores, outputs(x), labels)
+        if static.backdoor is not None:
+            given = client.examples(net, data, x, labels, valid)
+            opened = _opened(static.backdoor, outputs, given, valid)
         if tiers is None:
-            return Scores(scores(valid))
+            return Scores(scores(valid), opened=opened)
         mine = valid[:, None] * tiers
         by_tier = jax.vmap(scores, in_axes=1)(mine)
-        return Scores(scores(valid), by_tier, jnp.sum(mine, axis=0))
+        return Scores(scores(valid), by_tier, jnp.sum(mine, axis=0), opened=opened)
 
     def on_device(blocks, data, batches: Batches):
         first = jax.tree.map(lambda x: x[0], batches)
@@ -152,6 +165,13 @@ def evaluate(
         out_specs=mesh.SHARED,
         check_vma=False,
     )(blocks, data, batches)
+
+
+def _opened(backdoor: attacks.Attack, outputs, given: attacks.Examples, valid):
+    """Counts the examples [2] of other classes that become the target, and all such."""
+    others = valid * (given.labels != backdoor.target)
+    found = jnp.argmax(outputs(backdoor.marked(given)), axis=-1) == backdoor.target
+    return jnp.stack([jnp.sum(others * found), jnp.sum(others)])
 
 
 def tier_counts(
@@ -247,7 +267,8 @@ def summary(
       The fields of the task's record. By class mix, where it has class_accuracy,
       tier_accuracy by name, worst_tier_accuracy and tier_spread (best minus worst). On
       their own test examples, if any tier has some, tier_test_accuracy by name and
-      worst_tier_test_accuracy, or as the task's measure is called.
+      worst_tier_test_accuracy, or as the task's measure is called. Of a backdoor
+      attack_success, the share of the test examples of other classes that it opens for.
 
     Raises:
       ValueError: the record lacks the task's measure.
@@ -260,6 +281,9 @@ def summary(
         )
     if mixes is not None and "class_accuracy" in fields:
         fields |= _by_class_mix(fields["class_accuracy"], mixes, names)
+    if scores.opened is not None:
+        hits, total = map(float, scores.opened)
+        fields |= {"attack_success": hits / total if total else None}
     return fields | _on_own(scores, names, task)
 
 

@@ -23,7 +23,7 @@ from fljax.nn import narrowing as narrowings
 from fljax.nn import network, slicing
 from fljax.plans import cost_model, costs
 from fljax.policies import selection as selections
-from fljax.updates import aggregates, codecs
+from fljax.updates import aggregates, attacks, codecs
 
 
 class Population(NamedTuple):
@@ -101,6 +101,7 @@ class Rules(NamedTuple):
       selection: who takes part.
       narrowing: how clients train whose plan asks for a narrower network; None: no plan
         does.
+      attack: what hostile clients do; None: there are none.
     """
 
     clients_per_round: int
@@ -113,6 +114,7 @@ class Rules(NamedTuple):
     aggregate: aggregates.Aggregate = aggregates.Mean()
     selection: selections.Selection = selections.Uniform()
     narrowing: narrowings.Narrowing | None = None
+    attack: attacks.Attack | None = None
 
 
 class Layout(NamedTuple):

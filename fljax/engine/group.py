@@ -47,7 +47,8 @@ class _Carry(NamedTuple):
 
 def _train_chunk(train, chunk: cohorts.Clients, places, static: client.Static):
     """Trains the W clients of a chunk; their results [W, ...], and the places."""
-    rows = chunk.ids, chunk.starts, chunk.counts, chunk.windows, chunk.states
+    rows = (chunk.ids, chunk.starts, chunk.counts, chunk.windows, chunk.states,
+            chunk.hostile)  # fmt: skip
     if static.width > 1:
         real, n = chunk.counts > 0, static.net.num_blocks
         # What is not mapped stays one condition for all of them.
@@ -101,12 +102,13 @@ def _run_on_device(
     start, span = _started(static, begun), static.span
 
     def train(row, places=None, present=None):
-        number, begin, count, window, state = row
+        number, begin, count, window, state, hostile = row
         slots = begin + jnp.arange(capacity)
         indices = clients.indices.at[slots].get(mode="clip")
         key = jax.random.fold_in(begun.key, number)
         own = seams.parted(static.seams, begun.everything, state).own
-        one = client.Client(indices, count, key, (window[0], window[1]), own)
+        window = window[0], window[1]
+        one = client.Client(indices, count, key, window, own, hostile)
         return client.train(static, start, one, places, present)
 
     def chunk_step(i, carry: _Carry) -> _Carry:

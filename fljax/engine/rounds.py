@@ -19,7 +19,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from fljax import plans, trees, types
 from fljax.data import partition
-from fljax.devices import arrivals, clock, failures
+from fljax.devices import arrivals, clock, failures, hostile
 from fljax.engine import (
     client,
     cohort,
@@ -100,6 +100,7 @@ class Rounds:
       most: examples that a round brings at most, where data are streamed.
       unlimited: [2, n] on the devices: updates may be as long as they are.
       rooted: whether the server trains as well, as a client after the last one.
+      hostile: [N] bool, which clients are; None: nobody is.
     """
 
     fed: federation.Federation
@@ -111,6 +112,7 @@ class Rounds:
     most: int
     unlimited: types.Array
     rooted: bool = False
+    hostile: np.ndarray | None = None
 
     @property
     def sizes(self) -> norm_bound.Sizes:
@@ -254,8 +256,29 @@ class Rounds:
             gathered = gathered._replace(
                 ids=np.append(np.int32(cohort.SERVER), gathered.ids[1:])
             )
+        hostile = self.hostile_of(assignment)
+        if hostile is not None:
+            hostile = np.pad(hostile, (0, self.size - len(hostile)))
         return gathered._replace(
-            states=None if states is None else self._padded(states)
+            states=None if states is None else self._padded(states), hostile=hostile
+        )
+
+    def hostile_of(self, assignment: schedule.Assignment) -> np.ndarray | None:
+        """Tells which of those who arrive are hostile, [A] bool; None: nobody is."""
+        return None if self.hostile is None else self.hostile[assignment.ids]
+
+    def attackers(self, assignment: schedule.Assignment) -> totals.Attackers | None:
+        """Says what `step` needs of hostile clients who collude; None: nobody does."""
+        if not self.seams.colludes:
+            return None
+        if self.rooted and len(assignment.ids):
+            assignment = self._with_server(assignment)
+        clients = self._clients(assignment, None)
+        key = federation.round_key(self.fed.seed, assignment.round)
+        return self.everywhere(
+            totals.Attackers(
+                clients.hostile, clients.ids, clients.weights, clients.tampering, key
+            )
         )
 
     def _padded(self, rows: np.ndarray) -> np.ndarray:
@@ -301,6 +324,7 @@ class Rounds:
         sums: totals.Sums,
         bounds: Bounds,
         rate: types.ArrayLike,
+        attackers: totals.Attackers | None = None,
     ):
         """Ends a round.
 
@@ -309,6 +333,7 @@ class Rounds:
           sums: of the round.
           bounds: of the round.
           rate: learning rate of the server.
+          attackers: of the method `attackers`.
 
         Returns:
           The server's new state; losses and verdicts [K]; whether the new network is
@@ -319,6 +344,7 @@ class Rounds:
             sums,
             bounds.l2,
             self.everywhere(rate),
+            attackers,
             static=Ending(
                 self.seams,
                 self.sizes if self.fed.rules.norm_bound else (),
@@ -387,10 +413,12 @@ class Ending(NamedTuple):
 
 
 @functools.partial(jax.jit, static_argnames=("static",))
-def server_step(state, sums, l2, rate, *, static: Ending):
+def server_step(state, sums, l2, rate, attackers=None, *, static: Ending):
     """Adds up the devices' sums and ends the round; every device gets the result."""
     seams, sizes, devices = static
     added, kept = totals.total(sums._replace(states=None)), state.aggregate
+    if attackers is not None:
+        added = totals.filled(added, seams, attackers, state.blocks)
     if seams.aggregate.root_size:  # the server is nobody's business but the aggregate's
         added = added._replace(
             losses=added.losses[1:], failed=added.failed[1:], l2=added.l2[1:]
@@ -443,6 +471,12 @@ def make(
         shards = shards._replace(indices=indices)
     most = arrivals.most_arrivals(rules.clock, rules.clients_per_round, candidates)
     most += bool(root)
+    attack, enemies = seams.attack, None
+    if attack is not None:
+        enemies = hostile.draw(
+            attack.share, attack.tier, fed.population.fleet, fed.seed
+        )
+        enemies = np.append(enemies, np.zeros(bool(root), bool))
     return Rounds(
         fed.having(shards=shards),
         planned,
@@ -453,4 +487,5 @@ def make(
         feeding.room(counts, most),
         mesh.replicate(devices, unlimited),
         bool(root),
+        enemies,
     )

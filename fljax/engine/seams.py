@@ -15,7 +15,14 @@ import jax.numpy as jnp
 
 from fljax import plans, trees, types
 from fljax.nn import narrowing
-from fljax.updates import aggregates, codecs, local_rule, server, server_rule
+from fljax.updates import (
+    aggregates,
+    attacks,
+    codecs,
+    local_rule,
+    server,
+    server_rule,
+)
 
 
 class Seams(NamedTuple):
@@ -28,6 +35,7 @@ class Seams(NamedTuple):
       server: how the server moves the network.
       narrowing: how clients train whose plan asks for a narrower network; None: no plan
         does.
+      attack: what hostile clients do; None: there are none.
     """
 
     local: local_rule.LocalRule | None = None
@@ -35,11 +43,23 @@ class Seams(NamedTuple):
     aggregate: aggregates.Aggregate = aggregates.Mean()
     server: server_rule.ServerRule = server_rule.Averaging()
     narrowing: narrowing.Narrowing | None = None
+    attack: attacks.Attack | None = None
 
     @property
     def of_clients(self) -> Seams:
         """Gives what the clients' programs depend on."""
-        return self._replace(server=NONE.server)
+        attack = self.attack and self.attack.of_clients
+        return self._replace(server=NONE.server, attack=attack)
+
+    @property
+    def colludes(self) -> bool:
+        """Tells whether hostile clients make updates of all the honest ones."""
+        return self.attack is not None and self.attack.colludes
+
+    @property
+    def sees_updates(self) -> bool:
+        """Tells whether somebody looks at the updates one by one."""
+        return self.aggregate.sees_updates or self.colludes
 
     @property
     def memories(self) -> int:

@@ -93,6 +93,7 @@ def received(
     """
     span, factor = static.span, chunk.tampering[:, None]
     trained = static.program.trains(chunk.windows, static.net.num_blocks)
+    result = _attacked(static, begun, chunk, result, trained)
     held = None
     if static.seams.narrowing is not None:
         held = jax.vmap(functools.partial(_held, static, begun.blocks))(trained, result)
@@ -119,7 +120,7 @@ def received(
     teaches = finite & (chunk.weights != 0)  # refused or not
     l2 = jnp.where(teaches[:, None, None], l2, 0.0)
     ids, states = None, coded.state
-    if static.seams.aggregate.sees_updates:
+    if static.seams.sees_updates:
         ids = chunk.ids
     if states is not None and chunk.states is not None:
         # Who is refused goes on from where it was.
@@ -128,6 +129,46 @@ def received(
         sent, result.loss, weights, chunk.scales, trained, verdict, l2, ids,
         coded.message, result.numbers, states, held,
     )  # fmt: skip
+
+
+def _attacked(
+    static: client.Static,
+    begun: cohorts.Round,
+    chunk: cohorts.Clients,
+    result: client.Result,
+    trained: types.Array,
+) -> client.Result:
+    """Puts what the hostile of a chunk send in the place of what they trained.
+
+    Those who collude send nothing yet: what they send is made in the server's step.
+    """
+    span, attack = static.span, static.seams.attack
+    if attack is None or not (attack.alters or attack.colludes):
+        return result
+    key = jax.random.fold_in(begun.key, streams.ATTACK)
+    outside = [
+        trees.size(server.params_of(blocks))
+        for blocks in (begun.blocks[: span.start], begun.blocks[span.stop :])
+    ]
+
+    def one(number, hostile, delta, trained):
+        honest = server.params_of(delta[span])
+        draws = jax.random.fold_in(key, number)
+        # Of all blocks, so that programs of other windows draw the same.
+        update = jnp.pad(trees.ravel(honest), outside)
+        silent = attack.colludes
+        changed = jnp.zeros_like(update) if silent else attack.sent(draws, update)
+        mine = changed[outside[0] : update.size - outside[1]]
+        sent = trees.unravel(mine, honest)
+        sent = server_rule.kept(trained & hostile, sent, honest)
+        blocks = [
+            {**block, "params": params}
+            for block, params in zip(delta[span], sent, strict=True)
+        ]
+        return (*delta[: span.start], *blocks, *delta[span.stop :])
+
+    delta = jax.vmap(one)(chunk.ids, chunk.hostile, result.delta, trained)
+    return result._replace(delta=delta)
 
 
 def _held(

@@ -20,12 +20,30 @@ from fljax import trees, types
 from fljax.engine import cohort
 from fljax.engine import seams as kinds
 from fljax.nn import slicing
-from fljax.runtime import mesh
-from fljax.updates import server
+from fljax.runtime import mesh, streams
+from fljax.updates import attacks, codecs, server
 from fljax.updates.aggregates import combined
 
 # Why an update was refused.
 NOT_FINITE, TOO_LARGE, UNMEASURED = 1.0, 2.0, 3.0
+
+
+class Attackers(NamedTuple):
+    """The cohort as hostile clients need it who collude.
+
+    Attributes:
+      hostile: [K] bool.
+      ids: [K] int32, client numbers.
+      weights: [K] float32.
+      tampering: [K] float32, as of `cohort.Clients`.
+      key: of the round.
+    """
+
+    hostile: types.ArrayLike
+    ids: types.ArrayLike
+    weights: types.ArrayLike
+    tampering: types.ArrayLike
+    key: types.Key
 
 
 class Sums(NamedTuple):
@@ -95,7 +113,7 @@ def zero_sums(
             jnp.zeros(trees.size(blocks)) if seams.narrowing else None,
         )
         updates, kept = None, kinds.state_size(seams, blocks)
-        if seams.aggregate.sees_updates:
+        if seams.sees_updates:
             updates = combined.zeros(blocks, size)
         states = jnp.zeros((size, kept)) if kept else None
         sums = Sums(totals, zeros, zeros, jnp.zeros((size, 2, n)), updates, states)
@@ -243,3 +261,63 @@ def catch_up(
 def total(sums: Sums) -> Sums:
     """Adds up the rows of the devices."""
     return jax.tree.map(lambda x: jnp.sum(x, axis=0), sums)
+
+
+def filled(
+    sums: Sums, seams: kinds.Seams, attackers: Attackers, blocks: tuple[dict, ...]
+) -> Sums:
+    """Puts in what hostile clients send who know the honest updates of the round.
+
+    All send the same, of the blocks that each trained, through the codec; who sends
+    another thing every round keeps no error memory. It is made of updates as the server
+    takes them, less of stale ones.
+
+    Args:
+      sums: of all devices; those of the hostile are zeros.
+      seams: with an attack of who colludes.
+      attackers: who is hostile.
+      blocks: global state.
+
+    Returns:
+      The sums, with updates one by one only if the aggregate asks for them.
+    """
+    updates, attack, codec = sums.updates, seams.attack, seams.codec
+    if updates is None or attack is None:
+        raise ValueError(f"expected updates one by one beside {attack}")
+    sizes = tuple(map(trees.size, server.params_of(blocks)))
+    trained, hostile = updates.trained > 0, jnp.asarray(attackers.hostile)
+    if seams.aggregate.root_size:  # the first row is the server's, whom nobody knows
+        trained = trained.at[0].set(False)
+    params = jnp.concatenate(updates.params, axis=1)
+    known = attacks.know(params, trained, hostile, sizes)
+    vector, block_of = attack.together(known), np.repeat(np.arange(len(sizes)), sizes)
+    key = jax.random.fold_in(attackers.key, streams.ATTACK)
+
+    def one(client):
+        number, mine, factor = client
+        here = mine[block_of]
+        sent = jnp.where(here, vector, 0.0)
+        if codec is not None:
+            memory = (jnp.zeros_like(sent),) * codec.memories
+            part = codecs.Part(here, jnp.argmax(here), jnp.maximum(jnp.sum(here), 1))
+            draws = jax.random.fold_in(key, number)
+            sent, _ = codec.apply(draws, sent, part, memory)
+        return factor * sent
+
+    bad = hostile & jnp.any(trained, axis=1)
+    sent = lax.map(one, (attackers.ids, trained, attackers.tampering))
+    sent = jnp.where(bad[:, None], sent, 0.0)  # a factor of others may not be finite
+    zeros = jax.tree.map(jnp.zeros_like, blocks)
+    total = trees.unravel(
+        trees.weighted_sum(sent, attackers.weights), server.params_of(blocks)
+    )
+    whole = tuple(
+        {**block, "params": params} for block, params in zip(zeros, total, strict=True)
+    )
+    totals = sums.totals._replace(deltas=sums.totals.deltas + trees.ravel(whole))
+    rows = None
+    if seams.aggregate.sees_updates:
+        parts = jnp.split(sent, np.cumsum(sizes)[:-1].tolist(), axis=1)
+        both = zip(updates.params, parts, strict=True)
+        rows = updates._replace(params=tuple(old + new for old, new in both))
+    return sums._replace(totals=totals, updates=rows)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import hashlib
 import inspect
 import os
@@ -42,7 +41,7 @@ from fljax.nn import network, slicing
 from fljax.plans import cost_model, costs, typical
 from fljax.runs import guard, simulation
 from fljax.runtime import memory, mesh, programs
-from fljax.updates import aggregates, codecs, learning_rate
+from fljax.updates import aggregates, attacks, codecs, learning_rate
 
 # Settings that nothing is built from: one experiment serves all their values.
 FREE = ("algorithm", "policy", "rounds", "rollback")
@@ -442,6 +441,7 @@ def _federation(config, net, data, clients, over: Mesh) -> federation.Federation
             codecs.read(config.codec),
             notation.make(config.aggregate, aggregates.BY_NAME),
             notation.make(config.selection, policies.SELECTIONS),
+            attack=attacks.read(config.attack),
         ),
         federation.Layout(over, beside, config.programs == "one", streams),
         config.seed,
@@ -585,7 +585,8 @@ def _evaluator(
 ) -> simulation.Evaluator:
     """Makes what evaluates the network, or the leading channels of it."""
     task, cut, (net, _) = fed.training.task, None, fed.model.at(width)
-    static = evaluate.Static(net, task, config.norm_statistics == "running")
+    backdoor = attacks.backdoor(fed.rules.attack)
+    static = evaluate.Static(net, task, config.norm_statistics == "running", backdoor)
     size, over = len(test_data.y), fed.layout.devices
     batch_size = min(config.eval_batch_size, size)
     largest = max(count.outputs for count in fed.model.counts)
@@ -628,13 +629,13 @@ def _evaluator(
         found = evaluate.summary(sums, sums.mixes, names, task)
         return found if width == 1 else found | {"evaluated_width": width}
 
+    def remade(width: float, attack: attacks.Attack | None) -> simulation.Evaluator:
+        attacked = fed.having(attack=attack)
+        return _evaluator(config, attacked, test_data, shares, width)
+
+    every = config.eval_every
     return simulation.Evaluator(
-        scores,
-        fields,
-        config.eval_every,
-        size,
-        task.measure,
-        functools.partial(_evaluator, config, fed, test_data, shares),
+        scores, fields, every, size, task.measure, backdoor, remade
     )
 
 
@@ -735,12 +736,15 @@ def _check_memory(fed: federation.Federation) -> None:
     arrive = arrivals.most_arrivals(
         fed.rules.clock, fed.rules.clients_per_round, len(fed.population.shards.counts)
     )
-    robust = fed.rules.aggregate
+    robust, attack = fed.rules.aggregate, fed.rules.attack
     arrive += bool(robust.root_size)  # the server trains, too
     row = sum(count.upload_bytes for count in fed.model.counts)
     # On several devices each has its own, and the sum of all; what an aggregate makes
-    # of them takes as much again at most.
-    updates = arrive * (2 + (fed.layout.devices.size > 1)) * row * robust.sees_updates
+    # of them takes as much again at most, as do those of hostile clients.
+    colludes = attack is not None and attack.colludes
+    several = fed.layout.devices.size > 1
+    updates = arrive * (2 + several) * row * (robust.sees_updates + colludes)
+    looks = "attack" if colludes else "aggregate"
     most, data = memory.of_device(), fed.population.data
     examples = len(data.x)
     held = feeding.size(data, examples)
@@ -756,7 +760,7 @@ def _check_memory(fed: federation.Federation) -> None:
             orders,
         ),
         ("clock.max_staleness", f"{kept:,} old networks", networks),
-        ("aggregate", f"{arrive:,} updates one by one", updates),
+        (looks, f"{arrive:,} updates one by one", updates),
     ):
         memory.require(f"--{flag}", what, size, most)
     if client.steps_of(capacity, training) > bounds.MOST:

@@ -26,7 +26,7 @@ from fljax.devices import failures as faults
 from fljax.devices import fleet as fleets
 from fljax.kernels import specs
 from fljax.runs import guard
-from fljax.updates import aggregates, codecs
+from fljax.updates import aggregates, attacks, codecs
 
 BY_CLASS = (  # partitions that need class numbers
     *("dirichlet", "resource_correlated"),
@@ -176,6 +176,12 @@ class Config:
         "How updates become one: mean, median, trimmed_mean:SHARE, "
         "krum:HOSTILE:CHOSEN, bulyan:HOSTILE, geometric_median, "
         "centered_clipping:RADIUS or fltrust:EXAMPLES.",
+    )
+    attack: str = bounds.field(
+        "none",
+        "What hostile clients do: label_flip, backdoor, sign_flip, gaussian, alie, ipm "
+        "or min_max, with their share of the clients, sign_flip:.2, or of a tier, "
+        "sign_flip:.2:weak; none.",
     )
     tiers: tuple[kinds.Tier, ...] | classes.Auto = bounds.field(
         (),
@@ -426,12 +432,19 @@ def check(config: Config) -> None:
         codec = codecs.read(config.codec)
     with naming("aggregate"):
         aggregate = notation.make(config.aggregate, aggregates.BY_NAME)
-    if config.algorithm == "centralized" and (codec or aggregate.sees_updates):
-        flag, usual = ("codec", "none") if codec else ("aggregate", "mean")
-        raise ValueError(
-            f"--{flag}: expected {usual} beside --algorithm=centralized, which sends "
-            f"nothing, got {getattr(config, flag)!r}"
-        )
+    with naming("attack"):
+        attack = attacks.read(config.attack)
+    unsent = {
+        "codec": ("none", codec is not None),
+        "aggregate": ("mean", aggregate.sees_updates),
+        "attack": ("none", attack is not None),
+    }
+    for flag, (usual, given) in unsent.items():
+        if config.algorithm == "centralized" and given:
+            raise ValueError(
+                f"--{flag}: expected {usual} beside --algorithm=centralized, which "
+                f"sends nothing, got {getattr(config, flag)!r}"
+            )
     with naming("task"):
         made = tasks.named(config.task)
     if not made.classes and config.partition in BY_CLASS:

@@ -162,7 +162,7 @@ def run(
         heard = _hooks(ready, keep, bar)
         if hooks is not None:
             heard = simulation.together(heard, hooks)
-        way = made, rounds, ready.evaluator.at(made.evaluated)
+        way = made, rounds, ready.evaluator.at(made)
         if keep is None:
             return Result(ready, *simulation.run(*way, heard, watch))
         return Result(ready, *simulation.run_in_folder(*way, keep, heard, watch))

@@ -23,6 +23,7 @@ from fljax.engine import client_rows, evaluate
 from fljax.engine import sums as totals
 from fljax.runs import alerts, checkpoints, guard, segments, writers
 from fljax.runtime import mesh
+from fljax.updates import attacks
 
 Record = dict[str, Any]
 
@@ -59,8 +60,9 @@ class Evaluator(NamedTuple):
       every: evaluate after every so many rounds, and after the last.
       examples: of the test set, for estimates of its cost.
       measure: what tells of a record whether it was evaluated, and good states.
-      narrower: (width) -> the evaluator of the network's leading channels; None: there
-        is none.
+      backdoor: an attack with a target, whose success is measured; None: there is none.
+      remade: (width, attack) -> the evaluator of the network's leading channels, under
+        another attack; None: there is none.
     """
 
     scores: Callable[[base.State], evaluate.Scores]
@@ -68,11 +70,18 @@ class Evaluator(NamedTuple):
     every: int = 1
     examples: int = 0
     measure: tasks.Measure = tasks.DEFAULT.measure
-    narrower: Callable[[float], Evaluator] | None = None
+    backdoor: attacks.Attack | None = None
+    remade: Callable[[float, attacks.Attack | None], Evaluator] | None = None
 
-    def at(self, width: float) -> Evaluator:
-        """Gives the evaluator of the network at a width."""
-        return self.narrower(width) if self.narrower and width < 1 else self
+    def at(self, algorithm: base.Algorithm) -> Evaluator:
+        """Gives the evaluator of an algorithm's network, and of who attacks it."""
+        attack, fed = self.backdoor, algorithm.federation
+        if fed is not None:
+            attack = attacks.backdoor(fed.rules.attack)
+        same = algorithm.evaluated == 1 and attack == self.backdoor
+        if same or self.remade is None:
+            return self
+        return self.remade(algorithm.evaluated, attack)
 
     def due(self, index: int, rounds: int) -> bool:
         """Tells whether the state after round `index` is evaluated."""
@@ -227,6 +236,10 @@ def _training_fields(report: base.Report) -> Record:
         record["client_joules"] = sorted(books.joules.items())
     if events:
         record["events"] = events
+    if report.hostile is not None:
+        record["hostile"] = int(np.sum(report.hostile))
+        if wrong := assigned.ids[report.hostile & (failed != 0)].tolist():
+            record["hostile_refused"] = sorted(wrong)
     if any(refused.values()):
         record["refused"] = sorted(itertools.chain(*refused.values()))
         record["refused_for"] = {why: ids for why, ids in refused.items() if ids}

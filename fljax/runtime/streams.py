@@ -33,6 +33,7 @@ DRIFT = 0xFFFF0020  # speed of a device; of the round of a knot
 BANDWIDTH = 0xFFFF0021  # of a device in a round
 FAULT = 0xFFFF0023  # what goes wrong with a client
 CODEC = 0xFFFF0030  # what a codec draws for a client
+ATTACK = 0xFFFF0040  # what a hostile client draws
 
 # Numbers of `generator`, with what follows them.
 COHORT = 1  # , round: who takes part
@@ -48,6 +49,7 @@ ROOT = 8  # examples that a server trains on itself
 CHANNELS = 7  # , round, client or nobody: which channels a narrow network keeps
 TIME_ZONES = 0xFFFF0022  # of devices that come and go with the hour
 PHONES = 0xFFFF0024  # of a fleet drawn by `phones`
+HOSTILE = 0xFFFF0041  # which clients are hostile
 
 
 def generator(seed: int, stream: int, *more: int) -> np.random.Generator:
