@@ -6,6 +6,7 @@
     python -m experiments.study --study=narrow --dataset=npz:fashion_mnist.npz
     python -m experiments.study --study=policies --dataset=npz:fashion_mnist.npz
     python -m experiments.study --study=algorithms --dataset=npz:fashion_mnist.npz
+    python -m experiments.study --study=robust --dataset=npz:fashion_mnist.npz
 
 With --rates=0.03,0.1,0.3 each variant has another one beside it, of the learning rate
 that did best on --tuning_seeds.
@@ -27,7 +28,7 @@ from absl import flags
 
 import fljax
 from experiments import flags as config_flags
-from experiments import main, tuning
+from experiments import main, robustness, tuning
 from fljax import bounds, devices, tasks
 from fljax.experiment import as_flags, plots, summary
 from fljax.experiment import config as configs
@@ -219,6 +220,7 @@ STUDIES = {
     "narrow": _NARROW,
     "policies": _POLICIES,
     "algorithms": _ALGORITHMS,
+    "robust": cross(robustness.SETTINGS, robustness.VARIANTS),
 }
 
 config_flags.define_flags(skip=("seed",))
@@ -456,11 +458,13 @@ def _main() -> None:
         durable.replace(workdir / "rates.md", rates.encode())
     wanted = base.clock.buffer or base.clients_per_round
     figures = summarize(result, wanted, _TARGET.value, measure)
-    text = table(figures, measure)
+    robust = _STUDY.value == "robust"  # which has a table and a picture of its own
+    text = (robustness.table if robust else table)(figures, measure)
     durable.replace(workdir / "table.md", text.encode())
     content = writers.to_json({"settings": figures, "seeds": seeds})
     durable.replace(workdir / "summary.json", content)
-    plots.settings(result, workdir / "curves.png", measure)
+    draw = robustness.picture if robust else plots.settings
+    draw(result, workdir / "curves.png", measure)
     folders = [
         folder(workdir, setting, name, seed)
         for setting, variants in study.items()

@@ -47,9 +47,14 @@ class Seams(NamedTuple):
 
     @property
     def of_clients(self) -> Seams:
-        """Gives what the clients' programs depend on."""
-        attack = self.attack and self.attack.of_clients
-        return self._replace(server=NONE.server, attack=attack)
+        """Gives what the clients' programs depend on.
+
+        One aggregate stands for all that see updates, so that comparing them compiles
+        once.
+        """
+        sees, attack = self.sees_updates, self.attack and self.attack.of_clients
+        aggregate = aggregates.Median() if sees else NONE.aggregate
+        return self._replace(aggregate=aggregate, server=NONE.server, attack=attack)
 
     @property
     def colludes(self) -> bool:

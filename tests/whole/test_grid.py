@@ -15,6 +15,8 @@ import pytest
 import fljax
 from tests import small
 
+COLLUDE = ("alie:.3", "ipm:.3", "min_max:.3")  # who know all updates
+POISON = ("label_flip:.3", "backdoor:.3")
 WIDTHS = ("heterofl", "fedrolex", "federated_dropout", "fjord", "cocofl_width")
 FACTORS = {
     "algorithm": (
@@ -36,6 +38,7 @@ FACTORS = {
         *("mean", "median", "trimmed_mean:.2", "krum:0:2", "bulyan:0"),
         *("geometric_median", "centered_clipping:.1", "fltrust:20"),
     ),
+    "attack": ("none", *POISON, "sign_flip:.3", "gaussian:.3", *COLLUDE),
     "selection": ("uniform", "power_of_choice:20", "oort"),
     "client_optimizer": ("sgd", "momentum", "adamw"),
     "rollback": ("none", "server", "tier"),
@@ -72,6 +75,10 @@ REFUSED = (
     ("algorithm", WIDTHS, "aggregate", but("aggregate", "mean"), "--aggregate"),
     ("algorithm", ("fjord",), "client_optimizer", ("momentum",), "--momentum"),
     ("algorithm", ("fjord",), "client_optimizer", ("adamw",), "--client_optimizer"),
+    ("algorithm", ("centralized",), "attack", but("attack", "none"), "--attack"),
+    ("algorithm", WIDTHS, "attack", COLLUDE, "--attack"),
+    ("task", but("task", "classification"), "attack", POISON, "--attack"),
+    ("norm_bound", (3.0,), "attack", COLLUDE, "--norm_bound"),
     ("weighting", ("examples",), "aggregate", but("aggregate", "mean"), "--aggregate"),
     ("rollback", ("tier",), "algorithm", but("algorithm", "cocofl", *WIDTHS),
      "--rollback.lowers"),
@@ -163,7 +170,7 @@ TIERS = tuple(
 def settings(taken):
     """Turns a run of the grid into settings."""
     rate = 0.01 if taken["client_optimizer"] == "adamw" else 0.05
-    named = ("algorithm", "codec", "policy", "task", "aggregate", "selection",
+    named = ("algorithm", "codec", "policy", "task", "aggregate", "attack", "selection",
              "weighting", "norm_bound", "client_width", "programs")  # fmt: skip
     return fljax.Config(
         **{name: taken[name] for name in named},
