@@ -71,12 +71,19 @@ def _at(algorithm: str, attack: str, share: float) -> str:
     return Case(algorithm, attack if share else "", share).name
 
 
-def _rows(measure: tasks.Measure) -> list[tuple[str, str, str, str]]:
-    """Lists (algorithm, attack, figure, title) of what is shown."""
+def _rows(
+    ran: Mapping[str, Any], measure: tasks.Measure
+) -> list[tuple[str, str, str, str]]:
+    """Lists (algorithm, attack, figure, title) of what was run and is shown."""
     late = summary.late_key(measure)
     shown = [(attack, late, measure.title) for attack in ATTACKS]
     shown.append(("backdoor", _SUCCESS, "attack success"))
-    return [(algorithm, *row) for algorithm in ALGORITHMS for row in shown]
+    return [
+        (algorithm, *row)
+        for algorithm in ALGORITHMS
+        for row in shown
+        if any(_at(algorithm, row[0], share) in ran for share in SHARES)
+    ]
 
 
 def table(
@@ -92,7 +99,7 @@ def table(
     shares = (0.0, *SHARES)
     titles = ["algorithm", "attack", "figure", "rule", *(f"{s:.0%}" for s in shares)]
     lines = ["| " + " | ".join(titles) + " |", "|---" * len(titles) + "|"]
-    for algorithm, attack, key, title in _rows(measure):
+    for algorithm, attack, key, title in _rows(figures, measure):
         found = [figures.get(_at(algorithm, attack, share), {}) for share in shares]
         for rule in dict.fromkeys(rule for of in found for rule in of):
             cells = [_cell(of.get(rule, {}).get(key)) for of in found]
@@ -130,9 +137,9 @@ def picture(
       path: the file to write.
       measure: of the task.
     """
-    rows, columns = _rows(measure), 4
+    rows, columns = _rows(result, measure), 4
     layout = layout_engine.ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08)
-    high = -(-len(rows) // columns)
+    high = max(-(-len(rows) // columns), 1)
     page = plots.Picture(figsize=(14, 0.6 + 3.1 * high), dpi=100, layout=layout)
     panels = list(page.subplots(high, columns, squeeze=False).flat)
     looks = styles.of(dict.fromkeys(rule for runs in result.values() for rule in runs))
