@@ -68,6 +68,7 @@ _MODULES = {
     "fljax.updates.codecs.base": "Elementary, Part, Message, Chain, uniform",
     "fljax.updates.aggregates": "Combined, Seen, Mean, Median, TrimmedMean, Krum, "
     "Bulyan, GeometricMedian, CenteredClipping, FLTrust",
+    "fljax.updates.attacks.base": "Examples, Honest",
     "fljax.updates.server_rule": "Received, kept, zeros",
     "fljax.tasks.base": "Measure, mean, total, ratio",
     "fljax.runtime.host_random": "uniforms, normals",

@@ -2,7 +2,8 @@
 
 A fault is drawn for each client of a round from (seed, round, client) alone. What the
 server does about it is in `clock` (who counts as arrived) and `cohort` (updates that
-are refused).
+are refused). By chance alone: what a client does on purpose is in `updates.attacks`,
+and who does in `hostile`.
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ _COMMAND = (
 )
 _SCAFFOLD, _ADAM = ("--algorithm=scaffold",), ("--algorithm=fedadam:0.01",)
 _AVERAGE, _TOP_K = ("--algorithm=fedavg",), ("--codec=top_k:0.1",)
+_MIN_MAX, _BACKDOOR = ("--attack=min_max:.3",), ("--attack=backdoor:.3",)
 
 
 def kept(folder):
@@ -34,6 +35,7 @@ def kept(folder):
             for method in (
                 *(_SCAFFOLD, (*_AVERAGE, *_TOP_K), _ADAM),
                 *((*_SCAFFOLD, *_TOP_K), (*_ADAM, *_TOP_K)),
+                *((*_AVERAGE, *_TOP_K, *_MIN_MAX), (*_SCAFFOLD, *_BACKDOOR)),
             )
         ),
     ],

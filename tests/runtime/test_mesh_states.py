@@ -16,6 +16,8 @@ _METHODS = {
     "feddyn": {"algorithm": "feddyn:.1", "codec": "drive"},
     "fednova": {"algorithm": "fednova"},
     "oort": {"selection": "oort"},
+    "alie": {"attack": "alie:.4", "codec": "qsgd:4"},
+    "backdoor": {"attack": "backdoor:.4", "aggregate": "median"},
     "both": {"algorithm": "scaffold", "codec": "top_k:.1"},
 }
 
