@@ -32,7 +32,7 @@ _GROUPS = {
     ),
     "A round": (
         *("clients_per_round", "selection", "policy", "codec", "aggregate"),
-        *("norm_bound", "weighting", "server_lr"),
+        *("secure_sum", "norm_bound", "weighting", "server_lr"),
     ),
     "Local training": (
         *("local_epochs", "batch_size", "lr", "lr_schedule", "lr_warmup"),

@@ -20,7 +20,7 @@ from fljax.engine import rounds as engine
 from fljax.engine import seams as kinds
 from fljax.plans import costs
 from fljax.policies import selection
-from fljax.updates import attacks, local_rule, server, server_rule
+from fljax.updates import attacks, local_rule, secure_sum, server, server_rule
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -81,7 +81,7 @@ class _Averaging:
         sums = rounds.train(start, assignment, bounds.limits)
         rate = np.float32(self.fed.rules.server_learning_rate) * state.caution.server
         new, losses, failed, finite, usual = rounds.step(
-            before, sums, bounds, rate, rounds.attackers(assignment)
+            before, sums, bounds, rate, assignment
         )
         spent = self.planned.books(state.timeline, assignment)
         hostile = rounds.hostile_of(assignment)
@@ -161,12 +161,13 @@ def averaging(
     seams = kinds.Seams(
         local, rules.codec, rules.aggregate, server, rules.narrowing, attack
     )
-    blocks = _check(fed, seams)
     everyone = (
         np.arange(len(fed.population.shards.counts))
         if candidates is None
         else candidates
     )
+    seams = seams._replace(secure=_words(fed, seams, len(everyone)))
+    blocks = _check(fed, seams)
     refusals.few_updates(
         seams,
         arrivals.most_arrivals(rules.clock, rules.clients_per_round, len(everyone)),
@@ -177,8 +178,23 @@ def averaging(
     functions = made.init, made.assign, made.round, rounds.programs, made.rehearse
     keeps = kinds.state_size(seams, blocks) if seams.keeps else 0
     parts, widest = _named(fed, seams), _widest(fed, seams)
-    notes = _untrained(fed, widest)
+    notes = (*_untrained(fed, widest), *_summed(seams.secure))
     return base.Algorithm(*functions, parts, keeps, widest, notes, fed)
+
+
+def _words(
+    fed: federation.Federation, seams: kinds.Seams, candidates: int
+) -> secure_sum.Words | None:
+    """Says how updates become words whose sum alone the server gets, if it does."""
+    rules = fed.rules
+    if rules.secure_sum is None:
+        return None
+    refusals.single_updates(fed, seams)
+    weight = 1.0
+    if rules.weighting == "examples":
+        weight = float(np.asarray(fed.population.shards.counts).max())
+    most = arrivals.most_arrivals(rules.clock, rules.clients_per_round, candidates)
+    return secure_sum.make(rules.secure_sum, most, weight)
 
 
 def _widest(fed: federation.Federation, seams: kinds.Seams) -> float:
@@ -202,6 +218,16 @@ def _untrained(fed: federation.Federation, width: float) -> tuple[str, ...]:
         f"no device trains more than {width:g} of the channels: of {everything:,} "
         f"parameters {everything - trained:,} stay as they were drawn, and the network "
         f"of width {width:g} is evaluated",
+    )
+
+
+def _summed(words: secure_sum.Words | None) -> tuple[str, ...]:
+    """Says of which values a secure sum is."""
+    if words is None:
+        return ()
+    return (
+        f"secure sum: values in steps of {words.step:.3g}, clipped beyond "
+        f"{words.most * words.step:.3g}; it is simulated, and protects nothing here",
     )
 
 

@@ -34,6 +34,7 @@ def pooled(fed: federation.Federation) -> federation.Federation:
         codec=None,
         aggregate=aggregates.Mean(),
         attack=None,
+        secure_sum=None,
     )
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from fljax.devices import hostile
+from fljax.devices import arrivals, hostile
 from fljax.engine import federation
 from fljax.engine import seams as kinds
+from fljax.updates import codecs
 
 
 def plain_sgd(fed: federation.Federation, name: str, momentum: bool = False) -> None:
@@ -124,6 +125,56 @@ def root(fed: federation.Federation, seams: kinds.Seams) -> None:
         raise ValueError(
             f"--aggregate: expected a root set of at most {examples:,} examples, which "
             f"the clients have, got {seams.aggregate}"
+        )
+
+
+def single_updates(fed: federation.Federation, seams: kinds.Seams) -> None:
+    """Refuses what needs single updates, or another sum than of a round's cohort.
+
+    Args:
+      fed: the federation, whose server gets the sum of updates and no summand.
+      seams: of the algorithm.
+
+    Raises:
+      ValueError: it is asked for.
+    """
+    rules, codec, some = fed.rules, seams.codec, codecs.Message(1000)
+    if rules.aggregate.sees_updates:
+        raise ValueError(
+            f"--aggregate: expected mean beside --secure_sum, whose server sees no "
+            f"single update, got {rules.aggregate}"
+        )
+    if seams.colludes:
+        raise ValueError(
+            f"--attack: expected one that knows no updates of others beside "
+            f"--secure_sum, of which nobody sees one, got {seams.attack}"
+        )
+    if rules.norm_bound:
+        raise ValueError(
+            f"--norm_bound: expected 0 beside --secure_sum, whose server sees no "
+            f"single update that it could refuse, got {rules.norm_bound:g}"
+        )
+    if rules.clock.carries:
+        flag = "buffer" if rules.clock.buffer else "late"
+        raise ValueError(
+            f"--clock.{flag}: expected rounds without late updates beside "
+            f"--secure_sum, whose masks are of the round that clients began in"
+        )
+    wanted, more = rules.clients_per_round, rules.clock.over_selection
+    if more > 1 and wanted < arrivals.enough(arrivals.chosen(rules.clock, wanted)):
+        raise ValueError(
+            f"--clock.over_selection: expected below 2 beside --secure_sum, which more "
+            f"than half of those who began must answer, got {more:g}"
+        )
+    if codec is not None and codec.message(some, some.values) != some:
+        raise ValueError(
+            f"--codec: expected none or clip beside --secure_sum, which adds up words "
+            f"of 32 bits for all values, got {codec}"
+        )
+    if seams.narrowing is not None:
+        raise ValueError(
+            "--secure_sum: expected none beside networks of several widths, whose "
+            "values are each a mean over others of the cohort"
         )
 
 

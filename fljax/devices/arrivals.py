@@ -211,6 +211,32 @@ def synchronous(
     )  # fmt: skip
 
 
+def enough(started: int) -> int:
+    """Says how many of a round must answer, so that a secure sum can be opened."""
+    return max(2, started // 2 + 1)
+
+
+def unopened(outcome: Outcome) -> Outcome:
+    """Lets a synchronous round come to nothing if too few answer.
+
+    Masks of who dropped out can be taken off a secure sum where more than half of
+    those who began give their shares; and the sum of one is an update.
+
+    Args:
+      outcome: of the round.
+
+    Returns:
+      The same; or, with who did arrive among the events, one in which nobody does.
+    """
+    ids = outcome.arrived.ids
+    if not len(ids) or len(ids) >= enough(outcome.started):
+        return outcome
+    return outcome._replace(
+        arrived=take(outcome.arrived, np.zeros(len(ids), bool)),
+        events={**outcome.events, "unopened": sorted(ids.tolist())},
+    )
+
+
 def _spent(work: Work, end: float) -> np.ndarray:
     """Gives the seconds [.., 3] of those who stop at `end` if they are not ready."""
     early = work.finish > end

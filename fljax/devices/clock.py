@@ -45,6 +45,12 @@ class Clock:
         least=1e-3,
         most=math.inf,
     )
+    round_trip: float = bounds.field(
+        0.0,
+        "Seconds of a message there and back: once for each client of a round, with "
+        "--secure_sum four times.",
+        most=1e9,
+    )
     deadline: float = bounds.field(
         0.0,
         "After which a round ends, as a multiple of the time in which the reference "
@@ -148,12 +154,14 @@ class Job(NamedTuple):
       steps: [K] local steps.
       shares: [K] time of a step, as a share of the full one at speed 1.
       sent: [K] bytes that they upload.
+      trips: round trips, those of the download and those of the upload.
     """
 
     received: np.ndarray | int
     steps: np.ndarray
     shares: np.ndarray
     sent: np.ndarray
+    trips: tuple[int, int] = (1, 0)
 
 
 def durations(
@@ -170,11 +178,12 @@ def durations(
     Returns:
       [K, 3] seconds of download, training and upload.
     """
+    before, after = (clock.round_trip * trips for trips in job.trips)
     return np.stack(
         [
-            job.received / (clock.download_rate * download),
+            job.received / (clock.download_rate * download) + before,
             job.steps * clock.step_seconds * job.shares,
-            job.sent / (clock.upload_rate * upload),
+            job.sent / (clock.upload_rate * upload) + after,
         ],
         axis=1,
     )

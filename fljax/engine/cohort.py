@@ -74,6 +74,8 @@ class Clients(NamedTuple):
       windows: [K, 2] int32, first and last block that they train.
       states: [K, S] of each before the round; None: they keep none.
       hostile: [K] bool; None: nobody is.
+      partners: [K, E, 3] int32, with whom it shares masks in a secure sum, as of
+        `secure_sum.masked`; None: there are no masks.
     """
 
     indices: types.ArrayLike
@@ -86,6 +88,7 @@ class Clients(NamedTuple):
     windows: types.ArrayLike
     states: types.ArrayLike | None = None
     hostile: types.ArrayLike | None = None
+    partners: types.ArrayLike | None = None
 
 
 class Group(NamedTuple):

@@ -23,7 +23,7 @@ from fljax.nn import narrowing as narrowings
 from fljax.nn import network, slicing
 from fljax.plans import cost_model, costs
 from fljax.policies import selection as selections
-from fljax.updates import aggregates, attacks, codecs
+from fljax.updates import aggregates, attacks, codecs, secure_sum
 
 
 class Population(NamedTuple):
@@ -102,6 +102,8 @@ class Rules(NamedTuple):
       narrowing: how clients train whose plan asks for a narrower network; None: no plan
         does.
       attack: what hostile clients do; None: there are none.
+      secure_sum: how the server gets the sum of updates and no summand; None: it gets
+        each.
     """
 
     clients_per_round: int
@@ -115,6 +117,7 @@ class Rules(NamedTuple):
     selection: selections.Selection = selections.Uniform()
     narrowing: narrowings.Narrowing | None = None
     attack: attacks.Attack | None = None
+    secure_sum: secure_sum.SecureSum | None = None
 
 
 class Layout(NamedTuple):

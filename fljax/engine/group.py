@@ -12,7 +12,7 @@ Legend: K clients of the cohort, W of a chunk, n blocks of the network, b of a p
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -27,7 +27,7 @@ from fljax.engine import program as kinds
 from fljax.engine import sums as totals
 from fljax.nn import slicing
 from fljax.runtime import mesh, programs, streams
-from fljax.updates import server
+from fljax.updates import secure_sum, server
 from fljax.updates.aggregates import combined
 
 
@@ -68,6 +68,9 @@ def _chunk(clients: cohorts.Clients, positions: types.Array) -> cohorts.Clients:
         return x.at[positions].get(mode="clip")
 
     rows = jax.tree.map(take, clients._replace(indices=None))
+    if rows.partners is not None:
+        partners = jnp.where(real[:, None, None], rows.partners, secure_sum.NOBODY)
+        rows = rows._replace(partners=partners)
     return rows._replace(
         counts=jnp.where(real, rows.counts, 0), weights=jnp.where(real, rows.weights, 0)
     )
@@ -117,7 +120,7 @@ def _run_on_device(
         result, places = _train_chunk(train, chunk, carry.places, static)
         sent = sending.received(static, begun, chunk, result)
         return _Carry(
-            _added(carry.totals, sent),
+            _added(carry.totals, sent, static.seams.secure is not None),
             _noted(static.span, begun.blocks, carry.each, positions, sent),
             places,
         )
@@ -130,18 +133,19 @@ def _run_on_device(
     return jax.tree.map(lambda x: x[None], done.each._replace(totals=new))
 
 
-def _added(sums: server.Totals, sent: sending.Received) -> server.Totals:
-    """Adds what a chunk sent."""
+def _added(sums: server.Totals, sent: sending.Received, words: bool) -> server.Totals:
+    """Adds what a chunk sent: floats by weight, or words, which have theirs."""
     taken, message, numbers = sent.weights * sent.scales, sums.message, sums.numbers
     held = sums.held
+    add: Callable = secure_sum.added if words else trees.weighted_sum
     if held is not None:
         held = held + trees.weighted_sum(sent.held, sent.weights)
     if message is not None:
-        message = message + trees.weighted_sum(sent.message, taken)
+        message = message + add(sent.message, taken)
     if numbers is not None:
-        numbers = numbers + trees.weighted_sum(sent.numbers, sent.weights)
+        numbers = numbers + add(sent.numbers, sent.weights)
     return server.Totals(
-        sums.deltas + trees.weighted_sum(sent.vectors, taken),
+        sums.deltas + add(sent.vectors, taken),
         sums.weights + jnp.sum(sent.weights[:, None] * sent.trained, axis=0),
         sums.cohort + jnp.sum(sent.weights),
         message,

@@ -32,8 +32,8 @@ from fljax.engine import (
 from fljax.engine import seams as kinds
 from fljax.engine import sums as totals
 from fljax.nn import narrowing, slicing
-from fljax.runtime import mesh
-from fljax.updates import norm_bound, server
+from fljax.runtime import mesh, streams
+from fljax.updates import norm_bound, secure_sum, server
 from fljax.updates.aggregates import combined
 
 Networks = tuple[tuple[dict, ...], ...]  # of today, of the round before, ...
@@ -260,7 +260,9 @@ class Rounds:
         if hostile is not None:
             hostile = np.pad(hostile, (0, self.size - len(hostile)))
         return gathered._replace(
-            states=None if states is None else self._padded(states), hostile=hostile
+            states=None if states is None else self._padded(states),
+            hostile=hostile,
+            partners=self._partners(assignment).rows if self._masks else None,
         )
 
     def hostile_of(self, assignment: schedule.Assignment) -> np.ndarray | None:
@@ -280,6 +282,29 @@ class Rounds:
                 clients.hostile, clients.ids, clients.weights, clients.tampering, key
             )
         )
+
+    @property
+    def _masks(self) -> bool:
+        """Tells whether masks are added and taken off."""
+        return self.seams.secure is not None and self.seams.secure.masks
+
+    def _partners(self, assignment: schedule.Assignment) -> secure_sum.Masking:
+        """Says who shares masks with whom, of all that began; in host memory."""
+        words, done = self.seams.secure, assignment.outcome.finished
+        assert words is not None
+        numbers, assigned = done.ids.tolist(), assignment.finished
+        windows = {
+            number: (plan.first, plan.last)
+            for number, plan in zip(numbers, assigned, strict=True)
+        }
+        ring = streams.generator(self.fed.seed, streams.RING, assignment.round)
+        order = ring.permutation(sorted(windows))
+        found = secure_sum.partners(order, windows, words.neighbours)
+        # With everybody a pair shares one stretch of blocks; on rings it may be more.
+        most = words.neighbours
+        if most < self.size - 1:
+            most *= self.fed.model.net.num_blocks
+        return secure_sum.masking(assignment.ids, found, (self.size, most))
 
     def _padded(self, rows: np.ndarray) -> np.ndarray:
         """Fills the rows of those who arrive up to those of the cohort, [K, ..]."""
@@ -324,7 +349,7 @@ class Rounds:
         sums: totals.Sums,
         bounds: Bounds,
         rate: types.ArrayLike,
-        attackers: totals.Attackers | None = None,
+        assignment: schedule.Assignment,
     ):
         """Ends a round.
 
@@ -333,18 +358,22 @@ class Rounds:
           sums: of the round.
           bounds: of the round.
           rate: learning rate of the server.
-          attackers: of the method `attackers`.
+          assignment: of the round.
 
         Returns:
           The server's new state; losses and verdicts [K]; whether the new network is
           finite; usual L2 norms of updates [2, n].
         """
+        left = None
+        if self._masks:
+            key = federation.round_key(self.fed.seed, assignment.round)
+            left = totals.Left(*self.everywhere((key, self._partners(assignment).left)))
         new, losses, failed, finite, usual = server_step(
             state,
             sums,
             bounds.l2,
             self.everywhere(rate),
-            attackers,
+            Beside(self.attackers(assignment), left),
             static=Ending(
                 self.seams,
                 self.sizes if self.fed.rules.norm_bound else (),
@@ -412,13 +441,27 @@ class Ending(NamedTuple):
     devices: Mesh
 
 
+class Beside(NamedTuple):
+    """What the end of a round needs beside the sums; None: nothing.
+
+    Attributes:
+      attackers: of hostile clients who collude.
+      left: masks of a secure sum, of who dropped out.
+    """
+
+    attackers: totals.Attackers | None = None
+    left: totals.Left | None = None
+
+
 @functools.partial(jax.jit, static_argnames=("static",))
-def server_step(state, sums, l2, rate, attackers=None, *, static: Ending):
+def server_step(state, sums, l2, rate, beside=Beside(), *, static: Ending):
     """Adds up the devices' sums and ends the round; every device gets the result."""
     seams, sizes, devices = static
     added, kept = totals.total(sums._replace(states=None)), state.aggregate
-    if attackers is not None:
-        added = totals.filled(added, seams, attackers, state.blocks)
+    whole = totals.opened(added.totals, seams.secure, beside.left, state.blocks)
+    added = added._replace(totals=whole)
+    if beside.attackers is not None:
+        added = totals.filled(added, seams, beside.attackers, state.blocks)
     if seams.aggregate.root_size:  # the server is nobody's business but the aggregate's
         added = added._replace(
             losses=added.losses[1:], failed=added.failed[1:], l2=added.l2[1:]

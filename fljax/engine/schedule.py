@@ -23,6 +23,7 @@ from fljax.engine import seams as kinds
 from fljax.plans import catalogue, costs
 from fljax.policies import selection
 from fljax.runtime import host_random
+from fljax.updates import secure_sum
 
 
 class Assignment(NamedTuple):
@@ -122,6 +123,7 @@ class Schedule:
       full_bytes: of the network.
       shared_bytes: that a client is sent beside the network.
       whole_round: seconds of the reference device with the mean number of examples.
+      trips: round trips of a client, as of `clock.Job`.
     """
 
     fed: federation.Federation
@@ -133,6 +135,7 @@ class Schedule:
     full_bytes: int
     shared_bytes: int
     whole_round: float
+    trips: tuple[int, int] = (1, 0)
 
     @property
     def limit(self) -> float:
@@ -157,7 +160,7 @@ class Schedule:
         full = self.catalogue.row[plans.full(self.fed.model.net.num_blocks)]
         sent = np.full(len(row), self.catalogue.sent[full])
         received = self.full_bytes + self.shared_bytes
-        job = clock.Job(received, steps, 1 / speed, sent)
+        job = clock.Job(received, steps, 1 / speed, sent, self.trips)
         seconds = clock.durations(self.clock, job, profile.download[row], upload)
         return selection.Clients(counts, seconds.sum(axis=1))
 
@@ -242,6 +245,8 @@ class Schedule:
         drawn = _Drawn(index, ids, truth, allowed, factors, now)
         work = self._begin(drawn, assigned)
         outcome = self._run_clock(before.timeline, work, index)
+        if fed.rules.secure_sum is not None:
+            outcome = self._opened(outcome)
         arrived, finished = (
             self.catalogue.at(work.rows) for work in (outcome.arrived, outcome.finished)
         )
@@ -249,6 +254,16 @@ class Schedule:
         begun = assigned[: outcome.started]  # who is drawn first begins first
         there = fleet.by_tier(devices, ids, classes)
         return Assignment(index, ids, arrived, finished, outcome, begun, classes, there)
+
+    def _opened(self, outcome: arrivals.Outcome) -> arrivals.Outcome:
+        """Says whether a secure sum can be opened, and of whom it shows an update."""
+        outcome = arrivals.unopened(outcome)
+        assigned = self.catalogue.at(outcome.arrived.rows)
+        windows = [(plan.first, plan.last) for plan in assigned]
+        alone = secure_sum.alone(outcome.arrived.ids, windows)
+        if not alone:
+            return outcome
+        return outcome._replace(events={**outcome.events, "alone": alone})
 
     def _begin(self, drawn: _Drawn, assigned: Sequence[plans.Plan]) -> arrivals.Work:
         """Puts clients to work; when they are ready is up to the clock.
@@ -273,7 +288,8 @@ class Schedule:
         counts = np.asarray(fed.population.shards.counts)
         steps = client.steps_of(counts[ids], fed.training)
         received = self.catalogue.fetched[rows] + self.shared_bytes
-        job = clock.Job(received, steps, time, self.catalogue.sent[rows])
+        sent = self.catalogue.sent[rows]
+        job = clock.Job(received, steps, time, sent, self.trips)
         download = profile.download[row] * fleet.bandwidth(devices, seed, index, ids)
         seconds = clock.durations(self.clock, job, download, truth.upload)
         allowed = np.maximum(time, seconds.sum(axis=1) / self.limit)
@@ -465,11 +481,16 @@ def make(
     listed = listed._replace(sent=np.array(sent, np.int64))
     full_bytes = plans.upload_bytes(plans.full(model.net.num_blocks), model.counts)
     shared = 4 * sum(count.params for count in model.counts) * seams.server.shares
+    trips = (1, 0)
+    if seams.secure is not None:
+        shared += secure_sum.received_beside(seams.secure)
+        trips = 1 + secure_sum.TRIPS_BEFORE, secure_sum.TRIPS_AFTER
     steps = client.steps_of(np.asarray(people.shards.counts).mean(), fed.training)
     whole_round = (
         full_bytes / rules.download_rate
         + steps * rules.step_seconds
         + full_bytes / rules.upload_rate
+        + rules.round_trip
     )
     return Schedule(
         fed,
@@ -481,4 +502,5 @@ def make(
         full_bytes,
         shared,
         whole_round,
+        trips,
     )

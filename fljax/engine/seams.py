@@ -20,6 +20,7 @@ from fljax.updates import (
     attacks,
     codecs,
     local_rule,
+    secure_sum,
     server,
     server_rule,
 )
@@ -36,6 +37,8 @@ class Seams(NamedTuple):
       narrowing: how clients train whose plan asks for a narrower network; None: no plan
         does.
       attack: what hostile clients do; None: there are none.
+      secure: what clients send becomes words whose sum alone the server gets; None: it
+        gets floats.
     """
 
     local: local_rule.LocalRule | None = None
@@ -44,6 +47,7 @@ class Seams(NamedTuple):
     server: server_rule.ServerRule = server_rule.Averaging()
     narrowing: narrowing.Narrowing | None = None
     attack: attacks.Attack | None = None
+    secure: secure_sum.Words | None = None
 
     @property
     def of_clients(self) -> Seams:
@@ -102,6 +106,8 @@ def sent_bytes(
         total += message.bytes - 4 * params
     if seams.local is not None:
         total += 4 * (params * seams.local.messages + seams.local.numbers)
+    if seams.secure is not None:
+        total += secure_sum.sent_beside(seams.secure, plan.last - plan.first + 1)
     return total
 
 

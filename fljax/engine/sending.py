@@ -22,14 +22,15 @@ from fljax.engine import cohort as cohorts
 from fljax.engine import sums as totals
 from fljax.nn import slicing
 from fljax.runtime import streams
-from fljax.updates import codecs, server, server_rule
+from fljax.updates import codecs, secure_sum, server, server_rule
 
 
 class Received(NamedTuple):
     """What the server gets of the W clients of a chunk, and what they keep.
 
     Attributes:
-      vectors: [W, P] of the program's blocks.
+      vectors: [W, P] of the program's blocks; in a secure sum these, the message and
+        the numbers are words, by weight, and masked.
       losses: [W] of training.
       weights: [W], 0 of those who are refused.
       scales: [W], how much of their updates is taken.
@@ -125,10 +126,57 @@ def received(
     if states is not None and chunk.states is not None:
         # Who is refused goes on from where it was.
         states = jnp.where((verdict == 0)[:, None], states, chunk.states)
-    return Received(
+    got = Received(
         sent, result.loss, weights, chunk.scales, trained, verdict, l2, ids,
         coded.message, result.numbers, states, held,
     )  # fmt: skip
+    return got if static.seams.secure is None else _sealed(static, begun, chunk, got)
+
+
+def _sealed(
+    static: client.Static,
+    begun: cohorts.Round,
+    chunk: cohorts.Clients,
+    got: Received,
+) -> Received:
+    """Turns what a chunk sends into words for a secure sum, and masks them.
+
+    Who found that its own is not finite sends zeros: the server could not tell.
+    """
+    words, blocks, span = static.seams.secure, begun.blocks, static.span
+    assert words is not None  # nobody asks otherwise
+    upward = trees.ravel(
+        [
+            {name: jax.tree.map(lambda x, up=name != "params": jnp.full(x.shape, up), t)
+             for name, t in block.items()}
+            for block in blocks[span]
+        ]
+    )  # fmt: skip
+    named = {"deltas": got.vectors, "message": got.message, "numbers": got.numbers}
+    sent = {name: values for name, values in named.items() if values is not None}
+    streams_of = totals.mask_streams(begun.key, blocks, span, sent)
+    key = jax.random.fold_in(begun.key, streams.STEPS)
+
+    def one(number, weight, partners, sent):
+        mine = jax.random.fold_in(key, number)
+        for tag, (name, values) in enumerate(sent.items()):
+            stream = streams_of[name]
+            draws = jax.random.uniform(jax.random.fold_in(mine, tag), (stream.whole,))
+            draws = draws[stream.first :][: stream.size]
+            up = upward if name == "deltas" else False
+            coded = secure_sum.coded(words, values, weight, draws, up)
+            if partners is not None:
+                coded = secure_sum.masked(stream, coded, number, partners)
+            sent = {**sent, name: coded}
+        return sent
+
+    taken = got.weights * got.scales
+    sent = jax.vmap(one)(chunk.ids, taken, chunk.partners, sent)
+    return got._replace(
+        vectors=sent["deltas"],
+        message=sent.get("message"),
+        numbers=sent.get("numbers"),
+    )
 
 
 def _attacked(

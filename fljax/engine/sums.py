@@ -9,7 +9,8 @@ Legend: D devices, K clients of the cohort, n blocks.
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +23,7 @@ from fljax.engine import cohort
 from fljax.engine import seams as kinds
 from fljax.nn import slicing
 from fljax.runtime import mesh, streams
-from fljax.updates import attacks, codecs, server
+from fljax.updates import attacks, codecs, secure_sum, server
 from fljax.updates.aggregates import combined
 
 # Why an update was refused.
@@ -105,12 +106,13 @@ def zero_sums(
     def on_device(blocks):
         zeros, local, n = jnp.zeros(size), seams.local, len(blocks)
         params = trees.size(server.params_of(blocks))
+        kind = jnp.float32 if seams.secure is None else jnp.uint32
         totals = server.Totals(
-            jnp.zeros(trees.size(blocks)),
+            jnp.zeros(trees.size(blocks), kind),
             jnp.zeros(n),
             jnp.zeros(()),
-            jnp.zeros(params) if local and local.messages else None,
-            jnp.zeros(local.numbers) if local and local.numbers else None,
+            jnp.zeros(params, kind) if local and local.messages else None,
+            jnp.zeros(local.numbers, kind) if local and local.numbers else None,
             jnp.zeros(trees.size(blocks)) if seams.narrowing else None,
         )
         updates, kept = None, kinds.state_size(seams, blocks)
@@ -262,6 +264,80 @@ def catch_up(
 def total(sums: Sums) -> Sums:
     """Adds up the rows of the devices."""
     return jax.tree.map(lambda x: jnp.sum(x, axis=0), sums)
+
+
+class Left(NamedTuple):
+    """Masks that are left in a secure sum, of who dropped out.
+
+    Attributes:
+      key: of the round.
+      pairs: [L, 4] int32, as of `secure_sum.unmasked`.
+    """
+
+    key: types.Key
+    pairs: types.ArrayLike
+
+
+def opened(
+    totals: server.Totals,
+    words: secure_sum.Words | None,
+    left: Left | None,
+    blocks: tuple[dict, ...],
+) -> server.Totals:
+    """Turns sums of words into those of floats.
+
+    Args:
+      totals: over all devices.
+      words: of the run; None: they are floats.
+      left: masks to take off; None: there are none.
+      blocks: global state; its values are not used.
+
+    Returns:
+      The sums, of floats.
+    """
+    if words is None:
+        return totals
+    named = {name: getattr(totals, name) for name in ("deltas", "message", "numbers")}
+    sums = {name: total for name, total in named.items() if total is not None}
+    if left is not None:
+        drawn = mask_streams(left.key, blocks, slice(0, len(blocks)), sums)
+        sums = {
+            name: secure_sum.unmasked(drawn[name], total, left.pairs)
+            for name, total in sums.items()
+        }
+    values = {name: secure_sum.opened(words, total) for name, total in sums.items()}
+    return totals._replace(**values)
+
+
+def mask_streams(
+    key: types.Key, blocks: tuple[dict, ...], span: slice, sent: Mapping[str, Any]
+) -> dict[str, secure_sum.Stream]:
+    """Says which numbers mask what is sent of a program's blocks.
+
+    Args:
+      key: of the round.
+      blocks: of the whole network.
+      span: the blocks of the program.
+      sent: field of `server.Totals` -> what is sent of it.
+
+    Returns:
+      field -> its stream.
+    """
+    key, found = jax.random.fold_in(key, streams.MASKS), {}
+    for tag, name in enumerate(("deltas", "message", "numbers")):
+        if name not in sent:
+            continue
+        own = jax.random.fold_in(key, tag)
+        if name == "numbers":  # of no block
+            size = sent[name].shape[-1]
+            found[name] = secure_sum.Stream(own, size, 0, size, None)
+            continue
+        whole = blocks if name == "deltas" else server.params_of(blocks)
+        first, size = columns(whole, span)
+        lengths = [*map(trees.size, whole[span])]
+        block_of = np.repeat(np.arange(span.start, span.stop, dtype=np.int32), lengths)
+        found[name] = secure_sum.Stream(own, trees.size(whole), first, size, block_of)
+    return found
 
 
 def filled(

@@ -41,7 +41,7 @@ from fljax.nn import network, slicing
 from fljax.plans import cost_model, costs, typical
 from fljax.runs import guard, simulation
 from fljax.runtime import memory, mesh, programs
-from fljax.updates import aggregates, attacks, codecs, learning_rate
+from fljax.updates import aggregates, attacks, codecs, learning_rate, secure_sum
 
 # Settings that nothing is built from: one experiment serves all their values.
 FREE = ("algorithm", "policy", "rounds", "rollback")
@@ -442,6 +442,7 @@ def _federation(config, net, data, clients, over: Mesh) -> federation.Federation
             notation.make(config.aggregate, aggregates.BY_NAME),
             notation.make(config.selection, policies.SELECTIONS),
             attack=attacks.read(config.attack),
+            secure_sum=secure_sum.read(config.secure_sum),
         ),
         federation.Layout(over, beside, config.programs == "one", streams),
         config.seed,

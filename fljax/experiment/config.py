@@ -26,7 +26,7 @@ from fljax.devices import failures as faults
 from fljax.devices import fleet as fleets
 from fljax.kernels import specs
 from fljax.runs import guard
-from fljax.updates import aggregates, attacks, codecs
+from fljax.updates import aggregates, attacks, codecs, secure_sum
 
 BY_CLASS = (  # partitions that need class numbers
     *("dirichlet", "resource_correlated"),
@@ -182,6 +182,12 @@ class Config:
         "What hostile clients do: label_flip, backdoor, sign_flip, gaussian, alie, ipm "
         "or min_max, with their share of the clients, sign_flip:.2, or of a tier, "
         "sign_flip:.2:weak; none.",
+    )
+    secure_sum: str = bounds.field(
+        "none",
+        "The server gets the sum of updates, not each: none or "
+        "BITS:NEIGHBOURS:MASKS; bits after the binary point, the rest may be left out. "
+        "Simulated, not secure.",
     )
     tiers: tuple[kinds.Tier, ...] | classes.Auto = bounds.field(
         (),
@@ -434,10 +440,13 @@ def check(config: Config) -> None:
         aggregate = notation.make(config.aggregate, aggregates.BY_NAME)
     with naming("attack"):
         attack = attacks.read(config.attack)
+    with naming("secure_sum"):
+        secure = secure_sum.read(config.secure_sum)
     unsent = {
         "codec": ("none", codec is not None),
         "aggregate": ("mean", aggregate.sees_updates),
         "attack": ("none", attack is not None),
+        "secure_sum": ("none", secure is not None),
     }
     for flag, (usual, given) in unsent.items():
         if config.algorithm == "centralized" and given:

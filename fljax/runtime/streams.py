@@ -33,6 +33,8 @@ DRIFT = 0xFFFF0020  # speed of a device; of the round of a knot
 BANDWIDTH = 0xFFFF0021  # of a device in a round
 FAULT = 0xFFFF0023  # what goes wrong with a client
 CODEC = 0xFFFF0030  # what a codec draws for a client
+STEPS = 0xFFFF0031  # which way a client rounds what is summed securely
+MASKS = 0xFFFF0032  # of two clients, in a secure sum
 ATTACK = 0xFFFF0040  # what a hostile client draws
 
 # Numbers of `generator`, with what follows them.
@@ -47,6 +49,7 @@ TEST_TIERS = 5  # test examples dealt out to tiers
 TABLE_ERROR = 6  # true costs against those of the table
 ROOT = 8  # examples that a server trains on itself
 CHANNELS = 7  # , round, client or nobody: which channels a narrow network keeps
+RING = 9  # , round: who stands beside whom, in a secure sum
 TIME_ZONES = 0xFFFF0022  # of devices that come and go with the hour
 PHONES = 0xFFFF0024  # of a fleet drawn by `phones`
 HOSTILE = 0xFFFF0041  # which clients are hostile

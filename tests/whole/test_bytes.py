@@ -33,6 +33,14 @@ D = 65 * 3  # parameters of the logistic regression; it has nothing else
         ({"algorithm": "scaffold", "codec": "top_k:.1"}, 100 + 4 * D, 8 * D),
         ({"algorithm": "fednova", "codec": "drive"}, 36 + 4, 4 * D),
         ({"aggregate": "median"}, 4 * D, 4 * D),
+        # Of three neighbours keys and shares; two words of weights.
+        ({"secure_sum": "16"}, 4 * D + 64 + 3 * 124 + 8, 4 * D + 3 * 160),
+        ({"secure_sum": "16:2"}, 4 * D + 64 + 2 * 124 + 8, 4 * D + 2 * 160),
+        (
+            {"algorithm": "scaffold", "secure_sum": "16"},
+            8 * D + 64 + 3 * 124 + 8,
+            8 * D + 3 * 160,
+        ),
     ],
     ids=str,
 )

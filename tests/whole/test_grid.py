@@ -44,6 +44,7 @@ FACTORS = {
     "rollback": ("none", "server", "tier"),
     "weighting": ("uniform", "examples"),
     "norm_bound": (0.0, 3.0),
+    "secure_sum": ("none", "18"),
     "failures": ("none", "some"),
     "client_width": (1, 2),
     "programs": ("one", "windows"),
@@ -83,6 +84,12 @@ REFUSED = (
     ("rollback", ("tier",), "algorithm", but("algorithm", "cocofl", *WIDTHS),
      "--rollback.lowers"),
     ("rollback", ("tier",), "policy", ("uniform",), "--rollback.lowers"),
+    ("secure_sum", ("18",), "algorithm", ("centralized", *WIDTHS), "--secure_sum"),
+    ("secure_sum", ("18",), "codec", but("codec", "none"), "--codec"),
+    ("secure_sum", ("18",), "aggregate", but("aggregate", "mean"), "--aggregate"),
+    ("secure_sum", ("18",), "norm_bound", (3.0,), "--norm_bound"),
+    ("secure_sum", ("18",), "clock", ("carry",), "--clock.late"),
+    ("secure_sum", ("18",), "clock", ("buffer",), "--clock.buffer"),
 )  # fmt: skip
 
 
@@ -171,7 +178,8 @@ def settings(taken):
     """Turns a run of the grid into settings."""
     rate = 0.01 if taken["client_optimizer"] == "adamw" else 0.05
     named = ("algorithm", "codec", "policy", "task", "aggregate", "attack", "selection",
-             "weighting", "norm_bound", "client_width", "programs")  # fmt: skip
+             "weighting", "norm_bound", "secure_sum", "client_width",
+             "programs")  # fmt: skip
     return fljax.Config(
         **{name: taken[name] for name in named},
         **OPTIMIZERS[taken["client_optimizer"]],
