@@ -45,6 +45,7 @@ _FACE = {
     "Clock": "devices.clock",
     "Failures": "devices.failures:Rates",
     "Rollback": "runs.guard",
+    "Privacy": "updates.privacy",
     "Frozen": "kernels.specs",
     "Text": "data.load",
     "Task": "tasks.base",
@@ -159,6 +160,7 @@ if TYPE_CHECKING:  # the same for editors and type checkers; a test compares
     from fljax.updates.attacks import Attack as Attack
     from fljax.updates.codecs import Codec as Codec
     from fljax.updates.local_rule import LocalRule as LocalRule
+    from fljax.updates.privacy import Privacy as Privacy
     from fljax.updates.server_rule import ServerRule as ServerRule
     from fljax.updates.server_rule import server_rule as server_rule
 

@@ -9,18 +9,26 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from fljax import policies
-from fljax.algorithms import base, pieces, refusals
+from fljax.algorithms import base, pieces, private, refusals
 from fljax.devices import arrivals
 from fljax.engine import books, client_rows, federation, initial, schedule
 from fljax.engine import rounds as engine
 from fljax.engine import seams as kinds
 from fljax.plans import costs
 from fljax.policies import selection
-from fljax.updates import attacks, local_rule, secure_sum, server, server_rule
+from fljax.updates import (
+    attacks,
+    local_rule,
+    privacy,
+    secure_sum,
+    server,
+    server_rule,
+)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -58,14 +66,31 @@ class _Averaging:
             rows,
             rules.selection.init(self.planned.clients),
             self.planned.classes(0, None),
+            self._private and self._private.init(len(self.planned.clients.examples)),
         )
 
     def assign(self, state: base.State, index: int) -> schedule.Assignment:
         tiers = state.caution.tiers
         before = schedule.Before(
-            state.policy, state.timeline, tiers, state.selection, state.classes
+            state.policy,
+            state.timeline,
+            tiers,
+            state.selection,
+            state.classes,
+            state.privacy,
         )
         return self.planned.assign(before, index)
+
+    @property
+    def _private(self) -> privacy.Mechanism | None:
+        return self.seams.privacy
+
+    def _draw(self, state: base.State, index: int) -> privacy.Draw | None:
+        """Says what the noise of a round is made of."""
+        if state.privacy is None:
+            return None
+        key, clip = jax.random.key(self.fed.seed), state.privacy.clip
+        return self.rounds.everywhere(privacy.Draw(key, np.int32(index), clip))
 
     def round(
         self, state: base.State, assignment: schedule.Assignment
@@ -76,16 +101,18 @@ class _Averaging:
             rows = state.clients.gather(assignment.ids)
         networks = (before.blocks, *rounds.everywhere(state.history))
         shared = self.seams.server.shared(before.rule)
-        start = engine.Begun(networks, shared, rows)
+        draw = self._draw(state, assignment.round)
+        start = engine.Begun(networks, shared, rows, draw)
         bounds = rounds.bounds(start, assignment, state.l2, measured)
         sums = rounds.train(start, assignment, bounds.limits)
         rate = np.float32(self.fed.rules.server_learning_rate) * state.caution.server
-        new, losses, failed, finite, usual = rounds.step(
-            before, sums, bounds, rate, assignment
+        new, losses, failed, finite, usual, clip = rounds.step(
+            before, sums, bounds, rate, rounds.beside(assignment, draw)
         )
         spent = self.planned.books(state.timeline, assignment)
         hostile = rounds.hostile_of(assignment)
-        report = base.Report(assignment, losses, failed, spent, finite, hostile)
+        kept, said = self._released(state.privacy, assignment, clip)
+        report = base.Report(assignment, losses, failed, spent, finite, hostile, said)
         heard = report.heard() if self.planned.hears else None
         return state._replace(
             server=new,
@@ -97,7 +124,18 @@ class _Averaging:
             clients=self._remembered(state.clients, assignment, sums, failed),
             selection=self.planned.tell(state.selection, assignment, heard),
             classes=assignment.classes,
+            privacy=kept,
         ), report
+
+    def _released(self, kept, assignment, clip):
+        """Notes what a round has spent; gives what is kept, and what is said of it."""
+        if self._private is None:
+            return None, {}
+        new = self._private.after(kept, assignment.ids, clip)
+        said = {"epsilon": self._private.spent(new)}
+        if self._private.adaptive is not None:
+            said["clip_norm"] = kept.clip
+        return new, said
 
     def _remembered(self, rows, assignment, sums, failed) -> client_rows.Rows | None:
         """Puts what clients keep back; who was refused keeps what it had."""
@@ -114,6 +152,10 @@ class _Averaging:
         state = state._replace(
             timeline=assignment.outcome.timeline, classes=assignment.classes
         )
+        if self._private is not None:
+            kept = state.privacy
+            new = self._private.after(kept, assignment.ids, kept.clip)
+            state = state._replace(privacy=new)
         if not self.policy.needs_losses:
             new = self.planned.observe(state.policy, assignment, None)
             state = state._replace(policy=new)
@@ -172,14 +214,20 @@ def averaging(
         seams,
         arrivals.most_arrivals(rules.clock, rules.clients_per_round, len(everyone)),
     )
+    if rules.privacy is not None and rules.privacy.clip:
+        private.check(fed, policy, seams)
+        seams = seams._replace(privacy=private.mechanism(fed, len(everyone)))
     planned = schedule.make(fed, policy, everyone, constrained, seams)
     rounds = engine.make(fed, planned, len(everyone), seams)
     made = _Averaging(fed, policy, len(everyone), planned, rounds, seams)
     functions = made.init, made.assign, made.round, rounds.programs, made.rehearse
     keeps = kinds.state_size(seams, blocks) if seams.keeps else 0
     parts, widest = _named(fed, seams), _widest(fed, seams)
-    notes = (*_untrained(fed, widest), *_summed(seams.secure))
-    return base.Algorithm(*functions, parts, keeps, widest, notes, fed)
+    notes, most = (*_untrained(fed, widest), *_summed(seams.secure)), None
+    if seams.privacy is not None:
+        notes = (*notes, private.said(seams.privacy, rules.privacy.rounds))
+        most = seams.privacy.ledger.most_rounds
+    return base.Algorithm(*functions, parts, keeps, widest, notes, fed, most)
 
 
 def _words(

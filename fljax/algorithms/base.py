@@ -13,7 +13,7 @@ from fljax.devices import arrivals
 from fljax.engine import books as round_books
 from fljax.engine import client_rows, program, schedule, single
 from fljax.engine import federation as federations
-from fljax.updates import server
+from fljax.updates import privacy, server
 
 
 class Caution(NamedTuple):
@@ -46,6 +46,7 @@ class State(NamedTuple):
       selection: what the selection of clients carries.
       classes: [N] int32 of all clients, as the server sorted them when it last looked
         at them; None: it knows the tiers.
+      privacy: clip norm and ledger; None: nothing is private.
     """
 
     server: server.ServerState
@@ -58,6 +59,7 @@ class State(NamedTuple):
     clients: client_rows.Rows | None = None
     selection: Any = ()
     classes: np.ndarray | None = None
+    privacy: privacy.Kept | None = None
 
 
 class Report(NamedTuple):
@@ -71,6 +73,7 @@ class Report(NamedTuple):
       books: what it costs.
       finite: [] whether the new global network is finite.
       hostile: [A] bool, which clients are; None: nobody is.
+      private: what is said of the privacy of the rounds so far, by name.
     """
 
     assignment: schedule.Assignment
@@ -79,6 +82,7 @@ class Report(NamedTuple):
     books: round_books.Books
     finite: types.ArrayLike = True
     hostile: np.ndarray | None = None
+    private: Mapping[str, types.ArrayLike] = MappingProxyType({})
 
     def heard(self) -> np.ndarray:
         """Gives the losses [A] that a policy hears of: NaN of refused updates."""
@@ -114,6 +118,7 @@ class Algorithm(NamedTuple):
       evaluated: width of the network that is evaluated: the largest that clients have.
       notes: a line for each thing that the user should know.
       federation: as the algorithm has it; None: as it was given.
+      most_rounds: that a budget of privacy is enough for; None: any number.
     """
 
     init: Callable[[], State]
@@ -128,3 +133,4 @@ class Algorithm(NamedTuple):
     evaluated: float = 1.0
     notes: tuple[str, ...] = ()
     federation: federations.Federation | None = None
+    most_rounds: int | None = None

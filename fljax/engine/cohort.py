@@ -35,6 +35,7 @@ class Round(NamedTuple):
         None: nothing.
       channels: of `slicing.places`, that clients of a narrower network keep; None: all.
       whole: blocks of the whole network, where `blocks` are those of a narrower one.
+      clip: [] L2 norm that all a client sends is shortened to; None: it is not.
     """
 
     blocks: tuple[dict, ...]
@@ -45,6 +46,7 @@ class Round(NamedTuple):
     shared: tuple | None = None
     channels: slicing.Places | None = None
     whole: tuple[dict, ...] | None = None
+    clip: types.ArrayLike | None = None
 
     @property
     def narrowed(self) -> Round:

@@ -24,6 +24,7 @@ from fljax.nn import network, slicing
 from fljax.plans import cost_model, costs
 from fljax.policies import selection as selections
 from fljax.updates import aggregates, attacks, codecs, secure_sum
+from fljax.updates import privacy as privacies
 
 
 class Population(NamedTuple):
@@ -104,6 +105,7 @@ class Rules(NamedTuple):
       attack: what hostile clients do; None: there are none.
       secure_sum: how the server gets the sum of updates and no summand; None: it gets
         each.
+      privacy: of the clients; None: none.
     """
 
     clients_per_round: int
@@ -118,6 +120,7 @@ class Rules(NamedTuple):
     narrowing: narrowings.Narrowing | None = None
     attack: attacks.Attack | None = None
     secure_sum: secure_sum.SecureSum | None = None
+    privacy: privacies.Privacy | None = None
 
 
 class Layout(NamedTuple):

@@ -136,7 +136,9 @@ def _run_on_device(
 def _added(sums: server.Totals, sent: sending.Received, words: bool) -> server.Totals:
     """Adds what a chunk sent: floats by weight, or words, which have theirs."""
     taken, message, numbers = sent.weights * sent.scales, sums.message, sums.numbers
-    held = sums.held
+    held, below = sums.held, sums.below
+    if below is not None:
+        below = below + trees.weighted_sum(sent.below, sent.weights)
     add: Callable = secure_sum.added if words else trees.weighted_sum
     if held is not None:
         held = held + trees.weighted_sum(sent.held, sent.weights)
@@ -151,6 +153,7 @@ def _added(sums: server.Totals, sent: sending.Received, words: bool) -> server.T
         message,
         numbers,
         held,
+        below,
     )
 
 

@@ -33,7 +33,7 @@ from fljax.engine import seams as kinds
 from fljax.engine import sums as totals
 from fljax.nn import narrowing, slicing
 from fljax.runtime import mesh, streams
-from fljax.updates import norm_bound, secure_sum, server
+from fljax.updates import norm_bound, privacy, secure_sum, server
 from fljax.updates.aggregates import combined
 
 Networks = tuple[tuple[dict, ...], ...]  # of today, of the round before, ...
@@ -79,11 +79,27 @@ class Begun(NamedTuple):
       networks: of today and of the rounds before, on the devices.
       shared: what the server sends beside them; None: nothing.
       states: [A, S] of those who arrive; None: clients keep none.
+      draw: what the noise of the round is made of, on the devices; None: it has none.
     """
 
     networks: Networks
     shared: tuple | None = None
     states: np.ndarray | None = None
+    draw: privacy.Draw | None = None
+
+
+class Beside(NamedTuple):
+    """What the end of a round needs beside the sums; None: nothing.
+
+    Attributes:
+      attackers: of hostile clients who collude.
+      left: masks of a secure sum, of who dropped out.
+      draw: what the noise of a private round is made of.
+    """
+
+    attackers: totals.Attackers | None = None
+    left: totals.Left | None = None
+    draw: privacy.Draw | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -162,7 +178,7 @@ class Rounds:
         data, clients = feeding.place(self.fed, cohorts, len(assignment.ids), self.most)
         ages = sorted({members.age for members in groups})
         begun = {
-            age: self._begun(data, networks[age], index - age, limits, start.shared)
+            age: self._begun(data, start, networks[age], index - age, limits)
             for age in ages
         }
         for at in range(0, len(groups), group.AT_ONCE):
@@ -225,15 +241,16 @@ class Rounds:
     def _begun(
         self,
         data: client.Data,
+        start: Begun,
         blocks: tuple[dict, ...],
         index: int,
         limits: types.Array,
-        shared: tuple | None,
     ) -> cohort.Round:
         key = federation.round_key(self.fed.seed, index)
         rate = np.float32(self.fed.rules.learning_rate(index))
         key, rate = self.everywhere(key), self.everywhere(rate)
-        return cohort.Round(blocks, data, key, rate, limits, shared)
+        begun = cohort.Round(blocks, data, key, rate, limits, start.shared)
+        return begun._replace(clip=start.draw.clip) if start.draw else begun
 
     def _clients(
         self, assignment: schedule.Assignment, states: np.ndarray | None
@@ -306,6 +323,16 @@ class Rounds:
             most *= self.fed.model.net.num_blocks
         return secure_sum.masking(assignment.ids, found, (self.size, most))
 
+    def beside(
+        self, assignment: schedule.Assignment, draw: privacy.Draw | None = None
+    ) -> Beside:
+        """Says what `step` needs of a round beside its sums; draw as of `Begun`."""
+        left = None
+        if self._masks:
+            key = federation.round_key(self.fed.seed, assignment.round)
+            left = totals.Left(*self.everywhere((key, self._partners(assignment).left)))
+        return Beside(self.attackers(assignment), left, draw)
+
     def _padded(self, rows: np.ndarray) -> np.ndarray:
         """Fills the rows of those who arrive up to those of the cohort, [K, ..]."""
         before = int(self.rooted)
@@ -349,7 +376,7 @@ class Rounds:
         sums: totals.Sums,
         bounds: Bounds,
         rate: types.ArrayLike,
-        assignment: schedule.Assignment,
+        beside: Beside = Beside(),
     ):
         """Ends a round.
 
@@ -358,22 +385,19 @@ class Rounds:
           sums: of the round.
           bounds: of the round.
           rate: learning rate of the server.
-          assignment: of the round.
+          beside: of the method `beside`.
 
         Returns:
           The server's new state; losses and verdicts [K]; whether the new network is
-          finite; usual L2 norms of updates [2, n].
+          finite; usual L2 norms of updates [2, n]; the clip norm of the next round, if
+          updates are clipped.
         """
-        left = None
-        if self._masks:
-            key = federation.round_key(self.fed.seed, assignment.round)
-            left = totals.Left(*self.everywhere((key, self._partners(assignment).left)))
-        new, losses, failed, finite, usual = server_step(
+        new, losses, failed, finite, usual, clip = server_step(
             state,
             sums,
             bounds.l2,
             self.everywhere(rate),
-            Beside(self.attackers(assignment), left),
+            beside,
             static=Ending(
                 self.seams,
                 self.sizes if self.fed.rules.norm_bound else (),
@@ -383,7 +407,7 @@ class Rounds:
         if bounds.waiting:
             large = np.asarray(failed) == totals.TOO_LARGE
             failed = np.where(large, totals.UNMEASURED, failed)
-        return new, losses, failed, finite, usual
+        return new, losses, failed, finite, usual, clip
 
     def bounds(
         self,
@@ -441,25 +465,16 @@ class Ending(NamedTuple):
     devices: Mesh
 
 
-class Beside(NamedTuple):
-    """What the end of a round needs beside the sums; None: nothing.
-
-    Attributes:
-      attackers: of hostile clients who collude.
-      left: masks of a secure sum, of who dropped out.
-    """
-
-    attackers: totals.Attackers | None = None
-    left: totals.Left | None = None
-
-
 @functools.partial(jax.jit, static_argnames=("static",))
 def server_step(state, sums, l2, rate, beside=Beside(), *, static: Ending):
     """Adds up the devices' sums and ends the round; every device gets the result."""
     seams, sizes, devices = static
     added, kept = totals.total(sums._replace(states=None)), state.aggregate
-    whole = totals.opened(added.totals, seams.secure, beside.left, state.blocks)
-    added = added._replace(totals=whole)
+    summed, clip = added.totals, None
+    summed = totals.opened(summed, seams.secure, beside.left, state.blocks)
+    if seams.privacy is not None:
+        summed, clip = privacy.released(seams.privacy, beside.draw, summed)
+    added = added._replace(totals=summed)
     if beside.attackers is not None:
         added = totals.filled(added, seams, beside.attackers, state.blocks)
     if seams.aggregate.root_size:  # the server is nobody's business but the aggregate's
@@ -473,9 +488,12 @@ def server_step(state, sums, l2, rate, beside=Beside(), *, static: Ending):
         added = added._replace(totals=counted)
     new = server.step(state, added.totals, seams.server, rate)
     new = new._replace(aggregate=kept)
+    if seams.privacy is not None:
+        new = new._replace(blocks=privacy.bounded(new.blocks, state.blocks))
     if sizes:
         l2 = norm_bound.usual(l2, added.l2, sizes)
-    result = new, added.losses, added.failed, trees.all_finite(new.blocks), l2
+    finite = trees.all_finite(new.blocks)
+    result = new, added.losses, added.failed, finite, l2, clip
     return lax.with_sharding_constraint(result, NamedSharding(devices, mesh.SHARED))
 
 
@@ -512,8 +530,8 @@ def make(
         data, indices = mesh.replicate(devices, (fed.population.data, shards.indices))
         fed = fed.having(data=data)
         shards = shards._replace(indices=indices)
-    most = arrivals.most_arrivals(rules.clock, rules.clients_per_round, candidates)
-    most += bool(root)
+    cohorts = rules.selection.most(rules.clients_per_round, candidates)
+    most = arrivals.most_arrivals(rules.clock, cohorts, candidates) + bool(root)
     attack, enemies = seams.attack, None
     if attack is not None:
         enemies = hostile.draw(

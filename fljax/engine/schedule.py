@@ -23,7 +23,7 @@ from fljax.engine import seams as kinds
 from fljax.plans import catalogue, costs
 from fljax.policies import selection
 from fljax.runtime import host_random
-from fljax.updates import secure_sum
+from fljax.updates import privacy, secure_sum
 
 
 class Assignment(NamedTuple):
@@ -80,6 +80,7 @@ class Before(NamedTuple):
       tiers: [T] factors of the tiers' budgets.
       selection: state of the selection.
       classes: [N] of all clients before the round; None: not sorted yet, or never.
+      kept: for the clients' privacy; None: nothing.
     """
 
     policy: Any
@@ -87,6 +88,7 @@ class Before(NamedTuple):
     tiers: np.ndarray
     selection: Any = ()
     classes: np.ndarray | None = None
+    kept: privacy.Kept | None = None
 
 
 class _Drawn(NamedTuple):
@@ -124,6 +126,7 @@ class Schedule:
       shared_bytes: that a client is sent beside the network.
       whole_round: seconds of the reference device with the mean number of examples.
       trips: round trips of a client, as of `clock.Job`.
+      private: the mechanism, which may leave clients out; None: there is none.
     """
 
     fed: federation.Federation
@@ -136,6 +139,7 @@ class Schedule:
     shared_bytes: int
     whole_round: float
     trips: tuple[int, int] = (1, 0)
+    private: privacy.Mechanism | None = None
 
     @property
     def limit(self) -> float:
@@ -205,6 +209,8 @@ class Schedule:
         )
         if len(busy):
             here = here[~np.isin(here, busy)]
+        if self.private is not None and before.kept is not None:
+            here = self.private.may(before.kept, here)
         if not self.clock.buffer:
             most = arrivals.chosen(self.clock, wanted)
             return self._draw(before, index, here, most)
@@ -433,6 +439,11 @@ def _of_finished(
     return np.array([by_id.get(i, np.nan) for i in done.ids.tolist()])
 
 
+def plain(rules: clock.Clock) -> bool:
+    """Tells whether a round is of those who are selected for it, and nobody else."""
+    return not (rules.carries or rules.over_selection > 1)
+
+
 def make(
     fed: federation.Federation,
     policy: policies.Policy,
@@ -469,6 +480,12 @@ def make(
     if not isinstance(fed.rules.selection, selection.Selection):
         kind = type(fed.rules.selection).__name__
         raise ValueError(f"selection: expected a fljax.Selection, got a {kind}")
+    if fed.rules.selection.varies and not plain(fed.rules.clock):
+        raise ValueError(
+            f"--selection: expected uniform beside a clock with a buffer, "
+            f"over_selection or late=carry, which count on a number of clients, got "
+            f"{fed.rules.selection}"
+        )
     fed.rules.selection.check(
         arrivals.chosen(fed.rules.clock, fed.rules.clients_per_round)
     )
@@ -503,4 +520,5 @@ def make(
         shared,
         whole_round,
         trips,
+        seams.privacy,
     )

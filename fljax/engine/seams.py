@@ -20,6 +20,7 @@ from fljax.updates import (
     attacks,
     codecs,
     local_rule,
+    privacy,
     secure_sum,
     server,
     server_rule,
@@ -39,6 +40,7 @@ class Seams(NamedTuple):
       attack: what hostile clients do; None: there are none.
       secure: what clients send becomes words whose sum alone the server gets; None: it
         gets floats.
+      privacy: what makes the sum of the updates private; None: nothing.
     """
 
     local: local_rule.LocalRule | None = None
@@ -48,6 +50,7 @@ class Seams(NamedTuple):
     narrowing: narrowing.Narrowing | None = None
     attack: attacks.Attack | None = None
     secure: secure_sum.Words | None = None
+    privacy: privacy.Mechanism | None = None
 
     @property
     def of_clients(self) -> Seams:
@@ -58,7 +61,12 @@ class Seams(NamedTuple):
         """
         sees, attack = self.sees_updates, self.attack and self.attack.of_clients
         aggregate = aggregates.Median() if sees else NONE.aggregate
-        return self._replace(aggregate=aggregate, server=NONE.server, attack=attack)
+        return self._replace(
+            aggregate=aggregate,
+            server=NONE.server,
+            attack=attack,
+            privacy=self.privacy and privacy.CLIPS,
+        )
 
     @property
     def colludes(self) -> bool:

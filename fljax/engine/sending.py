@@ -22,7 +22,7 @@ from fljax.engine import cohort as cohorts
 from fljax.engine import sums as totals
 from fljax.nn import slicing
 from fljax.runtime import streams
-from fljax.updates import codecs, secure_sum, server, server_rule
+from fljax.updates import codecs, privacy, secure_sum, server, server_rule
 
 
 class Received(NamedTuple):
@@ -42,6 +42,8 @@ class Received(NamedTuple):
       numbers: [W, m] likewise.
       states: [W, S] of all blocks, after the round; None: they keep none.
       held: [W, P] bool, which values each has; None: all of the blocks that it trained.
+      below: [W] 1/2 if what it sends is at most as long as the clip norm, else -1/2;
+        None: nothing is clipped.
     """
 
     vectors: types.Array
@@ -56,6 +58,7 @@ class Received(NamedTuple):
     numbers: types.Array | None
     states: types.Array | None
     held: types.Array | None = None
+    below: types.Array | None = None
 
 
 class _Coded(NamedTuple):
@@ -102,6 +105,9 @@ def received(
     sent = jax.vmap(trees.ravel)(coded.delta) * factor
     if held is not None:
         sent = jnp.where(held, sent, 0.0)
+    below = None
+    if begun.clip is not None:
+        sent, below = privacy.clipped(sent, begun.clip)
     l2 = _l2(coded.delta) * factor[:, None]
     finite = jnp.all(jnp.isfinite(sent), axis=1) & jnp.isfinite(result.loss)
     if coded.finite is not None:
@@ -128,7 +134,7 @@ def received(
         states = jnp.where((verdict == 0)[:, None], states, chunk.states)
     got = Received(
         sent, result.loss, weights, chunk.scales, trained, verdict, l2, ids,
-        coded.message, result.numbers, states, held,
+        coded.message, result.numbers, states, held, below,
     )  # fmt: skip
     return got if static.seams.secure is None else _sealed(static, begun, chunk, got)
 

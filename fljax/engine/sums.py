@@ -114,6 +114,7 @@ def zero_sums(
             jnp.zeros(params, kind) if local and local.messages else None,
             jnp.zeros(local.numbers, kind) if local and local.numbers else None,
             jnp.zeros(trees.size(blocks)) if seams.narrowing else None,
+            jnp.zeros(()) if seams.privacy else None,
         )
         updates, kept = None, kinds.state_size(seams, blocks)
         if seams.sees_updates:
@@ -170,7 +171,9 @@ def part(sums: server.Totals, begun: cohort.Round, span: slice) -> server.Totals
 
     held = None if sums.held is None else taken(sums.held)
     deltas = taken(sums.deltas)
-    return server.Totals(deltas, count, jnp.zeros(()), message, sums.numbers, held)
+    return server.Totals(
+        deltas, count, jnp.zeros(()), message, sums.numbers, held, sums.below
+    )
 
 
 def joined(
@@ -209,6 +212,7 @@ def joined(
         message,
         sums.numbers if part.numbers is None else part.numbers,
         put(sums.held, part.held),
+        part.below,
     )
 
 

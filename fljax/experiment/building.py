@@ -24,7 +24,7 @@ from fljax import (
     tasks,
     types,
 )
-from fljax.algorithms import base, centralized, cocofl, fedavg_drop
+from fljax.algorithms import base, centralized, cocofl, fedavg_drop, private
 from fljax.data import augment, checks, load, partition, skewed
 from fljax.devices import arrivals, fleet
 from fljax.engine import (
@@ -414,9 +414,10 @@ def _federation(config, net, data, clients, over: Mesh) -> federation.Federation
         shards = shards._replace(indices=mesh.replicate(over, shards.indices))
     training = _training(config, net, task)
     counts = network.counts(net, config.frozen.reference_quirks)
-    most = arrivals.most_arrivals(
-        config.clock, config.clients_per_round, len(shards.counts)
-    )
+    selection = notation.make(config.selection, policies.SELECTIONS)
+    everybody = len(shards.counts)
+    cohort = selection.most(config.clients_per_round, everybody)
+    most = arrivals.most_arrivals(config.clock, cohort, everybody)
     share = -(-config.clients_per_round // over.size)
     real = client.fitting(training, int(shards.counts.max()))
     fit = width.default_width(counts, real, share)
@@ -440,9 +441,10 @@ def _federation(config, net, data, clients, over: Mesh) -> federation.Federation
             config.norm_bound,
             codecs.read(config.codec),
             notation.make(config.aggregate, aggregates.BY_NAME),
-            notation.make(config.selection, policies.SELECTIONS),
+            selection,
             attack=attacks.read(config.attack),
             secure_sum=secure_sum.read(config.secure_sum),
+            privacy=config.privacy if config.privacy.clip else None,
         ),
         federation.Layout(over, beside, config.programs == "one", streams),
         config.seed,
@@ -649,7 +651,13 @@ def algorithm(ready: Experiment) -> base.Algorithm:
     config, fed = ready.settings, ready.federation
     _check_memory(seen_by(ready))
     _check_buffer(fed)
+    fed = private.replaced(fed, config.rounds)
     made = _algorithm(config, fed, ready.own.algorithm)
+    if config.privacy.clip and "privacy" not in made.parts:
+        raise ValueError(
+            "--privacy.clip: expected an algorithm made by fljax.averaging, which "
+            "clips and adds noise, got one of your own without it"
+        )
     _check_kept(config, fed, made)
     return made
 
@@ -666,7 +674,8 @@ def _check_kept(
         return
     rules, clients = fed.rules, len(fed.population.shards.counts)
     flag = "--codec" if rules.codec and rules.codec.memories else "--algorithm"
-    a_round = arrivals.most_arrivals(rules.clock, rules.clients_per_round, clients)
+    cohort = rules.selection.most(rules.clients_per_round, clients)
+    a_round = arrivals.most_arrivals(rules.clock, cohort, clients)
     visited = client_rows.most_visited(clients, config.rounds, a_round)
     copies = 2 if config.rollback.asked_for else 1  # the good state has rows, too
     client_rows.require(flag, visited * copies + 3 * a_round, made.keeps)
@@ -734,9 +743,9 @@ def _check_memory(fed: federation.Federation) -> None:
     orders = fed.layout.width * training.local_epochs * capacity * _BYTES_OF_SLOT
     kept = fed.rules.clock.max_staleness if fed.rules.clock.carries else 0
     networks = kept * sum(count.upload_bytes for count in fed.model.counts)
-    arrive = arrivals.most_arrivals(
-        fed.rules.clock, fed.rules.clients_per_round, len(fed.population.shards.counts)
-    )
+    everybody = len(fed.population.shards.counts)
+    cohort = fed.rules.selection.most(fed.rules.clients_per_round, everybody)
+    arrive = arrivals.most_arrivals(fed.rules.clock, cohort, everybody)
     robust, attack = fed.rules.aggregate, fed.rules.attack
     arrive += bool(robust.root_size)  # the server trains, too
     row = sum(count.upload_bytes for count in fed.model.counts)

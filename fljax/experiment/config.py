@@ -27,6 +27,7 @@ from fljax.devices import fleet as fleets
 from fljax.kernels import specs
 from fljax.runs import guard
 from fljax.updates import aggregates, attacks, codecs, secure_sum
+from fljax.updates import privacy as privacies
 
 BY_CLASS = (  # partitions that need class numbers
     *("dirichlet", "resource_correlated"),
@@ -127,8 +128,8 @@ class Config:
     clients_per_round: int = bounds.field(10, "Clients of a round.", least=1)
     selection: str = bounds.field(
         "uniform",
-        "Who takes part: uniform, power_of_choice:CANDIDATES (the highest losses of so "
-        "many drawn) or oort.",
+        "Who takes part: uniform, poisson:ROOM (each by a coin of its own), "
+        "power_of_choice:CANDIDATES (the highest losses of so many drawn) or oort.",
     )
     rounds: int = bounds.field(
         100, "Rounds; a finished run goes on when they grow.", least=1
@@ -295,6 +296,9 @@ class Config:
     frozen: specs.Frozen = bounds.field(specs.Frozen(), "How blocks are frozen.")
     rollback: guard.Rollback = bounds.field(
         guard.Rollback(), "When to go back to a good state; by itself never."
+    )
+    privacy: privacies.Privacy = bounds.field(
+        privacies.Privacy(), "Differential privacy of the clients; by itself none."
     )
     text: load.Text = bounds.field(load.Text(), "How texts become tokens.")
     columns: hub.Columns = bounds.field(
@@ -488,6 +492,7 @@ def check(config: Config) -> None:
         )
     _check_selection(config)
     _check_rollback(config)
+    _check_privacy(config)
 
 
 def _check_selection(config: Config) -> None:
@@ -499,6 +504,22 @@ def _check_selection(config: Config) -> None:
             f"--selection: expected uniform with --algorithm=centralized, which has "
             f"one client, got {config.selection!r}"
         )
+
+
+def _check_privacy(config: Config) -> None:
+    if not config.privacy.clip:
+        return
+    if config.algorithm == "centralized":
+        raise ValueError(
+            "--privacy.clip: expected 0 with --algorithm=centralized, which has one "
+            "client"
+        )
+    for name in ("drop", "loss"):
+        if getattr(config.rollback, name):
+            raise ValueError(
+                f"--rollback.{name}: expected 0 beside --privacy.clip, since a guard "
+                f"goes by losses of clients, which no noise hides"
+            )
 
 
 def _check_rollback(config: Config) -> None:

@@ -56,6 +56,7 @@ class Estimate(NamedTuple):
       clock_seconds: of all rounds on the virtual clock of the devices.
       rehearsal: of the rounds looked at: who arrives, which blocks are trained.
       client_bytes: of host memory at the end, for what clients keep between rounds.
+      notes: a line for each thing that the user should know of the algorithm.
     """
 
     rounds: int
@@ -70,6 +71,7 @@ class Estimate(NamedTuple):
     clock_seconds: float
     rehearsal: rehearsal.Rehearsal
     client_bytes: int = 0
+    notes: tuple[str, ...] = ()
 
 
 def _silent(_: str) -> None:
@@ -124,6 +126,7 @@ def estimate(
         clock_seconds=seen.clock_seconds * config.rounds / looked_at,
         rehearsal=seen,
         client_bytes=_client_bytes(fed, seen.state, config.rounds),
+        notes=algorithm.notes,
     )
 
 
@@ -257,6 +260,7 @@ def show(cost: Estimate) -> str:
             f"{memory.written(cost.upload_bytes)} sent by clients",
             f"{_duration(cost.clock_seconds)} on the clock of the devices",
             *_arriving(cost.rehearsal),
+            *cost.notes,
         )
     )
 

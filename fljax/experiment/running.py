@@ -140,7 +140,8 @@ def run(
             f"network and algorithm go into fljax.build(settings, data)"
         )
     ready = _built(what, workdir)
-    rounds, made = ready.settings.rounds, experiment.algorithm(ready)
+    asked, made = ready.settings.rounds, experiment.algorithm(ready)
+    rounds = min(asked, made.most_rounds or asked)
     keep = None
     if workdir is not None:
         keep = simulation.Folder(
@@ -164,8 +165,15 @@ def run(
             heard = simulation.together(heard, hooks)
         way = made, rounds, ready.evaluator.at(made)
         if keep is None:
-            return Result(ready, *simulation.run(*way, heard, watch))
-        return Result(ready, *simulation.run_in_folder(*way, keep, heard, watch))
+            ended = simulation.run(*way, heard, watch)
+        else:
+            ended = simulation.run_in_folder(*way, keep, heard, watch)
+        if rounds < asked:
+            bar.message(
+                f"stopped after {rounds:,} of {asked:,} rounds: another would exceed "
+                f"--privacy.epsilon={ready.settings.privacy.epsilon:g}"
+            )
+        return Result(ready, *ended)
 
 
 def _built(what: Any, workdir: str | os.PathLike[str] | None) -> experiment.Experiment:

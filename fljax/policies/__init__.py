@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from fljax.policies.base import Seen, When
 from fljax.policies.oort import Oort
-from fljax.policies.selection import PowerOfChoice, Selection, Uniform
+from fljax.policies.selection import Poisson, PowerOfChoice, Selection, Uniform
 from fljax.policies.windows import (
     BY_NAME,
     Observation,
@@ -22,6 +22,7 @@ from fljax.policies.windows import (
 # Who takes part, by name: what `fljax.notation.make` reads.
 SELECTIONS: dict[str, Callable[..., Selection]] = {
     "uniform": Uniform,
+    "poisson": Poisson,
     "power_of_choice": PowerOfChoice,
     "oort": Oort,
 }
@@ -31,6 +32,7 @@ __all__ = [
     "SELECTIONS",
     "Observation",
     "Oort",
+    "Poisson",
     "Policy",
     "PowerOfChoice",
     "Seen",

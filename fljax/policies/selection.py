@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import math
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -75,6 +76,13 @@ class Selection(abc.ABC):
 
     # Whether it asks for losses: they make the host wait for every round.
     hears: ClassVar[bool] = False
+    # Whether it selects as many as it likes, up to `most`, instead of those wanted.
+    varies: ClassVar[bool] = False
+
+    def most(self, wanted: int, clients: int) -> int:
+        """Bounds how many it selects where so many are wanted, of so many."""
+        del clients
+        return wanted
 
     def check(self, wanted: int) -> None:
         """Raises a ValueError if it cannot select for rounds that begin with so many.
@@ -136,6 +144,49 @@ class Uniform(Selection):
     def select(self, state, round, here, wanted):
         """Draws so many of those who are here."""
         return round.generator.choice(here, wanted, replace=False)
+
+
+@dataclasses.dataclass(frozen=True)
+class Poisson(Selection):
+    """Everybody takes part by a coin of its own: cohorts of many sizes, or of nobody.
+
+    The mean is `clients_per_round`. Where more come up than a cohort has room for, some
+    of them at random take part (2508.15089), so that programs are of one size.
+
+    Attributes:
+      room: of the cohort; 0: the mean and four standard deviations.
+    """
+
+    varies: ClassVar[bool] = True
+
+    room: int = 0
+
+    def __post_init__(self):
+        """Refuse what is no number of clients."""
+        if self.room not in bounds.Bounds():
+            raise ValueError(
+                f"expected room for a number of clients, got {bounds.shown(self.room)}"
+            )
+
+    def check(self, wanted):
+        """Refuse cohorts that have less room than their mean."""
+        if self.room and self.room < wanted:
+            raise ValueError(
+                f"poisson: expected room for at least {wanted} clients, the mean of a "
+                f"round, got {self.room}"
+            )
+
+    def most(self, wanted, clients):
+        """Gives the room of a cohort."""
+        return min(self.room or wanted + math.ceil(4 * math.sqrt(wanted)), clients)
+
+    def select(self, state, round, here, wanted):
+        """Tosses a coin for each client that is here."""
+        everybody, generator = len(round.clients.examples), round.generator
+        coins = generator.random(everybody)[here]
+        drawn = here[coins < wanted / max(len(here), wanted)]
+        most = self.most(wanted, len(here))
+        return generator.permutation(drawn)[:most]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -216,7 +267,7 @@ def choose(
       wanted: how many, at most A.
 
     Returns:
-      [wanted] client numbers.
+      [wanted] client numbers; up to `Selection.most` of one that varies.
 
     Raises:
       ValueError: it gives too few or too many, the same twice, or others.
@@ -230,9 +281,11 @@ def choose(
         ids = np.array(None)
     if ids.ndim != 1 or ids.dtype.kind not in "iu":
         wrong = bounds.shown(given)
-    elif len(ids) != wanted:
+    elif len(ids) != wanted and not (
+        selection.varies and len(ids) <= selection.most(wanted, len(here))
+    ):
         wrong = str(len(ids))
-    elif len(np.unique(ids)) < wanted:
+    elif len(np.unique(ids)) < len(ids):
         numbers, times = np.unique(ids, return_counts=True)
         wrong = f"client {numbers[times > 1][0]} more than once"
     else:

@@ -228,6 +228,7 @@ def _training_fields(report: base.Report) -> Record:
         "clock_seconds": books.clock_seconds,
         "plans": dict(plans_used),
     }
+    record |= {name: float(value) for name, value in report.private.items()}
     if assigned.tiers:
         record["tiers"] = dict(assigned.tiers)
     if books.joules is not None:

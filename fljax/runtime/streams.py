@@ -35,6 +35,8 @@ FAULT = 0xFFFF0023  # what goes wrong with a client
 CODEC = 0xFFFF0030  # what a codec draws for a client
 STEPS = 0xFFFF0031  # which way a client rounds what is summed securely
 MASKS = 0xFFFF0032  # of two clients, in a secure sum
+PRIVACY = 0xFFFF0033  # noise of the sum of a round's updates
+PRIVACY_COUNT = 0xFFFF0034  # noise of the number of norms below the clip norm
 ATTACK = 0xFFFF0040  # what a hostile client draws
 
 # Numbers of `generator`, with what follows them.

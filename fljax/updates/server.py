@@ -51,6 +51,8 @@ class Totals(NamedTuple):
       numbers: [m] likewise of its numbers.
       held: [P] weight of those who trained each value, where networks differ in width;
         None: whoever trained a block trained all of it.
+      below: [] 1/2 for each client whose update is at most as long as the clip norm,
+        -1/2 for the others, summed; None: nothing is clipped.
     """
 
     deltas: types.Array
@@ -59,6 +61,7 @@ class Totals(NamedTuple):
     message: types.Array | None = None
     numbers: types.Array | None = None
     held: types.Array | None = None
+    below: types.Array | None = None
 
 
 def params_of(blocks: tuple[dict, ...]) -> tuple:

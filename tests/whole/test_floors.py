@@ -35,6 +35,8 @@ NOT_AT_MODULE_LEVEL = {
     "pandas",
     "plotly",
     "datasets",
+    "dp_accounting",
+    "jax_privacy",
     "optuna",
     "tensorboardX",
     "tensorflow",

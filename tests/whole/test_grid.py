@@ -39,7 +39,7 @@ FACTORS = {
         *("geometric_median", "centered_clipping:.1", "fltrust:20"),
     ),
     "attack": ("none", *POISON, "sign_flip:.3", "gaussian:.3", *COLLUDE),
-    "selection": ("uniform", "power_of_choice:20", "oort"),
+    "selection": ("uniform", "poisson", "power_of_choice:20", "oort"),
     "client_optimizer": ("sgd", "momentum", "adamw"),
     "rollback": ("none", "server", "tier"),
     "weighting": ("uniform", "examples"),
@@ -48,6 +48,7 @@ FACTORS = {
     "failures": ("none", "some"),
     "client_width": (1, 2),
     "programs": ("one", "windows"),
+    "privacy": ("none", "gaussian"),
 }
 
 
@@ -90,6 +91,20 @@ REFUSED = (
     ("secure_sum", ("18",), "norm_bound", (3.0,), "--norm_bound"),
     ("secure_sum", ("18",), "clock", ("carry",), "--clock.late"),
     ("secure_sum", ("18",), "clock", ("buffer",), "--clock.buffer"),
+    ("clock", ("carry", "buffer"), "selection", ("poisson",), "--selection"),
+    *(("privacy", ("gaussian",), *other) for other in (
+        ("algorithm", ("centralized", "scaffold", "fednova", *WIDTHS),
+         "--privacy.clip"),
+        ("aggregate", but("aggregate", "mean"), "--aggregate"),
+        ("attack", COLLUDE, "--attack"),
+        ("weighting", ("examples",), "--weighting"),
+        ("norm_bound", (3.0,), "--norm_bound"),
+        ("policy", ("adaptive_bits",), "--policy"),
+        ("selection", ("power_of_choice:20", "oort"), "--selection"),
+        ("clock", ("carry",), "--clock.late"),
+        ("clock", ("buffer",), "--clock.buffer"),
+        ("rollback", but("rollback", "none"), "--rollback"),
+    )),
 )  # fmt: skip
 
 
@@ -162,6 +177,11 @@ ROLLBACKS = {
     "tier": fljax.Rollback(loss=5.0, lowers="tier"),
 }
 
+PRIVACIES = {
+    "none": fljax.Privacy(),
+    "gaussian": fljax.Privacy(clip=1.0, noise=0.1, delta=0.01),
+}
+
 
 # Of devices so able that small networks have several windows for each tier.
 TIERS = tuple(
@@ -186,6 +206,7 @@ def settings(taken):
         clock=CLOCKS[taken["clock"]],
         failures=FAILURES[taken["failures"]],
         rollback=ROLLBACKS[taken["rollback"]],
+        privacy=PRIVACIES[taken["privacy"]],
         tiers=TIERS,
         partition="natural",
         clients_per_round=3,
@@ -238,9 +259,10 @@ def check(taken):
     old, new = (jax.tree.leaves(s.server.blocks) for s in (before, result.state))
     moved = any(np.any(a != b) for a, b in zip(old, new, strict=True))
     undone = any("rollback" in record for record in result.records)
-    # Nobody may point to where the server does.
+    # Nobody may point to where the server does; noise comes whoever does.
     idle = taken["aggregate"].startswith("fltrust") and not moved
-    assert moved == bool(took_part) or undone or idle, result.records
+    private = taken["privacy"] != "none"
+    assert moved == bool(took_part or private) or undone or idle, result.records
     if taken["algorithm"] != "centralized":
         assert sum(record["download_bytes"] for record in result.records) > 0
         began = {record["round"]: record["participants"] for record in result.records}
@@ -291,7 +313,7 @@ USUAL = {factor: values[0] for factor, values in FACTORS.items()}
 )
 def test_refused(pair, flag):
     taken = USUAL | pair
-    if "algorithm" not in pair and "rollback" in pair:
+    if "algorithm" not in pair and {"rollback", "policy"} & pair.keys():
         taken["algorithm"] = "cocofl"
     with pytest.raises(ValueError, match=flag) as error:  # before anything can run
         fljax.experiment.algorithm(build(taken))
