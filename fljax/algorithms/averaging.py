@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -51,6 +50,7 @@ class _Averaging:
     def init(self) -> base.State:
         rules, blocks = self.fed.rules, initial.blocks(self.fed)
         tiers, rows = len(self.fed.population.fleet.known_as), None
+        everybody = len(self.fed.population.shards.counts)
         if self.seams.keeps:
             first = np.asarray(kinds.first_state(self.seams, blocks))
             rows = client_rows.Rows.empty(first)
@@ -66,7 +66,7 @@ class _Averaging:
             rows,
             rules.selection.init(self.planned.clients),
             self.planned.classes(0, None),
-            self._private and self._private.init(len(self.planned.clients.examples)),
+            None if self._private is None else self._private.init(everybody),
         )
 
     def assign(self, state: base.State, index: int) -> schedule.Assignment:
@@ -87,10 +87,10 @@ class _Averaging:
 
     def _draw(self, state: base.State, index: int) -> privacy.Draw | None:
         """Says what the noise of a round is made of."""
-        if state.privacy is None:
+        if self._private is None or state.privacy is None:
             return None
-        key, clip = jax.random.key(self.fed.seed), state.privacy.clip
-        return self.rounds.everywhere(privacy.Draw(key, np.int32(index), clip))
+        draw = self._private.draw(self.fed.seed, index, state.privacy.clip)
+        return self.rounds.everywhere(draw)
 
     def round(
         self, state: base.State, assignment: schedule.Assignment
@@ -152,10 +152,10 @@ class _Averaging:
         state = state._replace(
             timeline=assignment.outcome.timeline, classes=assignment.classes
         )
-        if self._private is not None:
-            kept = state.privacy
-            new = self._private.after(kept, assignment.ids, kept.clip)
-            state = state._replace(privacy=new)
+        kept = state.privacy
+        if self._private is not None and kept is not None:
+            kept = self._private.after(kept, assignment.ids, kept.clip)
+        state = state._replace(privacy=kept)
         if not self.policy.needs_losses:
             new = self.planned.observe(state.policy, assignment, None)
             state = state._replace(policy=new)
@@ -214,7 +214,8 @@ def averaging(
         seams,
         arrivals.most_arrivals(rules.clock, rules.clients_per_round, len(everyone)),
     )
-    if rules.privacy is not None and rules.privacy.clip:
+    asked = rules.privacy
+    if asked is not None and asked.clip:
         private.check(fed, policy, seams)
         seams = seams._replace(privacy=private.mechanism(fed, len(everyone)))
     planned = schedule.make(fed, policy, everyone, constrained, seams)
@@ -224,8 +225,8 @@ def averaging(
     keeps = kinds.state_size(seams, blocks) if seams.keeps else 0
     parts, widest = _named(fed, seams), _widest(fed, seams)
     notes, most = (*_untrained(fed, widest), *_summed(seams.secure)), None
-    if seams.privacy is not None:
-        notes = (*notes, private.said(seams.privacy, rules.privacy.rounds))
+    if asked is not None and seams.privacy is not None:
+        notes = (*notes, private.said(seams.privacy, asked.rounds or 1))
         most = seams.privacy.ledger.most_rounds
     return base.Algorithm(*functions, parts, keeps, widest, notes, fed, most)
 

@@ -34,6 +34,11 @@ def mechanism(fed: federation.Federation, clients: int) -> privacy.Mechanism | N
     if asked is None or not asked.clip:
         return None
     cohort, mean = _cohort(fed, clients), fed.rules.clients_per_round
+    if asked.bands * mean > clients:
+        raise ValueError(
+            f"--privacy.bands: expected at most {clients // mean}, so that there are "
+            f"clients for every round while others wait, got {asked.bands}"
+        )
     most = asked.participations or None
     noise = asked.noise or _noise(asked, cohort)
     if asked.epsilon:
@@ -51,6 +56,7 @@ def mechanism(fed: federation.Federation, clients: int) -> privacy.Mechanism | N
         float(mean),
         _adaptive(asked, noise, mean),
         privacy.Ledger(cohort, asked.delta, most),
+        asked.bands,
     )
 
 
@@ -66,6 +72,8 @@ def _noise(asked: privacy.Privacy, cohort: accounting.Cohort) -> float:
             "found for, got 0"
         )
     times = asked.rounds
+    if cohort.by_client:  # who waits so long takes part so often
+        times = -(-times // asked.bands)
     if asked.participations:
         times = min(times, asked.participations)
     return accounting.noise_for(cohort, asked.epsilon, asked.delta, times)
@@ -94,8 +102,8 @@ def _adaptive(
 def _cohort(fed: federation.Federation, clients: int) -> accounting.Cohort:
     """Says how cohorts are drawn."""
     rules, selection = fed.rules, fed.rules.selection
-    number = rules.clients_per_round
-    if fed.rules.privacy.participations or _seen(fed):
+    number, asked = rules.clients_per_round, fed.rules.privacy
+    if asked and (asked.participations or asked.bands > 1 or _seen(fed)):
         return accounting.Known()
     if type(selection) is policies.Poisson:
         most = selection.most(number, clients)
@@ -177,7 +185,8 @@ def said(made: privacy.Mechanism, rounds: int) -> str:
       The line.
     """
     ledger = made.ledger
-    each, times = ledger.cohort.by_client, min(rounds, ledger.most or rounds)
+    each = ledger.cohort.by_client
+    times = min(-(-rounds // made.bands), ledger.most or rounds)
     spent = ledger.epsilon(made.noise, times)
     return (
         f"privacy: epsilon {spent:.4g} at delta {ledger.delta:g} after {times:,} "

@@ -164,6 +164,7 @@ def run(
         if hooks is not None:
             heard = simulation.together(heard, hooks)
         way = made, rounds, ready.evaluator.at(made)
+        ended: tuple[base.State | None, list[simulation.Record]]
         if keep is None:
             ended = simulation.run(*way, heard, watch)
         else:

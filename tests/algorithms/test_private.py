@@ -192,6 +192,27 @@ def test_where_the_clock_says_who_takes_part_nothing_is_amplified():
     assert report.private["epsilon"] <= budget
 
 
+def test_with_correlated_noise_a_client_waits():
+    asked = fljax.Privacy(clip=0.35, epsilon=5.0, delta=1e-3, bands=3, rounds=7)
+    ready = build(privacy=asked, rounds=7)
+    made = fljax.experiment.algorithm(ready).parts["privacy"]
+    known = accounting.Known()
+    assert made.noise == accounting.noise_for(known, 5.0, 1e-3, 3)  # of 7 rounds
+    took, spent = [], []
+    for _, assigned, _, report in small.rounds(ready, 7):
+        took.append(set(assigned.ids.tolist()))
+        spent.append(report.private["epsilon"])
+    assert all(len(ids) == 3 for ids in took)
+    for i in range(5):
+        assert len(took[i] | took[i + 1] | took[i + 2]) == 9
+    expected = [known.epsilon(made.noise, 1e-3, k) for k in (1, 1, 1, 2, 2, 2, 3)]
+    assert spent == expected
+    with pytest.raises(ValueError, match=r"^--privacy.bands: expected at most 3, "):
+        fljax.experiment.algorithm(
+            build(privacy=dataclasses.replace(asked, bands=4), rounds=7)
+        )
+
+
 @pytest.mark.parametrize(
     ("changes", "known"),
     [

@@ -4,11 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from scipy import stats
+from scipy import linalg, stats
 
 import fljax
+from fljax.runtime import streams
 from fljax.updates import privacy, server
-from fljax.updates.privacy import accounting
+from fljax.updates.privacy import accounting, bands
 
 
 def draw(round=0, clip=1.0, seed=3):
@@ -74,6 +75,54 @@ def test_noise_of_two_rounds_has_nothing_in_common_and_is_replayed():
     one, two = noise(round=0), noise(round=1)
     assert abs(np.corrcoef(one, two)[0, 1]) < 4 / np.sqrt(len(one))
     np.testing.assert_array_equal(one, noise(round=0))
+
+
+def test_bands_are_of_the_square_root_of_prefix_sums():
+    np.testing.assert_allclose(bands.coefficients(3), [1, 0.5, 0.375])
+    np.testing.assert_allclose(bands.weights(2, 1)[:3], [1, -0.5, 0.25])
+    assert bands.length(2) == pytest.approx(1.25**0.5)
+    first = np.zeros(20)
+    first[:5] = bands.coefficients(5)
+    matrix = linalg.toeplitz(first, np.zeros(20))
+    inverse = linalg.toeplitz(bands.weights(5, 0)[:20], np.zeros(20))
+    np.testing.assert_allclose(inverse, np.linalg.inv(matrix), atol=1e-6)
+    # Of all bands its square is the matrix of prefix sums.
+    root = linalg.toeplitz(bands.coefficients(20), np.zeros(20))
+    np.testing.assert_allclose(root @ root, np.tri(20), atol=1e-12)
+    assert len(bands.weights(5, 1023)) == 1024 < len(bands.weights(5, 1024))
+
+
+def test_bands_are_those_of_jax_privacy():
+    toeplitz = pytest.importorskip("jax_privacy.matrix_factorization.toeplitz")
+    theirs = toeplitz.optimal_max_error_strategy_coefs(6)
+    np.testing.assert_allclose(bands.coefficients(6), theirs, rtol=1e-6)
+    inverse = toeplitz.inverse_coef(theirs, 40)
+    np.testing.assert_allclose(bands.weights(6, 0)[:40], inverse, atol=1e-6)
+    # Of 40 rounds, with 6 between two parts at least, a client takes part in 7.
+    moved = toeplitz.minsep_sensitivity_squared(theirs, 6, None, 40)
+    of_seven = 7 * bands.length(6) ** 2
+    assert moved <= of_seven * (1 + 1e-6)  # the last column is cut off by the end
+    assert moved == pytest.approx(of_seven, rel=0.1)
+
+
+def test_correlated_noise_is_a_row_of_the_inverse():
+    made = privacy.Mechanism(2.0, 0.7, 3.0, bands=2)
+    zeros = totals(np.zeros(20_000))
+
+    def noise(round):
+        new, _ = privacy.released(made, made.draw(3, round, np.float32(2)), zeros)
+        return np.asarray(new.deltas) / (0.7 * 2.0 * 1.25**0.5)
+
+    first, second, third = map(noise, range(3))
+    independent = [draw(i).normal(first.shape, streams.PRIVACY) for i in range(3)]
+    np.testing.assert_allclose(first, independent[0], atol=1e-5)
+    expected = independent[1] - independent[0] / 2
+    np.testing.assert_allclose(second, expected, atol=1e-5)
+    expected = independent[2] - independent[1] / 2 + independent[0] / 4
+    np.testing.assert_allclose(third, expected, atol=1e-5)
+    # What three rounds come to has less noise than of independent vectors.
+    together = (first + second + third) * 1.25**0.5
+    assert together.std() < np.sum(independent, axis=0).std()
 
 
 def test_the_sum_is_of_m_clients_who_trained_everything():

@@ -19,10 +19,12 @@ import numpy as np
 from fljax import types
 from fljax.runtime import streams
 from fljax.updates import server
-from fljax.updates.privacy import accounting
+from fljax.updates.privacy import accounting, bands
 
 # What is positive falls by a half a round at most, however large the noise.
 _LEAST = 0.5
+
+_NEVER = -(2**30)  # a round long ago
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,11 +74,13 @@ class Kept(NamedTuple):
       clip: [] float32 C of the next round.
       rounds: [] int32 that have been released.
       parts: [N] int32 rounds of these that each client took part in.
+      last: [N] int32 the last of these; far below 0: none.
     """
 
     clip: types.ArrayLike
     rounds: np.ndarray
     parts: np.ndarray
+    last: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,6 +93,8 @@ class Mechanism:
       divisor: m of the noisy sum.
       adaptive: how C moves; None: it stays.
       ledger: what that spends.
+      bands: b of noise that is correlated over rounds; a client waits b rounds between
+        two parts. 1: noise is independent.
     """
 
     clip: float
@@ -96,11 +102,12 @@ class Mechanism:
     divisor: float
     adaptive: Adaptive | None = None
     ledger: Ledger = Ledger(accounting.Known(), 1e-6)
+    bands: int = 1
 
     def init(self, clients: int) -> Kept:
         """Makes what is kept before the first round, of so many clients."""
-        parts = np.zeros(clients, np.int32)
-        return Kept(np.float32(self.clip), np.array(0, np.int32), parts)
+        parts, last = np.zeros(clients, np.int32), np.full(clients, _NEVER, np.int32)
+        return Kept(np.float32(self.clip), np.array(0, np.int32), parts, last)
 
     def after(self, kept: Kept, ids: np.ndarray, clip: types.ArrayLike) -> Kept:
         """Notes a round.
@@ -113,16 +120,27 @@ class Mechanism:
         Returns:
           What is kept after it.
         """
-        parts = kept.parts.copy()
+        parts, last = kept.parts.copy(), kept.last.copy()
         parts[ids] += 1
-        return Kept(clip, kept.rounds + np.int32(1), parts)
+        last[ids] = kept.rounds
+        return Kept(clip, kept.rounds + np.int32(1), parts, last)
 
     def may(self, kept: Kept, here: np.ndarray) -> np.ndarray:
-        """Finds whose budget is not spent of those who are here, [A]."""
+        """Finds who may take part of those who are here, [A].
+
+        Not those whose budget is spent, or who took part a moment ago, where noise is
+        correlated.
+        """
         ledger = self.ledger
-        if ledger.most is None or not ledger.cohort.by_client:
+        if not ledger.cohort.by_client:
             return here
-        return here[kept.parts[here] < ledger.most]
+        here = here[kept.rounds - kept.last[here] >= self.bands]
+        return here if ledger.most is None else here[kept.parts[here] < ledger.most]
+
+    def draw(self, seed: int, round: int, clip: types.ArrayLike) -> Draw:
+        """Says what the noise of a round is made of."""
+        weights = bands.weights(self.bands, round) if self.bands > 1 else None
+        return Draw(jax.random.key(seed), np.int32(round), clip, weights)
 
     def spent(self, kept: Kept) -> float:
         """Gives the epsilon of the rounds so far."""
@@ -134,11 +152,12 @@ class Mechanism:
     def of_updates(self) -> float:
         """Gives the multiplier of the updates' noise.
 
-        Where a number of clients is released beside them, its bits, of -1/2 or 1/2, and
-        the updates are one vector, whose noise of both is that of z.
+        That is z, times how far one part reaches where noise is correlated. Where a
+        number of clients is released beside them, its bits, of -1/2 or 1/2, and the
+        updates are one vector, whose noise of both is that of z.
         """
         if self.adaptive is None:
-            return self.noise
+            return self.noise * bands.length(self.bands)
         return (self.noise**-2 - (2 * self.adaptive.deviation) ** -2) ** -0.5
 
 
@@ -153,11 +172,30 @@ class Draw(NamedTuple):
       key: of the seed.
       round: [] int32, its index; no two rounds have one.
       clip: [] C of the round.
+      weights: [R] of the vectors of this round, the one before and so on; None: of
+        this one alone.
     """
 
     key: types.Key
     round: types.ArrayLike
     clip: types.ArrayLike
+    weights: types.ArrayLike | None = None
+
+    def normal(self, shape: tuple[int, ...], stream: int) -> types.Array:
+        """Draws the noise of the round, of deviation 1 or as its weights say."""
+
+        def vector(round):
+            key = jax.random.fold_in(jax.random.fold_in(self.key, round), stream)
+            return jax.random.normal(key, shape)
+
+        if self.weights is None:
+            return vector(self.round)
+        weights, latest = jnp.asarray(self.weights), self.round
+
+        def add(age, noise):
+            return noise + weights[age] * vector(latest - age)
+
+        return jax.lax.fori_loop(0, latest + 1, add, jnp.zeros(shape))
 
 
 def clipped(
@@ -192,11 +230,7 @@ def released(
     Returns:
       Sums as of m clients that trained everything; C of the next round.
     """
-    of_sum, of_count = (
-        jax.random.fold_in(jax.random.fold_in(draw.key, draw.round), stream)
-        for stream in (streams.PRIVACY, streams.PRIVACY_COUNT)
-    )
-    noise = jax.random.normal(of_sum, totals.deltas.shape)
+    noise = draw.normal(totals.deltas.shape, streams.PRIVACY)
     everybody = jnp.full((), mechanism.divisor)
     clip = jnp.asarray(draw.clip)
     new = server.Totals(
@@ -205,9 +239,10 @@ def released(
         everybody,
     )
     adaptive = mechanism.adaptive
-    if adaptive is None:
+    if adaptive is None or totals.below is None:
         return new, clip
-    count = totals.below + adaptive.deviation * jax.random.normal(of_count)
+    of_count = draw.normal((), streams.PRIVACY_COUNT)
+    count = totals.below + adaptive.deviation * of_count
     share = count / mechanism.divisor + 0.5
     return new, clip * jnp.exp(-adaptive.rate * (share - adaptive.quantile))
 

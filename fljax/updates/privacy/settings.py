@@ -51,6 +51,14 @@ class Privacy:
         "0: as many as the draw gives it.",
         least=0,
     )
+    bands: int = bounds.field(
+        1,
+        "Bands of noise that is correlated over rounds (DP-FTRL), for cohorts that "
+        "hide nobody; a client waits as many rounds between two parts. 1: independent "
+        "noise.",
+        least=1,
+        most=10_000,
+    )
     quantile: float = bounds.field(
         0.0,
         "Adaptive clipping: the share of clients whose updates are to keep their "
@@ -78,6 +86,11 @@ class Privacy:
             raise ValueError(
                 "privacy.clip: expected privacy.noise or privacy.epsilon beside it, "
                 "got neither"
+            )
+        if self.bands > 1 and self.quantile:
+            raise ValueError(
+                "privacy.quantile: expected 0 beside privacy.bands, since noise that "
+                "is taken back later is of one clip norm"
             )
         for name in ("clip_rate", "count_noise"):
             if self._given(name) and not self.quantile:
