@@ -263,7 +263,7 @@ def test_a_text_names_a_selection(text, made):
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"selection": "unifrom"}, "expected uniform, power_of_choice, oort, got 'u"),
+        ({"selection": "unifrom"}, "expected uniform, poisson, power_of_choice, oort"),
         ({"selection": "power_of_choice"}, "expected power_of_choice:CANDIDATES"),
         ({"selection": "power_of_choice:x"}, "candidates: expected a whole number"),
         ({"selection": "power_of_choice:0"}, "expected at least 1 candidate, got 0"),
