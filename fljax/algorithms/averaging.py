@@ -210,10 +210,7 @@ def averaging(
     )
     seams = seams._replace(secure=_words(fed, seams, len(everyone)))
     blocks = _check(fed, seams)
-    refusals.few_updates(
-        seams,
-        arrivals.most_arrivals(rules.clock, rules.clients_per_round, len(everyone)),
-    )
+    refusals.few_updates(seams, _most(fed, len(everyone)))
     asked = rules.privacy
     if asked is not None and asked.clip:
         private.check(fed, policy, seams)
@@ -242,8 +239,15 @@ def _words(
     weight = 1.0
     if rules.weighting == "examples":
         weight = float(np.asarray(fed.population.shards.counts).max())
-    most = arrivals.most_arrivals(rules.clock, rules.clients_per_round, candidates)
+    most = _most(fed, candidates)
     return secure_sum.make(rules.secure_sum, most, weight)
+
+
+def _most(fed: federation.Federation, candidates: int) -> int:
+    """Counts the updates that a round may have."""
+    rules = fed.rules
+    cohort = rules.selection.most(rules.clients_per_round, candidates)
+    return arrivals.most_arrivals(rules.clock, cohort, candidates)
 
 
 def _widest(fed: federation.Federation, seams: kinds.Seams) -> float:
