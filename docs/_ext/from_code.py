@@ -42,7 +42,7 @@ _GROUPS = {
         *("tiers", "tiers_file", "fleet", "cost_table", "device_class"),
         *("table_error", "max_windows"),
     ),
-    "Evaluation": ("eval_every", "eval_batch_size", "norm_statistics"),
+    "Evaluation": ("evaluation", "eval_every", "eval_batch_size", "norm_statistics"),
     "How it is computed": ("precision", "client_width", "programs", "devices"),
 }
 

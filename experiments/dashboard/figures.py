@@ -78,6 +78,9 @@ def looks(names: Sequence[str], dark: bool) -> dict[str, Look]:
     return found
 
 
+_JUDGED = ("measure", "worst", "clients", "worst_tenth")  # as the task measures
+
+
 def draw(page: Page) -> dict[str, Figure | None]:
     """Draws all panels.
 
@@ -119,7 +122,7 @@ def _curves(page: Page, name: str) -> Figure | None:
         return None
     traces: list[Figure] = []
     happened = False
-    groups = _judged(page) if name in ("measure", "worst") else page.groups
+    groups = _judged(page) if name in _JUDGED else page.groups
     for group, runs in groups.items():
         made = _together(_curve(run, page.axis, run.column(name)) for run in runs)
         if made is None:

@@ -16,6 +16,7 @@ from jax import lax
 from jax.sharding import Mesh
 
 from fljax import tasks, types
+from fljax.data import test_shards
 from fljax.engine import client
 from fljax.nn import layers, network, signals
 from fljax.runtime import mesh, streams
@@ -32,6 +33,8 @@ class Scores(NamedTuple):
       mixes: [T, C] of `tier_mixes` at that time; None: there are none.
       opened: [2] examples of other classes that a backdoor makes the target, and how
         many there are; None: there is no backdoor.
+      clients: of `per_client.program`, of each client on its own test shard; None: it
+        is not asked for.
     """
 
     whole: types.Tree
@@ -39,6 +42,7 @@ class Scores(NamedTuple):
     tier_total: types.ArrayLike = ()
     mixes: np.ndarray | None = None
     opened: types.ArrayLike | None = None
+    clients: types.Tree = None
 
 
 class Static(NamedTuple):
@@ -224,16 +228,7 @@ def tiers_of_test(labels: np.ndarray, by_tier: np.ndarray, seed: int) -> np.ndar
       training examples of its class.
     """
     generator = streams.generator(seed, streams.TEST_TIERS)
-    tier = np.full(len(labels), len(by_tier))
-    for kind in np.unique(labels):
-        ends = np.cumsum(by_tier[:, kind])
-        if not ends[-1]:
-            continue
-        rows = generator.permutation(np.flatnonzero(labels == kind))
-        # Evenly spaced points: counts are off by less than 1, and on average right.
-        points = (np.arange(len(rows)) + generator.random()) / len(rows)
-        tier[rows] = np.searchsorted(ends, points * ends[-1], side="right")
-    return one_hot(tier, len(by_tier))
+    return one_hot(test_shards.dealt(labels, by_tier, generator), len(by_tier))
 
 
 def one_hot(tier: np.ndarray, tiers: int) -> np.ndarray:

@@ -35,8 +35,8 @@ from fljax.engine import (
     feeding,
     width,
 )
+from fljax.experiment import client_evaluation, environment, fleets, progress
 from fljax.experiment import config as configs
-from fljax.experiment import environment, fleets, progress
 from fljax.nn import network, slicing
 from fljax.plans import cost_model, costs, typical
 from fljax.runs import guard, simulation
@@ -353,7 +353,8 @@ def build(
     train_data, test_data = _data(config, data, over)
     fed = _federation(config, net, (train_data, task), (shards, made), over)
     shares = _shares(config, task, data, parts, len(made.known_as))
-    evaluator = _evaluator(config, fed, test_data, shares)
+    each = client_evaluation.who(config, task, data, parts)
+    evaluator = _evaluator(config, fed, test_data, (shares, each))
     return Experiment(
         settings=config,
         built_from=config,
@@ -365,6 +366,7 @@ def build(
             *checks.notes(data, task.classes),
             *_scale_notes(config, data),
             *_small(config, fed, len(data.y_test)),
+            *client_evaluation.notes(each, len(parts)),
         ),
         tokenizer=data.tokenizer,
         own=given,
@@ -583,10 +585,14 @@ def _tiers_of_test(config, classes, users_test, tier, by_tier) -> np.ndarray | N
     return evaluate.one_hot(of_users, len(by_tier))
 
 
+Whose = tuple[Shares, client_evaluation.Who | None]  # the test examples are
+
+
 def _evaluator(
-    config, fed, test_data, shares: Shares, width: float = 1.0
+    config, fed, test_data, whose: Whose, width: float = 1.0
 ) -> simulation.Evaluator:
     """Makes what evaluates the network, or the leading channels of it."""
+    shares, tested = whose
     task, cut, (net, _) = fed.training.task, None, fed.model.at(width)
     backdoor = attacks.backdoor(fed.rules.attack)
     static = evaluate.Static(net, task, config.norm_statistics == "running", backdoor)
@@ -607,9 +613,11 @@ def _evaluator(
         order = evaluate.batches(size, batch_size, config.seed, over.size, tested)
         return mixes, mesh.distribute(over, order)
 
-    devices = fed.population.fleet
+    devices, each = fed.population.fleet, None
     tier = fleet.sorted_at(devices, config.seed, 0)
     names, last = devices.known_as, (tier, laid_out(tier))
+    if tested is not None:
+        each = client_evaluation.make(tested, fed, static, test_data, batch_size)
 
     def scores(state: base.State) -> evaluate.Scores:
         nonlocal last
@@ -626,15 +634,19 @@ def _evaluator(
             static=static,
             devices=over,
         )
+        if each is not None:
+            sums = sums._replace(clients=each.run(blocks, state, last[0]))
         return sums._replace(mixes=mixes)
 
     def fields(sums) -> dict:
         found = evaluate.summary(sums, sums.mixes, names, task)
+        if each is not None:
+            found |= each.fields(sums.clients, names)
         return found if width == 1 else found | {"evaluated_width": width}
 
     def remade(width: float, attack: attacks.Attack | None) -> simulation.Evaluator:
         attacked = fed.having(attack=attack)
-        return _evaluator(config, attacked, test_data, shares, width)
+        return _evaluator(config, attacked, test_data, whose, width)
 
     every = config.eval_every
     return simulation.Evaluator(

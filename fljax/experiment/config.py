@@ -24,6 +24,7 @@ from fljax.devices import arrivals, classes, fleet_sources
 from fljax.devices import clock as clocks
 from fljax.devices import failures as faults
 from fljax.devices import fleet as fleets
+from fljax.engine import per_client
 from fljax.kernels import specs
 from fljax.runs import guard
 from fljax.updates import aggregates, attacks, codecs, secure_sum
@@ -256,6 +257,12 @@ class Config:
         "Norms in evaluation use the test batch's statistics or running ones.",
         choices=("batch", "running"),
     )
+    evaluation: str = bounds.field(
+        "global",
+        "What is evaluated beside the global network: nothing (global), or each client "
+        "on its own test examples, clients:EPOCHS:MOST, after so many epochs of "
+        "fine-tuning; of more than MOST (1000) a sample.",
+    )
     eval_every: int = bounds.field(
         1, "Rounds between evaluations; the last always is.", least=1
     )
@@ -458,6 +465,8 @@ def check(config: Config) -> None:
                 f"--{flag}: expected {usual} beside --algorithm=centralized, which "
                 f"sends nothing, got {getattr(config, flag)!r}"
             )
+    with naming("evaluation"):
+        notation.make(config.evaluation, per_client.BY_NAME)
     with naming("task"):
         made = tasks.named(config.task)
     if not made.classes and config.partition in BY_CLASS:

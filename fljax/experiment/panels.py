@@ -91,6 +91,20 @@ QUANTITIES = (
         100,
         read=_worst_tier,
     ),
+    Quantity(
+        "clients",
+        "mean of clients' own test accuracy",
+        ("client_test_accuracy",),
+        "%",
+        100,
+    ),
+    Quantity(
+        "worst_tenth",
+        "worst tenth of clients' own test accuracy",
+        ("client_test_accuracy_worst_tenth",),
+        "%",
+        100,
+    ),
     Quantity("test_loss", "test loss", ("test_loss",)),
     Quantity("train_loss", "training loss", ("train_loss",)),
     # of the devices
@@ -115,6 +129,7 @@ COMPARED = (
     Panel("upload", "measure"),
     Panel("clock", "measure"),
 )
+PER_CLIENT = (Panel("round", "clients"), Panel("round", "worst_tenth"))  # if recorded
 HISTORY = (
     Panel("round", "measure"),
     Panel("round", "test_loss"),
@@ -122,7 +137,17 @@ HISTORY = (
 )
 AXES = ("round", "clock")  # of the live page, for its reader to choose
 LIVE = (
-    *("measure", "worst", "test_loss", "train_loss", "upload", "clock", "compute"),
+    *(
+        "measure",
+        "worst",
+        "clients",
+        "worst_tenth",
+        "test_loss",
+        "train_loss",
+        "upload",
+        "clock",
+        "compute",
+    ),
     *("joules", "participants", "refused", "rollbacks", "wall"),
 )
 
@@ -140,10 +165,31 @@ def of(measure: tasks.Measure = ACCURACY) -> dict[str, Quantity]:
     title, key = f"test {measure.title}", measure.key
     unit = ("%", 100.0) if measure.share else ("", 1.0)
     worst = f"worst tier's {title}", (f"worst_tier_{key}",)
+    own, each = f"clients' own {title}", f"client_{key}"
+    tenth = f"worst tenth of {own}", (f"{each}_worst_tenth",)
     return found | {
         "measure": Quantity("measure", title, (key,), *unit),
         "worst": Quantity("worst", *worst, *unit),
+        "clients": Quantity("clients", f"mean of {own}", (each,), *unit),
+        "worst_tenth": Quantity("worst_tenth", *tenth, *unit),
     }
+
+
+def of_comparison(
+    runs: Iterable[Sequence[Record]], quantities: Mapping[str, Quantity]
+) -> tuple[Panel, ...]:
+    """Says what is drawn of runs side by side.
+
+    Args:
+      runs: records of each.
+      quantities: of `of`.
+
+    Returns:
+      `COMPARED`, and `PER_CLIENT` where clients were evaluated.
+    """
+    each = quantities["clients"]
+    known = any(not math.isnan(each.value(r)) for records in runs for r in records)
+    return (*COMPARED, *PER_CLIENT * known)
 
 
 def measure_of(runs: Iterable[Sequence[Record]]) -> tasks.Measure:

@@ -43,9 +43,10 @@ def compared(
 ) -> Picture:
     """Draw accuracy by round, upload and virtual time, and that of the worst tier.
 
-    A line is the mean over the seeds at the rounds that all of them have evaluated; its
-    band reaches from the lowest to the highest seed. An algorithm that uploads nothing
-    is left out of the upload panel.
+    Where clients were evaluated, also their mean and the worst tenth of them. A line is
+    the mean over the seeds at the rounds that all of them have evaluated; its band
+    reaches from the lowest to the highest seed. An algorithm that uploads nothing is
+    left out of the upload panel.
 
     Args:
       runs: algorithm -> a list over seeds of metrics records in order of rounds, with
@@ -59,10 +60,13 @@ def compared(
     """
     quantities = panels.of(measure)
     layout = layout_engine.ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.1)
-    page = Picture(figsize=(12, 8.2), dpi=100, layout=layout)
+    seeds_of_all = itertools.chain.from_iterable(runs.values())
+    drawn = panels.of_comparison(seeds_of_all, quantities)
+    rows = len(drawn) // 2
+    page = Picture(figsize=(12, 4.1 * rows), dpi=100, layout=layout)
     looks = styles.of(runs)
     for panel, (x, y) in zip(
-        page.subplots(2, 2, sharey=True).flat, panels.COMPARED, strict=True
+        page.subplots(rows, 2, sharey=True).flat, drawn, strict=True
     ):
         axis, quantity = quantities[x], quantities[y]
         for name, style in looks.items():

@@ -6,7 +6,7 @@ before. There are four kinds of streams:
 - of a round: `fold_in(round key, tag)`, then a client's number. The key of a round is
   `fold_in(key(seed), round)`; a client trains with `fold_in(round key, number)`. Both
   numbers are int32, so tags from 2**32 downward never meet them.
-- of the seed: `fold_in(key(seed), INITIAL)`; no round has that number.
+- of the seed: `fold_in(key(seed), INITIAL)`, or another tag; no round has that number.
 - on the host: `generator(seed, number, ...)`. Three of these numbers stand for two
   streams that have nothing to do with each other; another number would change results.
 - partitions of a training set, `numpy.random.default_rng(seed)`: the seed alone.
@@ -22,6 +22,7 @@ import numpy as np
 
 # Folded into the key of the seed.
 INITIAL = 0xFFFF0000  # weights and calibration of the network before the first round
+FINETUNE = 0xFFFF0040  # , client: what it draws before its evaluation
 
 # Folded into the key of a round.
 BUDGETS = 0xFFFF0001  # what a device may spend
@@ -55,6 +56,8 @@ RING = 9  # , round: who stands beside whom, in a secure sum
 TIME_ZONES = 0xFFFF0022  # of devices that come and go with the hour
 PHONES = 0xFFFF0024  # of a fleet drawn by `phones`
 HOSTILE = 0xFFFF0041  # which clients are hostile
+TEST_SHARDS = 0xFFFF0042  # test examples dealt out to clients
+EVALUATED = 0xFFFF0043  # which clients are evaluated, of very many
 
 
 def generator(seed: int, stream: int, *more: int) -> np.random.Generator:
