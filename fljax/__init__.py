@@ -72,6 +72,7 @@ _FACE = {
     "Codec": "updates.codecs",
     "Aggregate": "updates.aggregates",
     "Attack": "updates.attacks",
+    "Personal": "updates.personal",
     "ServerRule": "updates.server_rule",
     "server_rule": "updates.server_rule",
 }
@@ -160,6 +161,7 @@ if TYPE_CHECKING:  # the same for editors and type checkers; a test compares
     from fljax.updates.attacks import Attack as Attack
     from fljax.updates.codecs import Codec as Codec
     from fljax.updates.local_rule import LocalRule as LocalRule
+    from fljax.updates.personal import Personal as Personal
     from fljax.updates.privacy import Privacy as Privacy
     from fljax.updates.server_rule import ServerRule as ServerRule
     from fljax.updates.server_rule import server_rule as server_rule

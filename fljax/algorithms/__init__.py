@@ -16,6 +16,7 @@ from fljax.algorithms import (
     fedprox,
     scaffold,
 )
+from fljax.algorithms.personal import ditto, fedbn, fedper, fedrep, local
 from fljax.algorithms.widths import (
     cocofl_width,
     federated_dropout,
@@ -42,4 +43,9 @@ BY_NAME = {
     "fedrolex": fedrolex.fedrolex,
     "fjord": fjord.fjord,
     "federated_dropout": federated_dropout.federated_dropout,
+    "fedper": fedper.fedper,
+    "fedrep": fedrep.fedrep,
+    "fedbn": fedbn.fedbn,
+    "ditto": ditto.ditto,
+    "local": local.local,
 }

@@ -176,8 +176,9 @@ def averaging(
 ) -> base.Algorithm:
     """Makes an algorithm that averages what each client's plan trained.
 
-    What clients send, how it becomes one, how narrow networks train and what hostile
-    clients do (`fed.rules.codec`, `aggregate`, `narrowing`, `attack`) are the
+    What clients send, how it becomes one, how narrow networks train, what stays with a
+    client and what hostile ones do (`fed.rules.codec`, `aggregate`, `narrowing`,
+    `personal`, `attack`) are the
     federation's.
 
     Args:
@@ -201,8 +202,15 @@ def averaging(
     if isinstance(attack, attacks.Attack) and not attack.share:
         attack = None  # a backdoor is looked for all the same
     seams = kinds.Seams(
-        local, rules.codec, rules.aggregate, server, rules.narrowing, attack
+        local,
+        rules.codec,
+        rules.aggregate,
+        server,
+        rules.narrowing,
+        attack,
+        personal=rules.personal,
     )
+    refusals.personal(fed, seams, policy)
     everyone = (
         np.arange(len(fed.population.shards.counts))
         if candidates is None
@@ -221,11 +229,12 @@ def averaging(
     functions = made.init, made.assign, made.round, rounds.programs, made.rehearse
     keeps = kinds.state_size(seams, blocks) if seams.keeps else 0
     parts, widest = _named(fed, seams), _widest(fed, seams)
-    notes, most = (*_untrained(fed, widest), *_summed(seams.secure)), None
+    notes = (*_untrained(fed, widest), *_summed(seams.secure), *_headless(seams))
+    most = None
     if asked is not None and seams.privacy is not None:
         notes = (*notes, private.said(seams.privacy, asked.rounds or 1))
         most = seams.privacy.ledger.most_rounds
-    return base.Algorithm(*functions, parts, keeps, widest, notes, fed, most)
+    return base.Algorithm(*functions, parts, keeps, widest, notes, fed, most, seams)
 
 
 def _words(
@@ -281,6 +290,17 @@ def _summed(words: secure_sum.Words | None) -> tuple[str, ...]:
     return (
         f"secure sum: values in steps of {words.step:.3g}, clipped beyond "
         f"{words.most * words.step:.3g}; it is simulated, and protects nothing here",
+    )
+
+
+def _headless(seams: kinds.Seams) -> tuple[str, ...]:
+    """Says that the server's network is not whole."""
+    if seams.withheld is None:
+        return ()
+    return (
+        "part of the network stays with each client, and is on the server as it was "
+        "drawn: the accuracy of the global network is no client's, "
+        "--evaluation=clients has theirs",
     )
 
 

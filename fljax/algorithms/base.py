@@ -13,6 +13,7 @@ from fljax.devices import arrivals
 from fljax.engine import books as round_books
 from fljax.engine import client_rows, program, schedule, single
 from fljax.engine import federation as federations
+from fljax.engine import seams as kinds
 from fljax.updates import privacy, server
 
 
@@ -119,6 +120,7 @@ class Algorithm(NamedTuple):
       notes: a line for each thing that the user should know.
       federation: as the algorithm has it; None: as it was given.
       most_rounds: that a budget of privacy is enough for; None: any number.
+      seams: what it is made of; they say what of the network is a client's own.
     """
 
     init: Callable[[], State]
@@ -134,3 +136,4 @@ class Algorithm(NamedTuple):
     notes: tuple[str, ...] = ()
     federation: federations.Federation | None = None
     most_rounds: int | None = None
+    seams: kinds.Seams = kinds.NONE

@@ -19,6 +19,7 @@ from fljax.updates import (
     attacks,
     codecs,
     local_rule,
+    personal,
     server,
     server_rule,
 )
@@ -29,6 +30,7 @@ _KINDS = {
     "aggregate": aggregates.Aggregate,
     "server": server_rule.ServerRule,
     "attack": attacks.Attack,
+    "personal": personal.Personal,
 }
 _CLIENTS = 13  # unlike most other sizes, that one is not taken for the other
 
@@ -92,6 +94,8 @@ def check_traced(seams: kinds.Seams, blocks: tuple[dict, ...]) -> None:
         _check_aggregate(aggregate, params, vector)
     if seams.attack is not None:
         _check_attack(seams.attack, params)
+    if seams.personal is not None:
+        _check_personal(seams.personal, blocks)
     if seams.server != kinds.NONE.server or seams.local is not None:
         _check_rules(seams, blocks, params)
 
@@ -116,6 +120,22 @@ def _check_aggregate(
     middle = tuple(map(_array, sizes)), _array(_CLIENTS)
     expected = aggregates.Combined(*middle), state
     _same(aggregate, "combine", expected, aggregate.combine, state, seen)
+
+
+def _check_personal(rule: personal.Personal, blocks: tuple[dict, ...]) -> None:
+    """Insists on a flag for each leaf."""
+    try:
+        found = rule.stays(blocks)
+        flags = all(type(flag) is bool for flag in jax.tree.leaves(found))
+        fits = jax.tree.structure(found) == jax.tree.structure(blocks)  # type: ignore[operator]
+        came = bounds.shown(found)
+    except Exception as error:  # whatever a rule of the user's raises
+        flags, fits, came = False, False, _gist(error)
+    if not (flags and fits):
+        raise ValueError(
+            f"{rule!r}: expected stays to give True or False for each leaf of the "
+            f"blocks, got {came}"
+        )
 
 
 def _check_message(codec: codecs.Codec, size: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fljax import plans, policies
 from fljax.devices import arrivals, hostile
 from fljax.engine import federation
 from fljax.engine import seams as kinds
@@ -120,6 +121,11 @@ def root(fed: federation.Federation, seams: kinds.Seams) -> None:
             f"--aggregate: expected mean or what sees clients alone beside {local}, "
             f"which keeps or sends more than updates, got {seams.aggregate}"
         )
+    if seams.personal is not None:
+        raise ValueError(
+            f"--aggregate: expected mean or what sees clients alone beside "
+            f"{seams.personal}, of which the server has nothing, got {seams.aggregate}"
+        )
     examples = int(sum(fed.population.shards.counts))
     if seams.aggregate.root_size > examples:
         raise ValueError(
@@ -178,6 +184,78 @@ def single_updates(fed: federation.Federation, seams: kinds.Seams) -> None:
         )
 
 
+def body(fed: federation.Federation, head: int, name: str) -> None:
+    """Refuses networks that are all head.
+
+    Args:
+      fed: the federation.
+      head: blocks of the head.
+      name: of the algorithm.
+
+    Raises:
+      ValueError: there is no block below it.
+    """
+    blocks = fed.model.net.num_blocks
+    if not 1 <= head < blocks:
+        raise ValueError(
+            f"--network: expected one of more blocks than the {head} of the head "
+            f"beside {name}, got {fed.model.net.name!r} of {blocks}"
+        )
+
+
+def sends(fed: federation.Federation, name: str) -> None:
+    """Refuses what is of updates, where none is sent.
+
+    Raises:
+      ValueError: the federation asks for it.
+    """
+    rules = fed.rules
+    for flag, odd, usual in (
+        ("codec", rules.codec, "none"),
+        ("aggregate", rules.aggregate.sees_updates and rules.aggregate, "mean"),
+        ("norm_bound", rules.norm_bound, "0"),
+        ("attack", rules.attack, "none"),
+        ("secure_sum", rules.secure_sum, "none"),
+        ("privacy.clip", rules.privacy and rules.privacy.clip, "0"),
+    ):
+        if odd:
+            raise ValueError(
+                f"--{flag}: expected {usual} beside {name}, which sends nothing, got "
+                f"{odd}"
+            )
+
+
+def personal(
+    fed: federation.Federation, seams: kinds.Seams, policy: policies.Policy
+) -> None:
+    """Refuses what makes no sense beside networks that stay with clients in part.
+
+    Args:
+      fed: the federation.
+      seams: of the algorithm.
+      policy: which plan for which client.
+
+    Raises:
+      ValueError: it is such a thing.
+    """
+    if seams.personal is None:
+        return
+    if policy.always != plans.full(fed.model.net.num_blocks):
+        raise ValueError(
+            f"personal: expected an algorithm whose clients train the whole network, "
+            f"such as fedavg, since blocks are frozen from the server's network, not "
+            f"from what stays with each client, beside {seams.personal!r}"
+        )
+    local = seams.local
+    if seams.server.shares or (local and (local.keeps or local.messages)):
+        part = seams.server if seams.server.shares else local
+        raise ValueError(
+            f"personal: expected neither control variates nor states of a local rule "
+            f"beside {seams.personal!r}, since these are of the whole network, got "
+            f"{part!r}"
+        )
+
+
 def narrow(fed: federation.Federation, seams: kinds.Seams) -> None:
     """Refuses what makes no sense beside networks of several widths.
 
@@ -201,8 +279,8 @@ def narrow(fed: federation.Federation, seams: kinds.Seams) -> None:
             f"--aggregate: expected mean beside networks of several widths, which have "
             f"no value for each other's channels, got {seams.aggregate}"
         )
-    if seams.local is not None or seams.server.shares:
-        part = seams.local or seams.server
+    if seams.local is not None or seams.server.shares or seams.personal is not None:
+        part = seams.personal or seams.local or seams.server
         raise ValueError(
             f"narrowing: expected clients that train by their optimizer alone, since "
             f"their networks differ in width, got {part!r}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
@@ -127,6 +128,7 @@ class Client(NamedTuple):
       window: first and last block that it trains, [] each, if the program is of any.
       own: what its local rule keeps, a tuple over all blocks; None: nothing.
       hostile: [] whether it is an attacker's; None: nobody is.
+      personal: [L] what stays with it of the network; None: nothing.
     """
 
     indices: types.Array
@@ -135,6 +137,7 @@ class Client(NamedTuple):
     window: program.Window | None = None
     own: tuple | None = None
     hostile: types.Array | None = None
+    personal: types.Array | None = None
 
 
 class Result(NamedTuple):
@@ -149,6 +152,7 @@ class Result(NamedTuple):
       message: of its local rule, shaped like the parameters of delta; None: nothing.
       numbers: [m] likewise.
       classes: as of `program.Batch`.
+      personal: as of `Client`, after the round.
     """
 
     delta: tuple
@@ -159,6 +163,7 @@ class Result(NamedTuple):
     message: tuple | None = None
     numbers: types.Array | None = None
     classes: types.Array | None = None
+    personal: types.Array | None = None
 
 
 def inputs(data: Data, indices: types.Array) -> types.Array:
@@ -384,30 +389,141 @@ def train(
     Returns:
       The client's result.
     """
-    net, training, spec, span = static.net, static.training, static.spec, static.span
+    net, span, seams = static.net, static.span, static.seams
     mask = tuple(span.start <= i < span.stop for i in range(net.num_blocks))
     begun = trees.keep(start.state, mask)
-    params = _params(begun)
-    optimizer = make_optimizer(training, start.learning_rate)
-    local, shared, own = static.seams.local, start.shared, one.own
+    if seams.withheld is not None:
+        begun = seams.withheld.put(begun, one.personal)
+    local, shared, own, rule = seams.local, start.shared, one.own, None
     if local is not None:
         shared, own = (x and trees.keep(x, mask) for x in (shared, own))
-        optimizer = optax.chain(local.transform(shared, own), optimizer)
-    optimizer = partitioned(optimizer, mask, params)
+        rule = local.transform(shared, own)
+    way = _way(static, start, one, present)
+    carry = begun, jnp.zeros(()), places
+    for leg in _legs(way, begun, rule):
+        carry = _walk(way, carry, leg)
+    trained, total, places = carry
+    examples = (one.size * static.training.local_epochs).astype(jnp.float32)
+    delta, loss = trees.subtract(trained, begun), total / jnp.maximum(examples, 1.0)
+    result = Result(delta, loss, examples, places, classes=way.classes)
+    if local is not None:
+        done = local_rule.Local(
+            _params(delta),
+            way.steps,
+            start.learning_rate,
+            functools.partial(_mean_gradient, way, begun),
+        )
+        result = _finished(result, local.finish(shared, own, done))
+    if seams.withheld is not None:
+        zeros = jax.tree.map(jnp.zeros_like, result.delta)
+        return result._replace(
+            delta=seams.withheld.of_server(result.delta, zeros),
+            personal=seams.withheld.take(trained),
+        )
+    if seams.personal is not None:
+        return result._replace(personal=_beside(way, begun))
+    return result
+
+
+class _Way(NamedTuple):
+    """What the steps of a client have in common.
+
+    Attributes:
+      static: as of `train`; so start, one and present.
+      batch_of: (step) -> example indices [B], mask [B].
+      keys: of the order of examples, and of noise.
+      classes: as of `program.Batch`.
+    """
+
+    static: Static
+    start: Start
+    one: Client
+    present: types.Array | None
+    batch_of: Callable[[types.Array], tuple[types.Array, types.Array]]
+    keys: tuple[types.Key, types.Key]
+    classes: types.Array | None
+
+    @property
+    def steps(self) -> types.Array:
+        """Counts the steps of the round."""
+        return steps_of(self.one.size, self.static.training)
+
+
+def _way(
+    static: Static, start: Start, one: Client, present: types.Array | None
+) -> _Way:
     shuffle_key, noise_key = jax.random.split(one.key)
-    batch_of = _batches(shuffle_key, one.indices, one.size, training)
-    probed = spec.gradient_place != "nowhere"
+    batch_of = _batches(shuffle_key, one.indices, one.size, static.training)
     classes = _classes(static, start, one)
+    return _Way(
+        static, start, one, present, batch_of, (shuffle_key, noise_key), classes
+    )
+
+
+class _Leg(NamedTuple):
+    """Steps that a client takes by one optimizer.
+
+    Attributes:
+      first: of the steps.
+      until: the first step after them.
+      rule: that gradients go through before the optimizer; None: none.
+      moves: what is trained, a tree of bools like the state of the blocks; None: all.
+    """
+
+    first: types.ArrayLike
+    until: types.ArrayLike
+    rule: optax.GradientTransformation | None = None
+    moves: tuple | None = None
+
+
+def _legs(
+    way: _Way, begun: tuple, rule: optax.GradientTransformation | None
+) -> list[_Leg]:
+    """Says in which order a client trains what."""
+    stays = way.static.seams.withheld
+    if stays is None or not stays.alone:
+        return [_Leg(0, way.steps, rule)]
+    training = way.static.training._replace(local_epochs=stays.alone)
+    mine = stays.stays(begun)
+    others = jax.tree.map(lambda one: not one, mine)
+    border = steps_of(way.one.size, training)
+    return [_Leg(0, border, rule, mine), _Leg(border, way.steps, rule, others)]
+
+
+def _walk(
+    way: _Way, carry: tuple[tuple, types.Array, tuple | None], leg: _Leg
+) -> tuple[tuple, types.Array, tuple | None]:
+    """Takes the steps of a leg.
+
+    Args:
+      way: of the client.
+      carry: state of the blocks that train; sum of the losses over examples; places.
+      leg: which steps.
+
+    Returns:
+      The new carry.
+    """
+    static, start, one = way.static, way.start, way.one
+    net, training, spec, span = static.net, static.training, static.spec, static.span
+    params = _params(carry[0])
+    optimizer = make_optimizer(training, start.learning_rate)
+    if leg.rule is not None:
+        optimizer = optax.chain(leg.rule, optimizer)
+    mask = tuple(span.start <= i < span.stop for i in range(net.num_blocks))
+    optimizer = partitioned(optimizer, mask, params)
+    probed = spec.gradient_place != "nowhere"
 
     def step(i, carry):
         trained, optimizer_state, total, places = carry
-        rows, valid = batch_of(i)
-        key = jax.random.fold_in(noise_key, i)
+        rows, valid = way.batch_of(i)
+        key = jax.random.fold_in(way.keys[1], i)
         batch = _batch(static, start, rows, valid, key, one.hostile)
-        batch = batch._replace(observe=i + 1 == steps, classes=classes)
-        mine = program.Own(one.window, places, present)
+        batch = batch._replace(observe=i + 1 == leg.until, classes=way.classes)
+        mine = program.Own(one.window, places, way.present)
         blocks = program.Blocks(start.frozen, trained)
         done = static.program.step(net, spec, blocks, batch, mine)
+        if leg.moves is not None:  # else the pass back through the others would stay
+            done = done._replace(gradients=_only(leg.moves, done.gradients))
         # Weights are read before they are updated: else XLA updates copies of them.
         gradients = lax.optimization_barrier(done.gradients)
         params = _params(trained)
@@ -417,41 +533,59 @@ def train(
             moved = jax.tree.map(jnp.where, done.held, moved, params)
         new = _next(trained, moved, done, span.start, probed)
         new = static.program.settle(new, trained, mine)
+        if leg.moves is not None:
+            new = jax.tree.map(lambda m, a, b: a if m else b, leg.moves, new, trained)
         return new, optimizer_state, total + done.loss * jnp.sum(valid), done.places
 
-    steps = steps_of(one.size, training)
-    carry = (begun, optimizer.init(params), jnp.zeros(()), places)
+    trained, total, places = carry
+    start_of_all = (trained, optimizer.init(params), total, places)
     # A loop of as many steps as the shard has: an uneven client costs what it trains.
-    trained, _, total, places = lax.fori_loop(0, steps, step, carry)
-    examples = (one.size * training.local_epochs).astype(jnp.float32)
-    delta, loss = trees.subtract(trained, begun), total / jnp.maximum(examples, 1.0)
-    result = Result(delta, loss, examples, places, classes=classes)
-    if local is None:
-        return result
+    trained, _, total, places = lax.fori_loop(leg.first, leg.until, step, start_of_all)
+    return trained, total, places
 
-    def gradient():
-        key = jax.random.fold_in(noise_key, steps)
-        return _mean_gradient(static, start, one, begun, batch_of, key)
 
-    done = local_rule.Local(_params(delta), steps, start.learning_rate, gradient)
-    sent = local.finish(shared, own, done)
+def _only(moves: tuple, gradients: tuple) -> tuple:
+    """Puts zeros in place of the gradients of what does not move."""
+    return jax.tree.map(
+        lambda m, g: g if m else jnp.zeros_like(g), _params(moves), gradients
+    )
+
+
+def _finished(result: Result, sent: local_rule.Finished) -> Result:
+    """Puts what a local rule says into the result."""
     delta = tuple(
         block and {**block, "params": p}
-        for block, p in zip(delta, sent.delta, strict=True)
+        for block, p in zip(result.delta, sent.delta, strict=True)
     )
     return result._replace(
         delta=delta, own=sent.own, message=sent.message, numbers=sent.numbers
     )
 
 
-def _mean_gradient(
-    static: Static, start: Start, one: Client, begun: tuple, batch_of, key: types.Key
-) -> tuple:
+def _beside(way: _Way, begun: tuple) -> types.Array:
+    """Trains the client's own network, beside the server's; gives it, [L]."""
+    static, one, rule = way.static, way.one, way.static.seams.personal
+    assert rule is not None
+    epochs = rule.epochs(static.training.local_epochs)
+    training = static.training._replace(local_epochs=epochs)
+    way = way._replace(
+        static=static._replace(training=training),
+        # The same draws, so that without a pull it is what it would be alone.
+        batch_of=_batches(way.keys[0], one.indices, one.size, training),
+    )
+    leg = _Leg(0, way.steps, rule.transform(_params(begun)))
+    carry = rule.put(begun, one.personal), jnp.zeros(()), None
+    return rule.take(_walk(way, carry, leg)[0])
+
+
+def _mean_gradient(way: _Way, begun: tuple) -> tuple:
     """Averages the gradient over an epoch's batches, at what a client began with."""
+    static, start, one = way.static, way.start, way.one
     blocks, mine = program.Blocks(start.frozen, begun), program.Own(one.window)
+    key = jax.random.fold_in(way.keys[1], way.steps)
 
     def add(i, mean):
-        rows, valid = batch_of(i)
+        rows, valid = way.batch_of(i)
         draws = jax.random.fold_in(key, i)
         batch = _batch(static, start, rows, valid, draws, one.hostile)
         done = static.program.step(static.net, static.spec, blocks, batch, mine)

@@ -24,6 +24,7 @@ from fljax.nn import network, slicing
 from fljax.plans import cost_model, costs
 from fljax.policies import selection as selections
 from fljax.updates import aggregates, attacks, codecs, secure_sum
+from fljax.updates import personal as personals
 from fljax.updates import privacy as privacies
 
 
@@ -106,6 +107,7 @@ class Rules(NamedTuple):
       secure_sum: how the server gets the sum of updates and no summand; None: it gets
         each.
       privacy: of the clients; None: none.
+      personal: what of the network stays with a client; None: nothing.
     """
 
     clients_per_round: int
@@ -121,6 +123,7 @@ class Rules(NamedTuple):
     attack: attacks.Attack | None = None
     secure_sum: secure_sum.SecureSum | None = None
     privacy: privacies.Privacy | None = None
+    personal: personals.Personal | None = None
 
 
 class Layout(NamedTuple):

@@ -109,9 +109,9 @@ def _run_on_device(
         slots = begin + jnp.arange(capacity)
         indices = clients.indices.at[slots].get(mode="clip")
         key = jax.random.fold_in(begun.key, number)
-        own = seams.parted(static.seams, begun.everything, state).own
-        window = window[0], window[1]
-        one = client.Client(indices, count, key, window, own, hostile)
+        kept = seams.parted(static.seams, begun.everything, state)
+        mine, window = (kept.own, hostile, kept.personal), (window[0], window[1])
+        one = client.Client(indices, count, key, window, *mine)
         return client.train(static, start, one, places, present)
 
     def chunk_step(i, carry: _Carry) -> _Carry:

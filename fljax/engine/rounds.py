@@ -490,6 +490,8 @@ def server_step(state, sums, l2, rate, beside=Beside(), *, static: Ending):
     new = new._replace(aggregate=kept)
     if seams.privacy is not None:
         new = new._replace(blocks=privacy.bounded(new.blocks, state.blocks))
+    if seams.withheld is not None:  # adding zero would turn -0 into 0
+        new = new._replace(blocks=seams.withheld.of_server(new.blocks, state.blocks))
     if sizes:
         l2 = norm_bound.usual(l2, added.l2, sizes)
     finite = trees.all_finite(new.blocks)

@@ -20,6 +20,7 @@ from fljax.devices import arrivals, clock, failures, fleet, trace
 from fljax.engine import books as round_books
 from fljax.engine import client, federation
 from fljax.engine import seams as kinds
+from fljax.nn import network
 from fljax.plans import catalogue, costs
 from fljax.policies import selection
 from fljax.runtime import host_random
@@ -122,7 +123,7 @@ class Schedule:
       constrained: whether a device fails that has less memory than its plan needs.
       clock: of the federation, nothing left open.
       catalogue: the plans that may be assigned, and what they cost.
-      full_bytes: of the network.
+      full_bytes: of the network, but for what stays with the clients.
       shared_bytes: that a client is sent beside the network.
       whole_round: seconds of the reference device with the mean number of examples.
       trips: round trips of a client, as of `clock.Job`.
@@ -153,6 +154,15 @@ class Schedule:
         """Tells whether somebody asks for the losses of rounds."""
         return self.policy.needs_losses or self.fed.rules.selection.hears
 
+    @property
+    def training(self) -> client.Training:
+        """Gives how clients train for the clock, their own networks included."""
+        training, own = self.fed.training, self.fed.rules.personal
+        if own is None or not own.beside:
+            return training
+        epochs = training.local_epochs
+        return training._replace(local_epochs=epochs + own.epochs(epochs))
+
     @functools.cached_property
     def clients(self) -> selection.Clients:
         """Gives what the server knows of all clients."""
@@ -160,7 +170,7 @@ class Schedule:
         devices = self.fed.population.fleet
         profile, row = devices.profile, devices.row
         speed, upload, _ = profile.limits.mean(axis=-1)[row].T
-        steps = client.steps_of(counts, self.fed.training)
+        steps = client.steps_of(counts, self.training)
         full = self.catalogue.row[plans.full(self.fed.model.net.num_blocks)]
         sent = np.full(len(row), self.catalogue.sent[full])
         received = self.full_bytes + self.shared_bytes
@@ -292,7 +302,7 @@ class Schedule:
                 memory > 1 + 1e-9, np.int8(failures.Fault.OUT_OF_MEMORY), faults
             )
         counts = np.asarray(fed.population.shards.counts)
-        steps = client.steps_of(counts[ids], fed.training)
+        steps = client.steps_of(counts[ids], self.training)
         received = self.catalogue.fetched[rows] + self.shared_bytes
         sent = self.catalogue.sent[rows]
         job = clock.Job(received, steps, time, sent, self.trips)
@@ -369,7 +379,7 @@ class Schedule:
         silent, broken = _unheard(done)
         heard = ~(silent | broken | (done.faults == failures.Fault.TRUNCATED))
         counts = np.asarray(self.fed.population.shards.counts)
-        work = client.steps_of(counts[done.ids], self.fed.training)
+        work = client.steps_of(counts[done.ids], self.training)
         asked = work * self.clock.step_seconds * self.catalogue.time[done.rows]
         sent = self.catalogue.sent[done.rows] / self.clock.upload_rate
         took = np.where(heard[:, None] & (done.seconds > 0), done.seconds, np.nan)
@@ -494,9 +504,17 @@ def make(
     model, people, rules = fed.model, fed.population, federation.clock(fed)
     counts = model.by_width
     listed = catalogue.make(model.table, counts, people.table_error, fed.seed)
-    sent = [kinds.sent_bytes(seams, p, counts[p.width]) for p in listed.listed]
-    listed = listed._replace(sent=np.array(sent, np.int64))
     full_bytes = plans.upload_bytes(plans.full(model.net.num_blocks), model.counts)
+    kept = 0
+    if seams.withheld is not None:  # then nobody trains at another width
+        shapes = network.shapes(model.net)
+        counts = {1.0: kinds.without(seams, model.counts, shapes)}
+        left = plans.upload_bytes(plans.full(model.net.num_blocks), counts[1.0])
+        kept = full_bytes - left
+    sent = [kinds.sent_bytes(seams, p, counts[p.width]) for p in listed.listed]
+    listed = listed._replace(
+        sent=np.array(sent, np.int64), fetched=listed.fetched - kept
+    )
     shared = 4 * sum(count.params for count in model.counts) * seams.server.shares
     trips = (1, 0)
     if seams.secure is not None:
@@ -516,7 +534,7 @@ def make(
         constrained,
         rules,
         listed,
-        full_bytes,
+        full_bytes - kept,
         shared,
         whole_round,
         trips,

@@ -1,7 +1,8 @@
 """What an algorithm asks for beside plain averaging, and the state that clients keep.
 
 A client's state [S] is one vector: what its local rule keeps of each block, then an
-error memory for each that the codec wants, as long as the parameters.
+error memory for each that the codec wants, as long as the parameters, then what stays
+with it of the network, [L].
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from fljax.updates import (
     server,
     server_rule,
 )
+from fljax.updates import personal as personals
 
 
 class Seams(NamedTuple):
@@ -41,6 +43,7 @@ class Seams(NamedTuple):
       secure: what clients send becomes words whose sum alone the server gets; None: it
         gets floats.
       privacy: what makes the sum of the updates private; None: nothing.
+      personal: what of the network stays with a client; None: nothing.
     """
 
     local: local_rule.LocalRule | None = None
@@ -51,6 +54,12 @@ class Seams(NamedTuple):
     attack: attacks.Attack | None = None
     secure: secure_sum.Words | None = None
     privacy: privacy.Mechanism | None = None
+    personal: personals.Personal | None = None
+
+    @property
+    def withheld(self) -> personals.Personal | None:
+        """Gives the rule of what is not sent; None: all is."""
+        return None if self.personal is None or self.personal.beside else self.personal
 
     @property
     def of_clients(self) -> Seams:
@@ -86,7 +95,8 @@ class Seams(NamedTuple):
     @property
     def keeps(self) -> bool:
         """Tells whether clients keep a state from round to round."""
-        return bool(self.memories or (self.local and self.local.keeps))
+        of_rules = self.personal or (self.local and self.local.keeps)
+        return bool(self.memories or of_rules)
 
 
 NONE = Seams()
@@ -95,7 +105,7 @@ NONE = Seams()
 def sent_bytes(
     seams: Seams, plan: plans.Plan, counts: Sequence[types.BlockCounts]
 ) -> int:
-    """Counts what a client sends under a plan.
+    """Counts what a client sends under a plan, if nothing of its blocks stays with it.
 
     A codec is of parameters; statistics and ranges are sent as they are.
 
@@ -119,23 +129,60 @@ def sent_bytes(
     return total
 
 
+def without(
+    seams: Seams,
+    counts: Sequence[types.BlockCounts],
+    blocks: tuple[dict, ...],
+) -> tuple[types.BlockCounts, ...]:
+    """Counts the parameters and bytes of blocks without what stays with a client.
+
+    Args:
+      seams: what is asked for.
+      counts: of the network's blocks.
+      blocks: shapes of the network.
+
+    Returns:
+      The counts.
+    """
+    if seams.withheld is None:
+        return tuple(counts)
+    found = []
+    sizes = personals.sizes(seams.withheld, blocks)
+    for count, block, (params, ranges, share) in zip(
+        counts, blocks, sizes, strict=True
+    ):
+        others = trees.size([block[n] for n in ("params", "ranges", "backward")])
+        statistics = count.upload_bytes - 4 * others
+        kept = 4 * (params + ranges) + round(share * statistics)
+        found.append(
+            count._replace(
+                params=count.params - params,
+                upload_bytes=count.upload_bytes - kept,
+            )
+        )
+    return tuple(found)
+
+
 class Kept(NamedTuple):
     """The state of a client, taken apart.
 
     Attributes:
       own: of the local rule, a tuple over blocks; None: it keeps none.
       memories: of the codec, each [Q] of the parameters of all blocks.
+      personal: [L] of the network, what stays with the client; None: nothing.
     """
 
     own: tuple | None
     memories: tuple[types.Array, ...]
+    personal: types.Array | None = None
 
 
 def first_state(seams: Seams, blocks: tuple[dict, ...]) -> types.Array:
     """Makes the state [S] of a client before its first round."""
     own = seams.local.own(blocks) if seams.local and seams.local.keeps else None
     size = trees.size(server.params_of(blocks))
-    return joined(Kept(own, (jnp.zeros(size),) * seams.memories))
+    stays = seams.personal.take(blocks) if seams.personal else None
+    return joined(Kept(own, (jnp.zeros(size),) * seams.memories, stays))
 
 
 def state_size(seams: Seams, blocks: tuple[dict, ...]) -> int:
@@ -145,10 +192,26 @@ def state_size(seams: Seams, blocks: tuple[dict, ...]) -> int:
     return jax.eval_shape(functools.partial(first_state, seams), blocks).size
 
 
+def network_of(
+    seams: Seams, blocks: tuple[dict, ...], state: types.Array | None
+) -> tuple[dict, ...]:
+    """Gives the network that a client has: the server's, with what is its own.
+
+    Args:
+      seams: of the algorithm.
+      blocks: of the server.
+      state: [S] of the client; None: it keeps none.
+    """
+    if seams.personal is None:
+        return blocks
+    return seams.personal.put(blocks, parted(seams, blocks, state).personal)
+
+
 def joined(kept: Kept) -> types.Array:
     """Strings a client's state together, [S]."""
     own = () if kept.own is None else kept.own
-    return jnp.concatenate([trees.ravel(own), *kept.memories])
+    stays = [] if kept.personal is None else [kept.personal]
+    return jnp.concatenate([trees.ravel(own), *kept.memories, *stays])
 
 
 def parted(seams: Seams, blocks: tuple[dict, ...], state: types.Array | None) -> Kept:
@@ -164,10 +227,13 @@ def parted(seams: Seams, blocks: tuple[dict, ...], state: types.Array | None) ->
     """
     if state is None:
         return Kept(None, ())
-    own, size = None, trees.size(server.params_of(blocks))
+    own, size, stays = None, trees.size(server.params_of(blocks)), None
+    if seams.personal:
+        like = jax.eval_shape(seams.personal.take, blocks)
+        state, stays = jnp.split(state, [state.size - like.size])
     beside = seams.memories * size
     if seams.local and seams.local.keeps:
         like = seams.local.own(blocks)
         own = trees.unravel(state[: state.size - beside], like)
     rows = state[state.size - beside :].reshape(seams.memories, size)
-    return Kept(own, tuple(rows))
+    return Kept(own, tuple(rows), stays)

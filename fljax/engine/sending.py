@@ -294,6 +294,8 @@ def _one(
         own = server_rule.kept(trained, result.own[span], kept.own[span])
         before, after = kept.own[: span.start], kept.own[span.stop :]
         kept = kept._replace(own=(*before, *own, *after))
+    if result.personal is not None:
+        kept = kept._replace(personal=result.personal)
     finite = message = None
     if result.message is not None:
         mine = result.message[span]
@@ -305,9 +307,15 @@ def _one(
         finite = trees.all_finite(whole)
         if static.program.any_window:
             part = _part(trained, whole)
-        places = slice(begin, begin + trees.size(whole))
+        places: slice | np.ndarray = slice(begin, begin + trees.size(whole))
+        vector = trees.ravel(whole)
+        if asked.withheld is not None:  # all blocks are trained
+            places = asked.withheld.shared(blocks)
+            vector = vector[places]
         before = tuple(_narrow(begun, memory)[places] for memory in kept.memories)
-        sent, after = asked.codec.apply(key, trees.ravel(whole), part, before)
+        sent, after = asked.codec.apply(key, vector, part, before)
+        if asked.withheld is not None:
+            sent = jnp.zeros(trees.size(whole)).at[places].set(sent)
         delta = tuple(
             {**block, "params": params}
             for block, params in zip(delta, trees.unravel(sent, whole), strict=True)
@@ -327,7 +335,10 @@ def _narrow(begun: cohorts.Round, memory: types.Array) -> types.Array:
 
 
 def _noted(
-    begun: cohorts.Round, memory: types.Array, places: slice, new: types.Array
+    begun: cohorts.Round,
+    memory: types.Array,
+    places: slice | np.ndarray,
+    new: types.Array,
 ) -> types.Array:
     """Puts what was sent anew of an error memory into it; the rest stays."""
     if begun.channels is None:

@@ -35,6 +35,7 @@ from fljax.engine import (
     feeding,
     width,
 )
+from fljax.engine import seams as kinds
 from fljax.experiment import client_evaluation, environment, fleets, progress
 from fljax.experiment import config as configs
 from fljax.nn import network, slicing
@@ -589,7 +590,12 @@ Whose = tuple[Shares, client_evaluation.Who | None]  # the test examples are
 
 
 def _evaluator(
-    config, fed, test_data, whose: Whose, width: float = 1.0
+    config,
+    fed,
+    test_data,
+    whose: Whose,
+    width: float = 1.0,
+    seams: kinds.Seams = kinds.NONE,
 ) -> simulation.Evaluator:
     """Makes what evaluates the network, or the leading channels of it."""
     shares, tested = whose
@@ -618,6 +624,7 @@ def _evaluator(
     names, last = devices.known_as, (tier, laid_out(tier))
     if tested is not None:
         each = client_evaluation.make(tested, fed, static, test_data, batch_size)
+        each = each.of(seams)
 
     def scores(state: base.State) -> evaluate.Scores:
         nonlocal last
@@ -644,13 +651,15 @@ def _evaluator(
             found |= each.fields(sums.clients, names)
         return found if width == 1 else found | {"evaluated_width": width}
 
-    def remade(width: float, attack: attacks.Attack | None) -> simulation.Evaluator:
+    def other(
+        width: float, attack: attacks.Attack | None, seams: kinds.Seams
+    ) -> simulation.Evaluator:
         attacked = fed.having(attack=attack)
-        return _evaluator(config, attacked, test_data, whose, width)
+        return _evaluator(config, attacked, test_data, whose, width, seams)
 
     every = config.eval_every
     return simulation.Evaluator(
-        scores, fields, every, size, task.measure, backdoor, remade
+        scores, fields, every, size, task.measure, backdoor, other
     )
 
 

@@ -16,10 +16,13 @@ import numpy as np
 from fljax import notation, tasks, types
 from fljax.algorithms import base
 from fljax.data import partition, test_shards
-from fljax.engine import client, evaluate, federation, per_client
+from fljax.engine import client, client_rows, evaluate, federation, per_client
+from fljax.engine import seams as kinds
 from fljax.engine.per_client import figures, program
 from fljax.experiment import config as configs
 from fljax.runtime import mesh, streams
+
+_ROWS = 256e6  # bytes of rows that lie on the devices at once
 
 
 class Found(NamedTuple):
@@ -28,10 +31,13 @@ class Found(NamedTuple):
     Attributes:
       scores: `program.Tested` of each call.
       tier: [E] of the clients, in their order.
+      met: how many of them have taken part, where they have networks of their own;
+        None: all have the server's.
     """
 
     scores: tuple[program.Tested, ...]
     tier: np.ndarray
+    met: int | None = None
 
 
 class Who(NamedTuple):
@@ -131,12 +137,24 @@ class Evaluation:
       who: is evaluated.
       data: of training and test, on the devices.
       groups: of those who share a program.
+      seams: of the algorithm.
     """
 
     fed: federation.Federation
     who: Who
     data: program.Data
     groups: tuple[_Group, ...]
+    seams: kinds.Seams = kinds.NONE
+
+    def of(self, seams: kinds.Seams) -> Evaluation:
+        """Gives the evaluation of clients of an algorithm.
+
+        Args:
+          seams: what of the network is a client's own; else all have the server's.
+        """
+        mine = seams if seams.personal is not None else kinds.NONE
+        groups = [g._replace(static=g.static._replace(seams=mine)) for g in self.groups]
+        return dataclasses.replace(self, groups=tuple(groups), seams=mine)
 
     @functools.cached_property
     def order(self) -> np.ndarray:
@@ -163,14 +181,35 @@ class Evaluation:
         key = jax.random.fold_in(jax.random.key(self.fed.seed), streams.FINETUNE)
         key, rate = mesh.replicate(over, (key, jnp.float32(rate)))
         given = program.Given(blocks, self.data, key, rate)
-        found = [
-            program.run(given, self._slots(group), static=group.static, devices=over)
-            for group in self.groups
-        ]
-        return Found(tuple(found), tier[self.who.shards.ids[self.order]])
+        found, rows = [], None
+        if self.seams.personal is not None:
+            rows = state.clients
+        for group in self.groups:
+            size = self._at_once(group, rows)
+            for begin in range(0, len(group.places), size):
+                few = group._replace(places=group.places[begin : begin + size])
+                slots = self._slots(few, size, rows)
+                done = program.run(given, slots, static=group.static, devices=over)
+                found.append(jax.tree.map(lambda x, n=len(few.places): x[:n], done))
+        ids = self.who.shards.ids[self.order]
+        met = None if rows is None else sum(r is not None for r in rows.stored(ids))
+        return Found(tuple(found), tier[ids], met)
 
-    def _slots(self, group: _Group) -> program.Slot:
-        """Lays the clients of a group out over the devices."""
+    def _at_once(self, group: _Group, rows: client_rows.Rows | None) -> int:
+        """Counts the clients of a call: all, or as many as fit with their rows."""
+        step, number = self._step(group), len(group.places)
+        if rows is None:
+            return number
+        most = max(int(_ROWS / (4 * max(rows.width, 1))), 1)
+        return min(number, step * -(-most // step))
+
+    def _step(self, group: _Group) -> int:
+        return self.fed.layout.devices.size * group.static.width
+
+    def _slots(
+        self, group: _Group, size: int, rows: client_rows.Rows | None
+    ) -> program.Slot:
+        """Lays clients of a group out over the devices, so many slots with padding."""
         shards, train = self.who.shards, self.fed.population.shards
         ids = shards.ids[group.places]
         columns = (
@@ -181,9 +220,13 @@ class Evaluation:
             train.counts[ids],
         )
         over = self.fed.layout.devices
-        spare = -len(ids) % (over.size * group.static.width)
+        step = self._step(group)
+        spare = step * -(-size // step) - len(ids)
         padded = [np.pad(np.asarray(x, np.int32), (0, spare)) for x in columns]
-        return mesh.distribute(over, program.Slot(*padded))
+        states = None
+        if rows is not None:
+            states = np.pad(rows.gather(ids), ((0, spare), (0, 0)))
+        return mesh.distribute(over, program.Slot(*padded)._replace(states=states))
 
     def fields(self, found: Found, names: tuple[str, ...]) -> dict[str, Any]:
         """Turns what clients score into fields of a record.
@@ -198,8 +241,7 @@ class Evaluation:
 
         def summed(which: str) -> dict[str, Any]:
             parts = [
-                figures.values(getattr(tested, which), len(group.places), task)
-                for tested, group in zip(found.scores, self.groups, strict=True)
+                figures.values(getattr(tested, which), task) for tested in found.scores
             ]
             each = np.concatenate(parts)
             return figures.summary(each, counts, found.tier, names, task.measure)
@@ -208,9 +250,11 @@ class Evaluation:
         if self.who.wanted.epochs:
             before = figures.fields(summed("before"), key)
             made |= {f"before_{name}": value for name, value in before.items()}
+        met = {} if found.met is None else {"clients_met": int(found.met)}
         return made | {
             "clients_evaluated": len(counts),
             "clients_with_test": self.who.tested,
+            **met,
         }
 
 

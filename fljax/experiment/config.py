@@ -46,8 +46,9 @@ class Config:
     algorithm: str = bounds.field(
         "cocofl",
         "cocofl, fedavg, fedavg_drop, centralized, fedprox:MU, fedavgm:BETA:NESTEROV, "
-        "fedadam, fedyogi or fedadagrad:LR:B1:B2:TAU, scaffold:OPTION, feddyn:ALPHA or "
-        "fednova:MU; numbers may be left out.",
+        "fedadam, fedyogi or fedadagrad:LR:B1:B2:TAU, scaffold:OPTION, feddyn:ALPHA, "
+        "fednova:MU, fedper:BLOCKS, fedrep:HEAD:BLOCKS, fedbn, ditto:PULL:EPOCHS or "
+        "local; numbers may be left out.",
     )
     network: str = bounds.field(
         "small_convnet",

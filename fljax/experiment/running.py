@@ -163,7 +163,7 @@ def run(
         heard = _hooks(ready, keep, bar)
         if hooks is not None:
             heard = simulation.together(heard, hooks)
-        way = made, rounds, ready.evaluator.at(made)
+        way = made, rounds, ready.evaluator.of(made)
         ended: tuple[base.State | None, list[simulation.Record]]
         if keep is None:
             ended = simulation.run(*way, heard, watch)

@@ -79,6 +79,7 @@ class Policy(NamedTuple):
     ahead: Callable[[State, When, np.ndarray, types.Budgets], types.Budgets] | None = (
         None
     )
+    always: plans.Plan | None = None  # the one plan that everybody gets; None: others
 
 
 class Setting(NamedTuple):

@@ -108,7 +108,8 @@ def full(num_blocks: int) -> Policy:
       The policy.
     """
     plan = plans.full(num_blocks)
-    return base.stateless(lambda round_key, ids, budgets: [plan] * len(ids))
+    made = base.stateless(lambda round_key, ids, budgets: [plan] * len(ids))
+    return made._replace(always=plan)
 
 
 def from_function(

@@ -20,6 +20,7 @@ import numpy as np
 from fljax import tasks, types
 from fljax.algorithms import base
 from fljax.engine import client_rows, evaluate
+from fljax.engine import seams as kinds
 from fljax.engine import sums as totals
 from fljax.runs import alerts, checkpoints, guard, segments, writers
 from fljax.runtime import mesh
@@ -61,8 +62,8 @@ class Evaluator(NamedTuple):
       examples: of the test set, for estimates of its cost.
       measure: what tells of a record whether it was evaluated, and good states.
       backdoor: an attack with a target, whose success is measured; None: there is none.
-      remade: (width, attack) -> the evaluator of the network's leading channels, under
-        another attack; None: there is none.
+      other: (width, attack, seams) -> the evaluator of the network's leading channels,
+        under another attack, and of clients of an algorithm; None: there is none.
     """
 
     scores: Callable[[base.State], evaluate.Scores]
@@ -71,17 +72,20 @@ class Evaluator(NamedTuple):
     examples: int = 0
     measure: tasks.Measure = tasks.DEFAULT.measure
     backdoor: attacks.Attack | None = None
-    remade: Callable[[float, attacks.Attack | None], Evaluator] | None = None
+    other: Callable[[float, attacks.Attack | None, kinds.Seams], Evaluator] | None = (
+        None
+    )
 
-    def at(self, algorithm: base.Algorithm) -> Evaluator:
-        """Gives the evaluator of an algorithm's network, and of who attacks it."""
+    def of(self, algorithm: base.Algorithm) -> Evaluator:
+        """Gives the evaluator of an algorithm's networks, and of who attacks them."""
         attack, fed = self.backdoor, algorithm.federation
         if fed is not None:
             attack = attacks.backdoor(fed.rules.attack)
-        same = algorithm.evaluated == 1 and attack == self.backdoor
-        if same or self.remade is None:
+        width, seams = algorithm.evaluated, algorithm.seams
+        same = width == 1 and attack == self.backdoor and seams.personal is None
+        if same or self.other is None:
             return self
-        return self.remade(algorithm.evaluated, attack)
+        return self.other(width, attack, seams)
 
     def due(self, index: int, rounds: int) -> bool:
         """Tells whether the state after round `index` is evaluated."""

@@ -17,6 +17,7 @@ _COMMAND = (
     "--tensorboard=false",
 )
 _SCAFFOLD, _ADAM = ("--algorithm=scaffold",), ("--algorithm=fedadam:0.01",)
+_DITTO = ("--algorithm=ditto", "--evaluation=clients:1")
 _AVERAGE, _TOP_K = ("--algorithm=fedavg",), ("--codec=top_k:0.1",)
 _MIN_MAX, _BACKDOOR = ("--attack=min_max:.3",), ("--attack=backdoor:.3",)
 
@@ -34,7 +35,7 @@ def kept(folder):
             pytest.param(method, 4, marks=pytest.mark.long)
             for method in (
                 *(_SCAFFOLD, (*_AVERAGE, *_TOP_K), _ADAM),
-                *((*_SCAFFOLD, *_TOP_K), (*_ADAM, *_TOP_K)),
+                *((*_SCAFFOLD, *_TOP_K), (*_ADAM, *_TOP_K), _DITTO),
                 *((*_AVERAGE, *_TOP_K, *_MIN_MAX), (*_SCAFFOLD, *_BACKDOOR)),
             )
         ),

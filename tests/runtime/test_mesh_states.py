@@ -18,6 +18,8 @@ _METHODS = {
     "oort": {"selection": "oort"},
     "alie": {"attack": "alie:.4", "codec": "qsgd:4"},
     "backdoor": {"attack": "backdoor:.4", "aggregate": "median"},
+    "ditto": {"algorithm": "ditto", "codec": "top_k:.1"},
+    "local": {"algorithm": "local"},
     "both": {"algorithm": "scaffold", "codec": "top_k:.1"},
 }
 

@@ -17,12 +17,14 @@ from tests import small
 
 COLLUDE = ("alie:.3", "ipm:.3", "min_max:.3")  # who know all updates
 POISON = ("label_flip:.3", "backdoor:.3")
+PERSONAL = ("fedper", "fedrep", "fedbn", "ditto", "local")
 WIDTHS = ("heterofl", "fedrolex", "federated_dropout", "fjord", "cocofl_width")
 FACTORS = {
     "algorithm": (
         *("fedavg", "fedavg_drop", "centralized", "fedprox", "fedavgm", "fedadam"),
         *("fedyogi", "fedadagrad", "scaffold", "feddyn", "fednova", "cocofl"),
         *WIDTHS,
+        *PERSONAL,
     ),
     "codec": (
         *("none", "top_k:.1", "random_k:.1", "qsgd:4", "uniform:4", "ternary"),
@@ -77,10 +79,17 @@ REFUSED = (
     ("algorithm", WIDTHS, "aggregate", but("aggregate", "mean"), "--aggregate"),
     ("algorithm", ("fjord",), "client_optimizer", ("momentum",), "--momentum"),
     ("algorithm", ("fjord",), "client_optimizer", ("adamw",), "--client_optimizer"),
-    ("algorithm", ("centralized",), "attack", but("attack", "none"), "--attack"),
+    ("algorithm", ("centralized", "local"), "attack", but("attack", "none"),
+     "--attack"),
     ("algorithm", WIDTHS, "attack", COLLUDE, "--attack"),
     ("task", but("task", "classification"), "attack", POISON, "--attack"),
     ("norm_bound", (3.0,), "attack", COLLUDE, "--norm_bound"),
+    ("algorithm", ("local",), "codec", but("codec", "none"), "--codec"),
+    ("algorithm", ("local",), "aggregate", but("aggregate", "mean"), "--aggregate"),
+    ("algorithm", ("local",), "norm_bound", but("norm_bound", 0.0), "--norm_bound"),
+    ("algorithm", ("local",), "secure_sum", ("18",), "--secure_sum"),
+    ("algorithm", ("local",), "privacy", ("gaussian",), "--privacy.clip"),
+    ("algorithm", PERSONAL, "aggregate", ("fltrust:20",), "--aggregate"),
     ("weighting", ("examples",), "aggregate", but("aggregate", "mean"), "--aggregate"),
     ("rollback", ("tier",), "algorithm", but("algorithm", "cocofl", *WIDTHS),
      "--rollback.lowers"),
@@ -222,7 +231,8 @@ def network(taken):
     """Gives the smallest network that fits; None: of the settings."""
     if taken["task"] == "tokens":
         return small.TEXTNET
-    return small.CONVNET if taken["algorithm"] in ("cocofl", *WIDTHS) else None
+    deep = ("cocofl", *WIDTHS, *PERSONAL)
+    return small.CONVNET if taken["algorithm"] in deep else None
 
 
 def build(taken):
@@ -262,8 +272,10 @@ def check(taken):
     # Nobody may point to where the server does; noise comes whoever does.
     idle = taken["aggregate"].startswith("fltrust") and not moved
     private = taken["privacy"] != "none"
-    assert moved == bool(took_part or private) or undone or idle, result.records
-    if taken["algorithm"] != "centralized":
+    sends = taken["algorithm"] not in ("centralized", "local")
+    moves = bool(took_part or private) and taken["algorithm"] != "local"
+    assert moved == moves or undone or idle, result.records
+    if sends:
         assert sum(record["download_bytes"] for record in result.records) > 0
         began = {record["round"]: record["participants"] for record in result.records}
         assert all(

@@ -14,14 +14,14 @@ import numpy as np
 from fljax import tasks, types
 
 
-def values(scores: types.Tree, number: int, task: tasks.Task) -> np.ndarray:
+def values(scores: types.Tree, task: tasks.Task) -> np.ndarray:
     """Gives the task's measure of each client, [E].
 
     Args:
       scores: [E, ...] sums of each client.
-      number: E.
       task: what labels mean.
     """
+    number = len(jax.tree.leaves(scores)[0])
 
     def one(place: int) -> float:
         sums = jax.tree.map(lambda x: np.asarray(x)[place], scores)

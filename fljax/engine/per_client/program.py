@@ -1,5 +1,7 @@
 """The program that walks through clients: fine-tunes each, if asked, and tests it.
 
+Who has a network of its own, in part or in whole, is tested by that.
+
 A client is written unbatched. Those of a chunk run side by side on accelerators; every
 device has its share of the clients. What a client scores does not depend on who else is
 evaluated, nor on padding.
@@ -18,7 +20,7 @@ from jax import lax
 from jax.sharding import Mesh
 
 from fljax import plans, types
-from fljax.engine import client, evaluate, single
+from fljax.engine import client, evaluate, seams, single
 from fljax.nn import layers, network, signals
 from fljax.runtime import mesh
 
@@ -33,6 +35,7 @@ class Static(NamedTuple):
       batch_size: B, of the test.
       capacity: training examples that a client has at most.
       width: W.
+      seams: of the algorithm: what of the network is a client's own.
     """
 
     whole: evaluate.Static
@@ -41,6 +44,7 @@ class Static(NamedTuple):
     batch_size: int
     capacity: int
     width: int = 1
+    seams: seams.Seams = seams.NONE
 
 
 class Data(NamedTuple):
@@ -68,6 +72,7 @@ class Slot(NamedTuple):
       test_counts: int32.
       train_starts: int32, in `Data.train_indices`.
       train_counts: int32.
+      states: [S] float32, the client's state; None: it keeps none.
     """
 
     ids: types.ArrayLike
@@ -75,6 +80,7 @@ class Slot(NamedTuple):
     test_counts: types.ArrayLike
     train_starts: types.ArrayLike
     train_counts: types.ArrayLike
+    states: types.ArrayLike | None = None
 
 
 class Given(NamedTuple):
@@ -155,7 +161,7 @@ def _tuned(static: Static, given: Given, blocks: tuple[dict, ...], slot: Slot):
 
 def _one(static: Static, given: Given, slot: Slot) -> Tested:
     """Tests one client."""
-    mine = given.blocks
+    mine = seams.network_of(static.seams, given.blocks, slot.states)
     scores = functools.partial(_scores, static, data=given.data, slot=slot)
     if not static.epochs:
         return Tested(scores(blocks=mine))
