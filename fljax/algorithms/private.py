@@ -34,7 +34,7 @@ def mechanism(fed: federation.Federation, clients: int) -> privacy.Mechanism | N
     if asked is None or not asked.clip:
         return None
     cohort, mean = _cohort(fed, clients), fed.rules.clients_per_round
-    if asked.bands * mean > clients:
+    if asked.bands > 1 and asked.bands * mean > clients:
         raise ValueError(
             f"--privacy.bands: expected at most {clients // mean}, so that there are "
             f"clients for every round while others wait, got {asked.bands}"
