@@ -161,6 +161,15 @@ def items(scratch: pathlib.Path) -> list[Item]:
             beside="before_100_clients_bf16",
         ),
         Item(
+            "100_clients_shared_draws_bf16",
+            _cocofl(
+                *(half, "--client_width=16", "--policy=random_shared"),
+                clients="_100",
+                repeats=5,
+            ),
+            beside="100_clients_16_wide_bf16",
+        ),
+        Item(
             "before_100_clients_bf16",
             _cocofl(half, clients="_100", repeats=5),
             folder=before,

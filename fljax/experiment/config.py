@@ -221,7 +221,7 @@ class Config:
     policy: str = bounds.field(
         "random_maximal",
         "Which plan for which device (cocofl): "
-        "random_maximal, uniform, largest, "
+        "random_maximal, random_shared, uniform, largest, "
         "largest_compute, balanced, round_robin, "
         "online or adaptive_bits.",
         choices=policies.BY_NAME,

@@ -15,6 +15,7 @@ from fljax.policies.windows import (
     full,
     largest,
     random_maximal,
+    random_shared,
     too_small,
     uniform,
 )
@@ -45,6 +46,7 @@ __all__ = [
     "full",
     "largest",
     "random_maximal",
+    "random_shared",
     "too_small",
     "uniform",
 ]

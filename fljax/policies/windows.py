@@ -24,6 +24,7 @@ check_feasible = base.check_feasible
 too_small = base.too_small
 
 SLOW = 0.1  # rate of corrections of clients whose speeds are forecast
+FEW = 2  # draws that the clients of a round share
 
 
 def random_maximal(table: costs.CostTable, bits: int = plans.DEFAULT_BITS) -> Policy:
@@ -43,6 +44,40 @@ def random_maximal(table: costs.CostTable, bits: int = plans.DEFAULT_BITS) -> Po
     def choose(round_key, ids, options):
         draw = host_random.uniforms(round_key, streams.CHOICE, ids, 1)[:, 0]
         return base.pick(options, draw)
+
+    return base.from_rows(table, bits, choose)
+
+
+def random_shared(
+    table: costs.CostTable, bits: int = plans.DEFAULT_BITS, draws: int = FEW
+) -> Policy:
+    """Choose as CoCoFL does, but let the clients of a round share a few draws.
+
+    A draw puts all windows into a random order, and a client takes the first one that
+    is among its maximal ones (consistent sampling: Manasse, McSherry, Talwar, 2010).
+    The first of a random order is any of them with the same chance, so that each client
+    trains each block as often as under `random_maximal`, and of two clients with the
+    same draw those of the same budgets take the same window, those of like budgets
+    mostly. A round then has a handful of windows: fewer programs, or chunks of clients
+    side by side in which blocks have one role.
+
+    Args:
+      table: costs of the windows that may be chosen.
+      bits: width of the codes in the frozen blocks.
+      draws: of a round; each client has one of them by chance. Few make rounds uneven:
+        what no draw has is trained by nobody of like budgets.
+
+    Returns:
+      The policy; `assign` raises ValueError if nothing fits a client.
+    """
+
+    def choose(round_key, ids, options):
+        windows = options.shape[1]
+        numbers = np.arange(draws)
+        places = host_random.uniforms(round_key, streams.SHARED, numbers, windows)
+        mine = host_random.uniforms(round_key, streams.CHOICE, ids, 1)[:, 0]
+        own = places[(mine * draws).astype(int)]
+        return np.argmin(np.where(options, own, np.inf), axis=1)
 
     return base.from_rows(table, bits, choose)
 
@@ -164,6 +199,7 @@ def _online(given: Setting) -> Policy:
 # What a user can name; each is made from the setting of a run.
 BY_NAME: dict[str, Callable[[Setting], Policy]] = {
     "random_maximal": lambda given: random_maximal(given.table, given.bits),
+    "random_shared": lambda given: random_shared(given.table, given.bits),
     "uniform": lambda given: uniform(given.table, given.lowest, given.bits),
     "largest": lambda given: largest(given.table, given.bits),
     "largest_compute": lambda given: largest(given.table, given.bits, by="time"),

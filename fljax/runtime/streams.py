@@ -30,6 +30,7 @@ CHOICE = 0xFFFF0002  # which of its windows a client gets
 ROUNDING = 0xFFFF0003  # stochastic rounding of frozen weights
 MIXTURE = 0xFFFF0010  # policy `balanced`: which part of the mixture
 EXPLORE = 0xFFFF0011  # policy `online`: who tries what
+SHARED = 0xFFFF0012  # policy `random_shared`: the orders that a round's clients share
 DRIFT = 0xFFFF0020  # speed of a device; of the round of a knot
 BANDWIDTH = 0xFFFF0021  # of a device in a round
 FAULT = 0xFFFF0023  # what goes wrong with a client

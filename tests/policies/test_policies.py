@@ -1,5 +1,6 @@
 """Policies: hand-made tables, keyed choices, participation of the paper's tiers."""
 
+import collections
 import doctest
 import pathlib
 
@@ -64,8 +65,9 @@ def test_random_maximal_trains_everything_without_limits():
     )
 
 
-def test_choices_depend_on_round_and_client_only():
-    policy = policies.random_maximal(small_table())
+@pytest.mark.parametrize("factory", [policies.random_maximal, policies.random_shared])
+def test_choices_depend_on_round_and_client_only(factory):
+    policy = factory(small_table())
     ids = np.arange(40)
     limits = np.where(ids % 3 == 0, 1.0, 0.5)
     chosen = assign(policy, ids, budgets_of(*limits))
@@ -74,8 +76,40 @@ def test_choices_depend_on_round_and_client_only():
     assert turned[::-1] == chosen
     alone = [assign(policy, ids[k : k + 1], budgets_of(limits[k])) for k in (1, 4, 5)]
     assert [plan for (plan,) in alone] == [chosen[k] for k in (1, 4, 5)]
-    other = assign(policy, ids, budgets_of(*limits), round_key(4))
-    assert other != chosen
+    others = [
+        assign(policy, ids, budgets_of(*limits), round_key(r)) for r in (4, 5, 6, 7)
+    ]
+    assert others != [chosen] * 4
+
+
+def test_with_one_shared_draw_like_clients_train_one_window():
+    policy, ids = policies.random_shared(small_table(), draws=1), np.arange(200)
+    budgets, rounds = budgets_of(*[0.5] * 100, *[0.3] * 100), []
+    for number in range(300):
+        chosen = assign(policy, ids, budgets, round_key(number))
+        assert len(set(chosen[:100])) == len(set(chosen[100:])) == 1
+        rounds.append((str(chosen[0]), str(chosen[100])))
+    # Of .5: 0-1 or 2-2. Of .3: 0-0, 1-1 or 2-2. Each as often as drawn by itself.
+    for place, names in ((0, ("0-1", "2-2")), (1, ("0-0", "1-1", "2-2"))):
+        shares = [np.mean([r[place] == w for r in rounds]) for w in names]
+        np.testing.assert_allclose(shares, 1 / len(names), rtol=0, atol=0.08)
+    # Whose windows are others agree where they can: in 2-2 if it comes before 0-1, 0-0
+    # and 1-1, one order in four; independent draws would meet there once in six.
+    both = np.mean([r == ("2-2", "2-2") for r in rounds])
+    assert both == pytest.approx(1 / 4, abs=0.04)
+
+
+def test_shared_draws_are_few_and_clients_spread_over_them():
+    ids, budgets = np.arange(300), budgets_of(*[0.3] * 300)
+    policy = policies.random_shared(small_table(), draws=2)
+    rounds = [
+        collections.Counter(assign(policy, ids, budgets, round_key(number)))
+        for number in range(40)
+    ]
+    assert {len(met) for met in rounds} == {1, 2}  # of three windows
+    for met in rounds:
+        if len(met) == 2:
+            assert min(met.values()) > 110
 
 
 def test_largest_uploads_the_most():
@@ -273,12 +307,17 @@ def test_reference_tiers_fit_the_published_table():
     policies.check_feasible(published(), fleet.of_tiers(100))
 
 
-def test_participation_is_that_of_the_reference():
+@pytest.mark.parametrize("draws", [0, 2000])
+def test_participation_is_that_of_the_reference(draws):
+    """So it is in expectation over the orders that a round's clients share."""
     table = published()
     num_clients = 20_000
     ids = np.arange(num_clients)
     budgets = fleet.truth(fleet.of_tiers(num_clients), 11, 0, ids)
-    chosen = assign(policies.random_maximal(table), ids, budgets)
+    policy = policies.random_maximal(table)
+    if draws:
+        policy = policies.random_shared(table, draws=draws)
+    chosen = assign(policy, ids, budgets)
     first = np.array([plan.first for plan in chosen])[:, None]
     last = np.array([plan.last for plan in chosen])[:, None]
     trained = (first <= np.arange(20)) & (np.arange(20) <= last)

@@ -33,7 +33,7 @@ FACTORS = {
     ),
     "policy": (
         *("random_maximal", "uniform", "largest", "largest_compute", "balanced"),
-        *("round_robin", "online", "adaptive_bits"),
+        *("round_robin", "online", "adaptive_bits", "random_shared"),
     ),
     "task": ("classification", "tokens", "regression", "multilabel"),
     "clock": ("plain", "drop", "carry", "buffer"),
