@@ -143,6 +143,11 @@ def items(scratch: pathlib.Path) -> list[Item]:
             _cocofl(half, "--frozen.fixed_point=none"),
             beside="cocofl_bf16",
         ),
+        Item(
+            "cocofl_codes_as_bf16",
+            _cocofl(half, "--frozen.products=bfloat16"),
+            beside="cocofl_bf16",
+        ),
         Item("cohort", _bench("cohort", "--longest=2", repeats=5), limit=90),
         Item("windows", _bench("windows", repeats=5), limit=90),
         Item(

@@ -5,7 +5,8 @@ scan (jax issue 12868), and batching it over clients makes grouped convolutions,
 which are slow on GPUs (jax issues 13800 and 26266). So: a pointwise kernel is a
 matrix product, a dense k x k kernel is one matrix product over gathered patches, a
 depthwise kernel is k * k shifted multiply-adds. All work on floats and on integer
-codes alike; integer products accumulate in int32. Floats compute in the dtype of
+codes alike; integer products accumulate in int32, and codes times codes that lie in
+floats give the same sums. Floats compute in the dtype of
 the activations, kernels being cast to it; what is added up by hand, and gradients of
 kernels, are float32.
 
@@ -33,10 +34,23 @@ def _accumulator(x: types.Array):
     return jnp.promote_types(x.dtype, jnp.float32)
 
 
+# So many products of two int8 codes add up to 2^10 * 2^7 * 2^7 = 2^24 at most: whatever
+# the order, every sum on the way is an integer that float32 holds. Codes have 8 bits,
+# as many as bfloat16, and TF32 has more, so the products are exact as well.
+_EXACT = 2**10
+
+
 def _product(x: types.Array, w: types.Array, contract: int) -> types.Array:
     """Contracts the last axis of x with axis `contract` of the matrix w."""
     dimensions = (((x.ndim - 1,), (contract,)), ((), ()))
     integers = jnp.issubdtype(x.dtype, jnp.integer)
+    if integers and w.dtype != x.dtype:
+        if x.shape[-1] > _EXACT:
+            return _product(x, w.astype(x.dtype), contract)
+        sums = lax.dot_general(
+            x.astype(w.dtype), w, dimensions, preferred_element_type=jnp.float32
+        )
+        return sums.astype(jnp.int32)
     if integers and unsigned.pays():
         return unsigned.product(x, w.T if contract else w)
     dtype = jnp.int32 if integers else x.dtype

@@ -31,7 +31,7 @@ class QArray:
     """Codes with their scale: value = scale * (codes - zero_point).
 
     Attributes:
-      codes: int8 of any shape.
+      codes: int8 of any shape; of weights in the type in which they are multiplied.
       scale: float32, [], one for every index of the last axis or one for every example,
         [B, 1, ...].
       zero_point: static int; the code of 0.
@@ -212,6 +212,21 @@ def quantize_weights(
     steps = w * _inverse(scale) if spec.stepwise else w / scale
     grid = specs.Grid(0, spec.lowest, spec.highest)
     return QArray(_to_codes(steps, grid, key), scale)
+
+
+def for_products(w: QArray, spec: specs.Spec) -> QArray:
+    """Lays codes of weights into the type in which they are multiplied.
+
+    Args:
+      w: int8 codes, which bfloat16 holds exactly.
+      spec: says which type.
+
+    Returns:
+      The same codes.
+    """
+    wanted = spec.products
+    dtype = backends.code_products() if wanted == "auto" else wanted
+    return QArray(w.codes.astype(dtype), w.scale, w.zero_point, w.odd)
 
 
 def _narrow_weights(w: types.Array, spec: specs.Spec, key) -> QArray:

@@ -13,12 +13,15 @@ from typing import Any, Literal, NamedTuple
 
 from fljax import bounds
 
+PRODUCTS = ("auto", "int8", "bfloat16", "float32")
+
 _NAMES = {
     "zero_point": ("middle", "quarter"),
     "relu_zero_point": ("middle", "quarter", "lowest"),
     "rounding": ("nearest", "stochastic"),
     "input_range": ("carried", "dynamic"),
     "gradient_place": ("input", "product", "nowhere"),
+    "products": PRODUCTS,
 }
 
 
@@ -77,6 +80,8 @@ class Spec:
         the channel's scale (VS-Quant, Dai et al., MLSys 2021); 0: a channel has one.
       edges: width of the first and the last block that run in codes, if it is above
         `bits`; 0: theirs is no other.
+      products: the type in which codes are multiplied, "auto" the one that
+        `backends.code_products` names. It changes no bit of any sum.
     """
 
     bits: int = 8
@@ -97,6 +102,7 @@ class Spec:
     group: int = 16
     unbiased: bool = True
     edges: int = 0
+    products: Literal["auto", "int8", "bfloat16", "float32"] = "auto"
 
     def __post_init__(self):
         for field in dataclasses.fields(self):
@@ -244,6 +250,12 @@ class Frozen:
         most=8,
         off=True,
     )
+    products: str = bounds.field(
+        "auto",
+        "Type in which codes are multiplied: int8, bfloat16, float32, or what was "
+        "measured to be fastest on this device. Sums are the same to the bit.",
+        choices=PRODUCTS,
+    )
 
     def __post_init__(self):
         bounds.check(self, "frozen.{}".format)
@@ -263,9 +275,11 @@ class Frozen:
             chosen: Any = {name: getattr(self, name) for name in names}
             made = dataclasses.replace(made, **chosen)
         rounding: Any = self.rounding  # one of its choices
+        products: Any = self.products
         return dataclasses.replace(
             made,
             bits=self.bits,
             rounding=rounding,
+            products=products,
             reference_quirks=self.reference_quirks,
         )

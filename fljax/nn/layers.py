@@ -367,6 +367,8 @@ class Product(nn.Module):
     def _freeze(self, channels: int, call: Call) -> operations.Frozen:
         kernel, bias = self._folded(channels, call)
         weights = quant.quantize_weights(kernel, call.spec, rounding_key(self, call))
+        if self.operation.kind != "depthwise":  # which multiplies by hand, in int32
+            weights = quant.for_products(weights, call.spec)
         output = expected_range(self, call, self.relu, self.norm)
         return operations.Frozen(
             weights, bias, output, self.get_variable("backward", "range")
