@@ -145,11 +145,16 @@ def init(rules: clock.Clock, clients_per_round: int, clients: int) -> Timeline:
 
 def take(work: Work, rows: np.ndarray) -> Work:
     """Picks rows by index or mask."""
+    if rows.dtype == bool and rows.all():
+        return work
     return Work(*(field[rows] for field in work))
 
 
 def join(*parts: Work) -> Work:
     """Puts rows behind one another."""
+    parts = tuple(part for part in parts if len(part.ids)) or parts[:1]
+    if len(parts) == 1:
+        return parts[0]
     return Work(*(np.concatenate(fields) for fields in zip(*parts, strict=True)))
 
 
@@ -272,7 +277,7 @@ def buffered(
     flight = timeline.flight
     now, taken = float(timeline.now), 0
     rows = join(flight, pool._replace(finish=np.zeros(len(pool.ids))))
-    finish = rows.finish
+    finish = rows.finish.copy()
     at_work = np.flatnonzero(flight.ids != FREE).tolist()
     queue = [(finish[row], int(rows.ids[row]), row) for row in at_work]
     heapq.heapify(queue)

@@ -233,7 +233,7 @@ def truth(fleet: Fleet, seed: int, round_index: int, ids: np.ndarray) -> types.B
     Returns:
       Relative compute speed, upload bandwidth and memory, each [K] float64.
     """
-    key = host_random.fold_in(host_random.key(seed), round_index)
+    key = host_random.of_round(seed, round_index)
     ranges = fleet.profile.limits[fleet.row[np.asarray(ids)]]
     drawn = devices.draw_between(key, ids, ranges)
     time = drawn.time * _drift(fleet, seed, round_index, ids)
@@ -245,7 +245,7 @@ def bandwidth(fleet: Fleet, seed: int, round_index: int, ids: np.ndarray) -> np.
     """Draws the factor [K] of the devices' bandwidth, both ways, in a round."""
     if not fleet.changes.bandwidth:
         return np.ones(len(ids))
-    key = host_random.fold_in(host_random.key(seed), round_index)
+    key = host_random.of_round(seed, round_index)
     noise = host_random.normals(key, streams.BANDWIDTH, ids)
     return np.exp(fleet.changes.bandwidth * noise)
 

@@ -164,23 +164,23 @@ def gather(
       The cohort in host memory, [K]; the examples lie where they lay.
     """
     number = len(ids)
-    padding = (0, (number if size is None else size) - number)
-    padded = np.pad(ids, padding)
+    size = number if size is None else size
 
-    def filled(values: np.ndarray | float) -> np.ndarray:
-        return np.pad(np.broadcast_to(values, number), padding).astype(np.float32)
+    def filled(values: np.ndarray | float, dtype, *shape: int) -> np.ndarray:
+        rows = np.zeros((size, *shape), dtype)  # np.pad takes ten times as long
+        rows[:number] = values
+        return rows
 
-    if windows is None:
-        windows = np.zeros((number, 2))
+    padded = filled(ids, np.int32)
     return Clients(
         indices=shards.indices,
-        ids=padded.astype(np.int32),
+        ids=padded,
         starts=shards.starts[padded],
         counts=shards.counts[padded],
         weights=weights[padded].astype(np.float32),
-        tampering=filled(factors.tampering),
-        scales=filled(factors.scales),
-        windows=np.pad(windows, (padding, (0, 0))).astype(np.int32),
+        tampering=filled(factors.tampering, np.float32),
+        scales=filled(factors.scales, np.float32),
+        windows=filled(0 if windows is None else windows, np.int32, 2),
     )
 
 

@@ -220,6 +220,7 @@ def programs(fed: Federation, assigned: Sequence[plans.Plan]) -> list[program.Pr
 
     rule = fed.rules.narrowing
 
+    @functools.cache  # most clients of a round share a few plans
     def of(plan: plans.Plan) -> program.Program:
         if rule is not None and rule.ordered:
             return _ordered(fed, plan, rule.distill)
@@ -258,8 +259,9 @@ def roles(fed: Federation, assigned: Sequence[plans.Plan]) -> cohort.Roles | Non
       What their chunks are made by; None where nobody shares a chunk with another
       window.
     """
-    of_any = [program.any_window for program in programs(fed, assigned)]
-    if fed.layout.width == 1 or not any(of_any):
+    if fed.layout.width == 1:
+        return None
+    if not any(program.any_window for program in programs(fed, assigned)):
         return None
     counts = fed.model.counts
     return cohort.Roles(

@@ -32,7 +32,7 @@ from fljax.engine import (
 from fljax.engine import seams as kinds
 from fljax.engine import sums as totals
 from fljax.nn import narrowing, slicing
-from fljax.runtime import mesh, streams
+from fljax.runtime import host_random, mesh, streams
 from fljax.updates import norm_bound, privacy, secure_sum, server
 from fljax.updates.aggregates import combined
 
@@ -147,10 +147,12 @@ class Rounds:
         """Says what the program of each client is made for."""
         kinds, most = federation.programs(self.fed, assignment.plans), self.rooms.max()
         rooms = self.rooms[assignment.ids].tolist()
-        return [
-            kind.holding(room, room < most)
-            for kind, room in zip(kinds, rooms, strict=True)
-        ]
+        # Once for each of a few: a round has thousands of clients.
+        pairs = list(zip(kinds, rooms, strict=True))
+        held = {
+            (kind, room): kind.holding(room, room < most) for kind, room in set(pairs)
+        }
+        return [held[pair] for pair in pairs]
 
     def train(
         self, start: Begun, assignment: schedule.Assignment, limits: types.Array
@@ -246,9 +248,10 @@ class Rounds:
         index: int,
         limits: types.Array,
     ) -> cohort.Round:
-        key = federation.round_key(self.fed.seed, index)
-        rate = np.float32(self.fed.rules.learning_rate(index))
-        key, rate = self.everywhere(key), self.everywhere(rate)
+        # The words of the key are drawn on the host: no program runs for them.
+        key = self.everywhere(host_random.of_round(self.fed.seed, index))
+        key = jax.random.wrap_key_data(key, impl="threefry2x32")
+        rate = self.everywhere(np.float32(self.fed.rules.learning_rate(index)))
         begun = cohort.Round(blocks, data, key, rate, limits, start.shared)
         return begun._replace(clip=start.draw.clip) if start.draw else begun
 

@@ -255,7 +255,7 @@ class Schedule:
         factors = before.tiers[tier].astype(float)
         allowed = types.Budgets(*(limits * factors for limits in known))
         budgets = types.Budgets(*costs.floored(fed.model.table, *allowed))
-        key = host_random.fold_in(host_random.key(fed.seed), index)
+        key = host_random.of_round(fed.seed, index)
         assigned = self.policy.assign(before.policy, key, ids, budgets)
         now = float(before.timeline.now)
         drawn = _Drawn(index, ids, truth, allowed, factors, now)
@@ -292,7 +292,7 @@ class Schedule:
         fed, devices, seed = self.fed, self.fed.population.fleet, self.fed.seed
         profile, rates = devices.profile, self.fed.population.failures
         row = devices.row[ids]
-        key = host_random.fold_in(host_random.key(seed), index)
+        key = host_random.of_round(seed, index)
         faults, part = failures.draw(rates, profile.failure[row], key, ids)
         rows = self.catalogue.rows(assigned)
         time = self.catalogue.true_time[rows] / truth.time
@@ -358,6 +358,8 @@ class Schedule:
         Returns:
           The policy's state after it.
         """
+        if self.policy.observe is policies.unmoved:
+            return policy_state
         done, arrived = assignment.outcome.finished, assignment.outcome.arrived
         there = np.isin(done.ids, arrived.ids)
         asked = losses if self.policy.needs_losses else None

@@ -46,8 +46,10 @@ class Catalogue(NamedTuple):
         Raises:
           ValueError: a plan is not of the table.
         """
+        distinct = {id(plan): plan for plan in assigned}  # plans take long to hash
         try:
-            return np.array([self.row[plan] for plan in assigned], np.int32)
+            found = {key: self.row[plan] for key, plan in distinct.items()}
+            return np.array([found[id(plan)] for plan in assigned], np.int32)
         except KeyError as error:
             windows = len(self.row) // len(plans.WIDTHS)
             raise ValueError(

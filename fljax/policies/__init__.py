@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from fljax.policies.base import Seen, When
+from fljax.policies.base import Seen, When, unmoved
 from fljax.policies.oort import Oort
 from fljax.policies.selection import Poisson, PowerOfChoice, Selection, Uniform
 from fljax.policies.windows import (
@@ -49,4 +49,5 @@ __all__ = [
     "random_shared",
     "too_small",
     "uniform",
+    "unmoved",
 ]

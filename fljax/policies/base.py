@@ -175,6 +175,11 @@ def pick(options: np.ndarray, draw: np.ndarray) -> np.ndarray:
     return np.argmax(np.cumsum(options, axis=1) > rank[:, None], axis=1)
 
 
+def unmoved(state: State, *_: Any) -> State:
+    """Observe nothing: of a policy that remembers nothing."""
+    return state
+
+
 def stateless(
     assign: Callable[[RoundKey, np.ndarray, types.Budgets], list[plans.Plan]],
 ) -> Policy:
@@ -182,7 +187,7 @@ def stateless(
     return Policy(
         init=lambda: (),
         assign=lambda state, round_key, ids, budgets: assign(round_key, ids, budgets),
-        observe=lambda state, *_: state,
+        observe=unmoved,
     )
 
 

@@ -214,7 +214,9 @@ def _training_fields(report: base.Report) -> Record:
     assigned, books = report.assignment, report.books
     size = len(assigned.ids)
     failed = np.asarray(report.failed)[:size]
-    plans_used = collections.Counter(map(str, sorted(assigned.plans)))
+    plans_used = collections.Counter[str]()
+    for plan, number in sorted(collections.Counter(assigned.plans).items()):
+        plans_used[str(plan)] += number
     losses = np.asarray(report.losses, np.float64)[:size][failed == 0]
     refused = {
         name: sorted(assigned.ids[failed == why].tolist())

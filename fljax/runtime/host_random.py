@@ -7,6 +7,8 @@ A key is two words, as `jax.random.key_data` gives them.
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import numpy as np
 from scipy import special
@@ -49,6 +51,14 @@ def _threefry(key: Key, counter: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def fold_in(key: Key, data: int | np.ndarray) -> Key:
     """Gives what `jax.random.fold_in` gives: [2] for a number, [K, 2] for [K]."""
     return np.stack(_threefry(key, np.asarray(data).astype(np.uint32)), axis=-1)
+
+
+@functools.lru_cache(maxsize=64)  # a round asks for its key a few times
+def of_round(seed: int, index: int) -> Key:
+    """Gives the words of the key of a round: fold_in(key(seed), index)."""
+    made = fold_in(key(seed), index)
+    made.setflags(write=False)
+    return made
 
 
 def uniform(keys: Key, draws: int) -> np.ndarray:

@@ -57,3 +57,12 @@ def test_streams_that_share_a_number_are_those_that_the_register_names():
     }
     folded = [number for number in names if number >= 2**31]
     assert min(folded) >= 0xFFFF0000  # out of the way of clients and rounds
+
+
+def test_the_key_of_a_round_is_that_of_jax():
+    for seed, index in ((0, 0), (7, 3), (2**32 - 1, 2**31 - 1)):
+        key = jax.random.fold_in(jax.random.key(seed), index)
+        words = host_random.of_round(seed, index)
+        np.testing.assert_array_equal(words, jax.random.key_data(key))
+        made = jax.random.wrap_key_data(words, impl="threefry2x32")
+        assert made.dtype == key.dtype
