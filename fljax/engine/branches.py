@@ -42,11 +42,12 @@ def when(condition: types.Array, function: Callable, operands: tuple, place):
     )
 
 
-def or_zeros(condition: types.Array | None, function: Callable, operands: tuple):
+def or_zeros(condition, function: Callable, operands: tuple):
     """Runs a function if a condition holds, and gives zeros otherwise.
 
     Args:
-      condition: [] bool, the same for all clients of a chunk; None: it holds.
+      condition: [] bool, the same for all clients of a chunk; None: it holds; False: it
+        never does, and nothing is compiled for it.
       function: of the operands.
       operands: arrays.
 
@@ -56,12 +57,13 @@ def or_zeros(condition: types.Array | None, function: Callable, operands: tuple)
     if condition is None:
         return function(*operands)
     shapes = jax.eval_shape(function, *operands)
-    return lax.cond(
-        condition,
-        function,
-        lambda *_: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes),
-        *operands,
-    )
+
+    def zeros(*_):
+        return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+
+    if condition is False:
+        return zeros()
+    return lax.cond(condition, function, zeros, *operands)
 
 
 class Differentiable:

@@ -370,6 +370,8 @@ def gradient_step(
         block = make(i, passed)
         if places is None:
             roles = [None] * 3 if present is None else list(present[:, i])
+            if i == net.num_blocks - 1:  # before the window of nobody
+                roles[0] = False
             passed, update, pull = _select(i, block, window, passed, state, roles)
         else:
             passed, update, pull, place = _branch(

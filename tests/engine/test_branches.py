@@ -127,3 +127,15 @@ def test_places_in_a_loop_are_not_copied():
     ]
     assert "conditional(" in body
     assert not copies, "\n".join(copies)
+
+
+def test_what_never_holds_is_not_compiled():
+    def three(condition, x):
+        return branches.or_zeros(condition, lambda x: (3 * x, x > 1), (x,))
+
+    x = jnp.array([1.0, 2.0])
+    never, always = three(False, x), three(None, x)
+    assert never[0].tolist() == [0, 0]
+    assert never[1].tolist() == [False, False]
+    assert always[0].tolist() == [3, 6]
+    assert "cond" not in str(jax.make_jaxpr(lambda x: three(False, x))(x))

@@ -11,7 +11,7 @@ from flax import linen as nn
 
 from experiments import workloads
 from fljax import devices, experiment, models, plans
-from fljax.engine import client, cohort, federation, group, mixed, single
+from fljax.engine import client, cohort, federation, group, mixed, program, single
 from fljax.engine import sums as totals
 from fljax.engine import width as side_by_side
 from fljax.kernels import specs
@@ -309,6 +309,27 @@ def test_roles_that_a_chunk_has_by_hand():
     everybody = kind.present(windows, jnp.ones(3, bool), 4)
     np.testing.assert_array_equal(everybody[1], [True] * 4)
     assert single.Single(plans.Plan(0, 1)).present(windows, real, 4) is None
+
+
+def test_a_block_has_a_condition_for_each_of_its_roles_and_passes(problem):
+    """Forward one a role, backward one for each that has a gradient: five a block.
+
+    The first block is after no window, forward and backward, the last before none.
+    """
+    static = client.Static(problem.net, mixed.Mixed(), problem.training)
+
+    def step(x, labels, window, present):
+        frozen = client.freeze(static, problem.blocks, None)
+        blocks = program.Blocks(frozen, problem.blocks)
+        batch = program.Batch(x, labels, jnp.ones(len(x)), jax.random.key(0))
+        own = program.Own(window, None, present)
+        return mixed.gradient_step(problem.net, static.spec, blocks, batch, own).loss
+
+    n, x = problem.net.num_blocks, jnp.zeros((2, *problem.net.input_shape))
+    window, present = (jnp.int32(0),) * 2, jnp.ones((3, n), bool)
+    traced = jax.make_jaxpr(step)(x, jnp.zeros(2, jnp.int32), window, present)
+    names = [equation.primitive.name for equation in traced.eqns]
+    assert names.count("cond") == 5 * n - 3
 
 
 class Frames(nn.Module):
