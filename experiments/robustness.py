@@ -137,10 +137,13 @@ def picture(
       path: the file to write.
       measure: of the task.
     """
-    rows, columns = _rows(result, measure), 4
+    rows = _rows(result, measure)
+    columns = min(max(len(rows), 2), 4)
     layout = layout_engine.ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08)
     high = max(-(-len(rows) // columns), 1)
-    page = plots.Picture(figsize=(14, 0.6 + 3.1 * high), dpi=100, layout=layout)
+    page = plots.Picture(
+        figsize=(3.5 * columns, 0.6 + 3.1 * high), dpi=100, layout=layout
+    )
     panels = list(page.subplots(high, columns, squeeze=False).flat)
     looks = styles.of(dict.fromkeys(rule for runs in result.values() for rule in runs))
     for panel, (algorithm, attack, key, title) in zip(panels, rows, strict=False):
@@ -153,6 +156,7 @@ def picture(
             _draw(panel, points, style, rule)
         panel.set(title=f"{algorithm}: {attack}", ylabel=title)
         panel.set(xlabel="hostile clients (%)", xticks=[0, *(100 * s for s in SHARES)])
+        panel.set_xlim(-2, 100 * SHARES[-1] + 2)
         if measure.share:
             panel.set_ylim(-0.02, 1.02)
         panel.grid(color="0.88")
