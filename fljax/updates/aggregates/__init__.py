@@ -4,19 +4,34 @@ The mean is a running sum. The others see each update, over those who trained a 
 what nobody sent is missing, not 0.
 """
 
-from fljax.updates.aggregates.base import Aggregate as Aggregate
-from fljax.updates.aggregates.base import Combined as Combined
-from fljax.updates.aggregates.base import Seen as Seen
-from fljax.updates.aggregates.by_coordinate import Mean as Mean
-from fljax.updates.aggregates.by_coordinate import Median as Median
-from fljax.updates.aggregates.by_coordinate import TrimmedMean as TrimmedMean
-from fljax.updates.aggregates.clipping import CenteredClipping as CenteredClipping
-from fljax.updates.aggregates.geometric import GeometricMedian as GeometricMedian
-from fljax.updates.aggregates.krum import Bulyan as Bulyan
-from fljax.updates.aggregates.krum import Krum as Krum
-from fljax.updates.aggregates.trust import FLTrust as FLTrust
+from __future__ import annotations
 
-BY_NAME = {
+from collections.abc import Callable, Mapping
+
+from fljax.updates.aggregates import (
+    base,
+    by_coordinate,
+    clipping,
+    geometric,
+    krum,
+    trust,
+)
+
+Aggregate = base.Aggregate
+Combined = base.Combined
+Seen = base.Seen
+
+Mean = by_coordinate.Mean
+Median = by_coordinate.Median
+TrimmedMean = by_coordinate.TrimmedMean
+Krum = krum.Krum
+Bulyan = krum.Bulyan
+GeometricMedian = geometric.GeometricMedian
+CenteredClipping = clipping.CenteredClipping
+FLTrust = trust.FLTrust
+
+# What makes each, of the arguments that a text gives.
+BY_NAME: Mapping[str, Callable[..., Aggregate]] = {
     "mean": Mean,
     "median": Median,
     "trimmed_mean": TrimmedMean,
