@@ -28,6 +28,7 @@ _FACE = {
     "restore": "experiment.running",
     "read": "experiment.results",
     "plot": "experiment.results",
+    "load": "runs.weights",
     "Comparison": "experiment.comparison",
     "compare": "experiment.comparison",
     "Hooks": "runs.simulation",
@@ -155,6 +156,7 @@ if TYPE_CHECKING:  # the same for editors and type checkers; a test compares
     from fljax.policies.windows import from_function as policy  # noqa: F401
     from fljax.runs.guard import Rollback as Rollback
     from fljax.runs.simulation import Hooks as Hooks
+    from fljax.runs.weights import load as load
     from fljax.tasks.base import Task as Task
     from fljax.types import Dataset as Dataset
     from fljax.updates.aggregates import Aggregate as Aggregate

@@ -1,7 +1,8 @@
-"""Pytree maths: keep by a mask, subtract, select, sum by weight, string up, check."""
+"""Pytree maths: keep by a mask, subtract, select, sum by weight, string up, name."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -67,3 +68,25 @@ def all_finite(tree: types.Tree) -> types.Array:
 def size(tree: Any) -> int:
     """Counts the values of a tree."""
     return sum(x.size for x in jax.tree.leaves(tree))
+
+
+def _name(path: tuple[Any, ...]) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def named(tree: types.Tree) -> dict[str, Any]:
+    """Gives the leaves by name: keys and indices with / between them.
+
+    Example:
+      >>> named(({"w": 1.0}, {"w": 2.0}))
+      {'0/w': 1.0, '1/w': 2.0}
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {_name(path): leaf for path, leaf in leaves}
+
+
+def fill(tree: types.Tree, values: Mapping[str, Any]) -> Any:
+    """Puts values in place of the leaves of their names; the others stay."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: values.get(_name(path), leaf), tree
+    )

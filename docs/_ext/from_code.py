@@ -25,7 +25,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 # Flat settings under the part of a run that they belong to; what is new and not here
 # comes under "Beside".
 _GROUPS = {
-    "What runs": ("algorithm", "network", "rounds", "seed"),
+    "What runs": ("algorithm", "network", "init", "init_head", "rounds", "seed"),
     "Data and clients": (
         *("dataset", "task", "test_share", "image_size", "image_mode", "augment"),
         *("mean", "std", "partition", "alpha", "num_clients"),

@@ -6,7 +6,7 @@ Legend: N all clients, K clients of a round.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -56,6 +56,8 @@ class Model(NamedTuple):
       table: costs of the plans.
       device_class: prices of networks that the table has no plan of.
       rounding: how the channels of a narrower network are counted.
+      pretrained: by name (`trees.named`) what the state before the first round has
+        instead of what is drawn; None: nothing.
     """
 
     net: network.Network
@@ -63,6 +65,7 @@ class Model(NamedTuple):
     table: costs.CostTable
     device_class: cost_model.Prices = cost_model.GENERIC
     rounding: Literal["ceil", "floor"] = "ceil"
+    pretrained: Mapping[str, Any] | None = None
 
     def cut(self, width: float) -> slicing.Cut:
         """Says how a network of a width is cut out of this one."""

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 
-from fljax import tasks, types
+from fljax import tasks, trees, types
 from fljax.engine import client, federation
 from fljax.kernels import specs
 from fljax.nn import network
@@ -25,13 +27,28 @@ def _initial(
     return client.calibrate(net, state, spec, calibration_key, task)
 
 
+def _pretrained(
+    key: types.Key,
+    found: Mapping[str, types.Array],
+    *,
+    net: network.Network,
+    spec: specs.Spec,
+    task: tasks.Task = tasks.DEFAULT,
+):
+    """Draws what was not found, and calibrates what it comes to."""
+    init_key, calibration_key = jax.random.split(key)
+    state = trees.fill(network.init(net, init_key), found)
+    calibrated = client.calibrate(net, state, spec, calibration_key, task)
+    return trees.fill(calibrated, found)
+
+
 @functools.cache  # the options ask what backend there is, so not on import
-def jitted():
+def jitted(function=_initial):
     """Gives (key, net=, spec=, task=) -> blocks as one program."""
     # By operations it would be many.
     options = programs.once_options()
     return jax.jit(
-        _initial, static_argnames=("net", "spec", "task"), compiler_options=options
+        function, static_argnames=("net", "spec", "task"), compiler_options=options
     )
 
 
@@ -41,7 +58,10 @@ def shapes(fed: federation.Federation) -> tuple[dict, ...]:
 
 
 def blocks(fed: federation.Federation) -> tuple[dict, ...]:
-    """Draws and calibrates the network of a federation."""
+    """Draws and calibrates the network of a federation; pretrained parts stay."""
     key = jax.random.fold_in(jax.random.key(fed.seed), streams.INITIAL)
-    training = fed.training
-    return jitted()(key, net=fed.model.net, spec=training.spec, task=training.task)
+    static: dict[str, Any] = {"net": fed.model.net, "spec": fed.training.spec}
+    static["task"] = fed.training.task
+    if fed.model.pretrained is not None:
+        return jitted(_pretrained)(key, dict(fed.model.pretrained), **static)
+    return jitted()(key, **static)

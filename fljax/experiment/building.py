@@ -40,7 +40,7 @@ from fljax.experiment import client_evaluation, environment, fleets, progress
 from fljax.experiment import config as configs
 from fljax.nn import network, slicing
 from fljax.plans import cost_model, costs, typical
-from fljax.runs import guard, simulation
+from fljax.runs import guard, simulation, weights
 from fljax.runtime import memory, mesh, programs
 from fljax.updates import aggregates, attacks, codecs, learning_rate, secure_sum
 
@@ -347,12 +347,14 @@ def build(
         own["network"] = f"{net.name} ({OWN})"
     if data.task is not None:
         tasks.check_traced(task, net, data)
+    start = _pretrained(config, net)
     parts = split(config, data)
     shards = partition.index_table(parts)
     made = fleets.make(config, len(parts))
     over = _mesh(config.devices)
     train_data, test_data = _data(config, data, over)
     fed = _federation(config, net, (train_data, task), (shards, made), over)
+    fed = fed.having(pretrained=start.found)
     shares = _shares(config, task, data, parts, len(made.known_as))
     each = client_evaluation.who(config, task, data, parts)
     evaluator = _evaluator(config, fed, test_data, (shares, each))
@@ -361,8 +363,9 @@ def build(
         built_from=config,
         federation=fed,
         evaluator=evaluator,
-        facts=_facts(config, fed, data) | own,
+        facts=_facts(config, fed, data) | start.facts | own,
         notes=(
+            *start.notes,
             *filter(None, [kept, fleets.note(made, config.seed)]),
             *checks.notes(data, task.classes),
             *_scale_notes(config, data),
@@ -372,6 +375,32 @@ def build(
         tokenizer=data.tokenizer,
         own=given,
     )
+
+
+class _Start(NamedTuple):
+    """What the network starts from, beside what is drawn."""
+
+    found: Mapping[str, np.ndarray] | None = None
+    facts: Mapping[str, str] = {}
+    notes: tuple[str, ...] = ()
+
+
+def _pretrained(config: configs.Config, net: network.Network) -> _Start:
+    """Reads what --init names.
+
+    Raises:
+      ValueError: there is no such file, or it does not fit the network.
+    """
+    if not config.init:
+        return _Start()
+    with configs.naming("init"):
+        tensors = weights.read(config.init)
+        found = weights.chosen(config.init, net, tensors, config.init_head)
+    facts = {"init_sha256": weights.digest(tensors)}
+    if config.init_head and not any(weights.of_head(net, name) for name in found):
+        note = f"--init: the head of {net.num_classes} classes is drawn: the file's is"
+        return _Start(found, facts, (f"{note} of another number",))
+    return _Start(found, facts)
 
 
 def _training(

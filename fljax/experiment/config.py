@@ -57,6 +57,16 @@ class Config:
         "logistic, transformer or char_transformer.",
         choices=models.BY_NAME,
     )
+    init: str = bounds.field(
+        "",
+        "A file .safetensors or a folder .orbax whose parameters the network starts "
+        "from (fljax.export writes them); empty: they are drawn.",
+    )
+    init_head: bool = bounds.field(
+        True,
+        "With --init: the last block's as well, where the number of classes is the "
+        "same.",
+    )
     dataset: str = bounds.field(
         "digits",
         "digits, npz:PATH, folder:DIR, leaf:DIR, jsonl:PATH, tfds:NAME or "
@@ -500,6 +510,8 @@ def check(config: Config) -> None:
             "--policy=adaptive_bits: expected frozen blocks in codes, got "
             "--frozen.fixed_point=none"
         )
+    if not config.init_head and not config.init:
+        raise ValueError("--init_head: expected --init=FILE beside it, got none")
     _check_selection(config)
     _check_rollback(config)
     _check_privacy(config)
