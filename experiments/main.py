@@ -61,7 +61,7 @@ OUT = flags.DEFINE_string(
     "out",
     "",
     "The file to write: .png, .pdf or .svg of plot, else curves.png; .html of report, "
-    "else report.html.",
+    "else report.html; of export by its suffix.",
 )
 
 WORKDIR = flags.DEFINE_string(

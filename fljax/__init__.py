@@ -9,7 +9,7 @@
 Everything below is imported when it is first asked for. What has no name here is in
 the sub-packages, from the ground up: `runtime`, `data`, `kernels`, `plans`, `updates`,
 `nn`, `devices`, `models`, `policies`, `tasks`, `engine`, `algorithms`, `runs`,
-`experiment`.
+`experiment`, `exporting`.
 """
 
 import importlib
@@ -29,6 +29,7 @@ _FACE = {
     "read": "experiment.results",
     "plot": "experiment.results",
     "load": "runs.weights",
+    "export": "exporting.files",
     "Comparison": "experiment.comparison",
     "compare": "experiment.comparison",
     "Hooks": "runs.simulation",
@@ -79,7 +80,8 @@ _FACE = {
 }
 
 _PACKAGES = (
-    *("algorithms", "bounds", "data", "devices", "engine", "experiment", "kernels"),
+    *("algorithms", "bounds", "data", "devices", "engine", "experiment", "exporting"),
+    "kernels",
     *(
         "models",
         "nn",
@@ -101,6 +103,7 @@ if TYPE_CHECKING:  # the same for editors and type checkers; a test compares
     from fljax import devices as devices
     from fljax import engine as engine
     from fljax import experiment as experiment
+    from fljax import exporting as exporting
     from fljax import kernels as kernels
     from fljax import models as models
     from fljax import nn as nn
@@ -146,6 +149,7 @@ if TYPE_CHECKING:  # the same for editors and type checkers; a test compares
     from fljax.experiment.running import Result as Result
     from fljax.experiment.running import restore as restore
     from fljax.experiment.running import run as run
+    from fljax.exporting.files import export as export
     from fljax.kernels.specs import Frozen as Frozen
     from fljax.nn.flax_block import FlaxBlock as FlaxBlock
     from fljax.nn.network import Network as Network

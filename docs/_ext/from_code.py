@@ -48,7 +48,7 @@ _GROUPS = {
 
 # Names of the face under a heading, by the folder that they come from.
 _CHAPTERS = {
-    "run": ("experiment", "runs"),
+    "run": ("experiment", "runs", "exporting"),
     "data": ("types", "data", "nn", "models", "tasks"),
     "devices": ("devices", "plans", "kernels"),
     "algorithms": ("algorithms",),

@@ -8,7 +8,6 @@ frozen.
 
 from __future__ import annotations
 
-import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
@@ -128,7 +127,7 @@ class Classifier(nn.Module):
         norm = lone_norms.BatchNorm(
             quantized=False, tracked=self.tracked, momentum=MOMENTUM, name="norm"
         )
-        x = jnp.mean(signals.to_float(norm(x, call)), axis=(1, 2))
+        x = joins.global_mean_pool(norm(x, call))
         logits = layers.dense(self.num_classes, quantized=False, name="dense")(x, call)
         return signals.to_float(logits)
 

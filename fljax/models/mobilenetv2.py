@@ -10,10 +10,9 @@ batch norms.
 
 from __future__ import annotations
 
-import jax.numpy as jnp
 from flax import linen as nn
 
-from fljax.nn import layers, lone_norms, network, signals, slicing
+from fljax.nn import joins, layers, lone_norms, network, signals, slicing
 
 # (expansion, width, blocks, stride of the first)
 GROUPS = (
@@ -171,7 +170,7 @@ class Classifier(nn.Module):
     @nn.compact
     def __call__(self, x: signals.Signal, call: layers.Call) -> signals.Signal:
         """Maps [B, H, W, in] to logits [B, num_classes]."""
-        x = jnp.mean(signals.to_float(x), axis=(1, 2))
+        x = joins.global_mean_pool(x)
         logits = layers.dense(self.num_classes, quantized=False, name="dense")(x, call)
         return signals.to_float(logits)
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+from typing import Any
+
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
@@ -39,6 +42,13 @@ class Concat(nn.Module):
         return signals.Ranged(y, observed)
 
 
+@functools.singledispatch
+def global_mean_pool(x: signals.Signal) -> Any:
+    """Averages [B, H, W, C] over positions, in floats: [B, C]."""
+    return jnp.mean(signals.to_float(x), axis=(1, 2))
+
+
+@functools.singledispatch
 def mean_pool(x: signals.Signal, window: int = 2) -> signals.Signal:
     """Averages every window x window tile; scales and ranges stay."""
     odd = isinstance(x, quant.QArray) and x.odd

@@ -23,6 +23,7 @@ valid row of it (`Call.mask` keeps them out of the norms' statistics).
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import NamedTuple
 
 import jax
@@ -436,6 +437,7 @@ def on_values(function, x: signals.Signal) -> signals.Signal:
     )
 
 
+@functools.singledispatch
 def max_pool(x: signals.Signal, window: int = 2) -> signals.Signal:
     """Takes the largest value of every window x window tile; scales stay."""
     return on_values(lambda values: convs.max_pool(values, window), x)

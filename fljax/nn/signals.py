@@ -1,12 +1,15 @@
 """What flows between the layers of a network, by role of the block.
 
 Float arrays in trained blocks, `quant.QArray` before the window, `Ranged` after it;
-of sequences `Padded`, which holds one of these.
+of sequences `Padded`, which holds one of these. What is done with them outside of
+layers (`to_float`, pooling) dispatches by kind: `exporting.wires` adds one, of networks
+that are written down for other runtimes.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax.numpy as jnp
@@ -57,7 +60,8 @@ def bare(x: Signal | Padded) -> Signal:
     return x.value if isinstance(x, Padded) else x
 
 
-def to_float(x: Signal) -> types.Array:
+@functools.singledispatch
+def to_float(x: Signal) -> Any:
     """Returns the float values of whatever flows between layers."""
     if isinstance(x, quant.QArray):
         return x.dequantize()

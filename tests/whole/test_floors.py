@@ -23,6 +23,7 @@ WINGS = (
     ("algorithms",),
     ("runs",),
     ("experiment",),
+    ("exporting",),
 )
 FLOOR = {wing: floor for floor, wings in enumerate(WINGS) for wing in wings}
 MOST_FILES = 20  # of a folder

@@ -1,0 +1,1 @@
+"""Trained networks for elsewhere: parameters, programs of JAX, graphs of ONNX."""
