@@ -363,7 +363,7 @@ def build(
         built_from=config,
         federation=fed,
         evaluator=evaluator,
-        facts=_facts(config, fed, data) | start.facts | own,
+        facts=_facts(config, fed, data) | dict(start.facts) | own,
         notes=(
             *start.notes,
             *filter(None, [kept, fleets.note(made, config.seed)]),
@@ -381,7 +381,7 @@ class _Start(NamedTuple):
     """What the network starts from, beside what is drawn."""
 
     found: Mapping[str, np.ndarray] | None = None
-    facts: Mapping[str, str] = {}
+    facts: Mapping[str, Any] = {}
     notes: tuple[str, ...] = ()
 
 
@@ -396,7 +396,7 @@ def _pretrained(config: configs.Config, net: network.Network) -> _Start:
     with configs.naming("init"):
         tensors = weights.read(config.init)
         found = weights.chosen(config.init, net, tensors, config.init_head)
-    facts = {"init_sha256": weights.digest(tensors)}
+    facts: dict[str, Any] = {"init_sha256": weights.digest(tensors)}
     if config.init_head and not any(weights.of_head(net, name) for name in found):
         note = f"--init: the head of {net.num_classes} classes is drawn: the file's is"
         return _Start(found, facts, (f"{note} of another number",))

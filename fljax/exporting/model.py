@@ -38,7 +38,7 @@ class Model(NamedTuple):
     @property
     def dtype(self) -> Any:
         """Gives the dtype of inputs: uint8, int32 of tokens, or float32."""
-        given = jnp.asarray(self.examples[:1]).dtype  # type: ignore[index]
+        given = jnp.asarray(self.examples[:1]).dtype
         if given == jnp.uint8:
             return np.uint8
         return np.int32 if jnp.issubdtype(given, jnp.integer) else np.float32

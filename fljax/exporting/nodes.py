@@ -120,7 +120,7 @@ def _coded_product(module: layers.Product, run, x: wires.Wire, call) -> wires.Wi
     of_weights = codes, graph.constant(weights.scale), graph.constant(zeros, jnp.int8)
     of_output = wires.Wire(graph, "", value).grid()
     bias = [] if sums is None else [graph.constant(sums, jnp.int32)]
-    names = (*x.grid(), *of_weights)
+    names: tuple[str, ...] = (*x.grid(), *of_weights)
     if dense:  # whose bias stands before the scale of the output
         names, kind = (*names, *(bias or [""]), *of_output), "QGemm"
         return x.then(kind, *names, value=value, domain=graphs.MICROSOFT)

@@ -27,7 +27,7 @@ def folded(module: nn.Module) -> tuple[types.Array, types.Array | None]:
     if "mean" not in running:
         return kernel, bias
     mean, var, scale = running["mean"], running["var"], params["scale"]
-    factor, offset = norms.folded(mean, var, scale, bias)
+    factor, offset = norms.folded(mean, var, scale, params["bias"])
     return kernel * factor, offset
 
 
