@@ -2,7 +2,8 @@
 
 NAME is a set of the hub (`ylecun/mnist`, `glue:sst2` with a configuration), a folder
 that `save_to_disk` made, or one of files that `load_dataset` reads (Parquet, CSV, JSON
-lines, images in class folders). No code of a set is run: `datasets` 4 has no scripts.
+lines, images in class folders). No code of a set is run: `datasets` 4 has no scripts,
+and its reader of pickles is refused.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ INSTALL = "pip install -e '.[hub]'"
 TEST = ("test", "validation", "valid")
 LABELS, TEXTS = ("label", "labels"), ("text", "sentence")  # names that need no flag
 _SAVED = ("dataset_dict.json", "state.json")  # of `save_to_disk`
+_PICKLES = "pandas"  # what the library calls its reader of them
 _UNKNOWN = -1  # what the hub's sets have for a label that is kept back
 
 
@@ -208,6 +210,11 @@ def _load(datasets: Any, name: str) -> dict[str, Any]:
         loaded = datasets.load_dataset(str(path))
     else:
         repository, colon, configuration = name.partition(":")
+        if repository == _PICKLES:
+            raise ValueError(
+                f"hf:{name}: expected a set of the hub or a folder, got the reader of "
+                f"pickles, which run what they hold"
+            )
         more = (configuration,) if colon else ()
         loaded = datasets.load_dataset(repository, *more)
     return dict(loaded) if isinstance(loaded, dict) else {"train": loaded}

@@ -10,6 +10,7 @@ import contextlib
 import importlib.util
 import os
 import pathlib
+import re
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,6 +20,7 @@ from fljax.runtime import reading
 
 INSTALL = "pip install -e '.[data]'"
 EXPORT = "bring it into an npz file and load npz:PATH"
+_OWN = re.compile(r"[^:]*(:[\d.*]+)?")  # names without a namespace
 BATCH = 1024  # records read at a time: three times as fast as one by one
 
 
@@ -61,6 +63,11 @@ def find(name: str) -> Prepared:
         opens with `tfds:` and the name.
     """
     source = f"tfds:{name}"
+    if not _OWN.fullmatch(name):
+        raise ValueError(
+            f"{source}: expected a set of the library's own, NAME or NAME:VERSION, got "
+            f"one of a namespace, whose code would be fetched and run; {EXPORT}"
+        )
     try:
         import tensorflow_datasets as tfds
     except ImportError as error:

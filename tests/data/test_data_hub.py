@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pathlib
+import pickle
 import sys
 
 import numpy as np
@@ -184,6 +186,20 @@ def test_bad_input_is_one_line(save, columns, asked, message):
         load.load(name, load.Options(columns=hub.Columns(**asked)))
     assert str(caught.value).startswith(name)
     assert "\n" not in str(caught.value)
+
+
+def test_no_pickle_is_read(tmp_path, monkeypatch):
+    class Runs:
+        def __reduce__(self):
+            return pathlib.Path.mkdir, (tmp_path / "ran",)
+
+    (tmp_path / "train.pkl").write_bytes(pickle.dumps(Runs()))
+    monkeypatch.chdir(tmp_path)  # where the library would find it
+    with pytest.raises(ValueError, match=r"hf:pandas: expected .* pickles"):
+        load.load("hf:pandas", load.Options())
+    with pytest.raises(ValueError, match=f"hf:{tmp_path}"):
+        load.load(f"hf:{tmp_path}", load.Options())
+    assert not (tmp_path / "ran").exists()
 
 
 def test_a_set_without_training_data_is_refused(save):

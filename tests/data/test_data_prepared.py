@@ -22,6 +22,12 @@ def test_tfds_missing(monkeypatch):
     assert isinstance(caught.value.__cause__, ImportError)
 
 
+@pytest.mark.parametrize("name", ["kaggle:some_set", "lab:set/plain:1.0.0"])
+def test_sets_whose_code_would_be_fetched_are_refused(name):
+    with pytest.raises(ValueError, match=f"tfds:{name}: expected .* of a namespace"):
+        load.load(f"tfds:{name}")
+
+
 def _stripes(tfds, *, register=False, keys=("pixels", "digit"), splits=None, names=()):
     """Makes a builder class named TinyStripes; image i is full of the value i."""
     sizes = splits or {"train": 12, "test": 5}
