@@ -87,14 +87,18 @@ def keep(
     name = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:32]
     entry = pathlib.Path(folder).expanduser() / name
     private.make(entry.parent)
+    _require_own(entry)  # before a lock is made where others may put a link
     with filelock.FileLock(entry.with_suffix(".lock")):  # who comes second finds it
         if not entry.exists():
             _write(entry, about, make())
-        if why := private.objection(entry.parent, (entry, *entry.iterdir())):
-            raise ValueError(
-                f"{entry}: expected an entry of this user's own, but {why}"
-            )
+        _require_own(entry, entry, *entry.iterdir())
         return _read(entry, about)
+
+
+def _require_own(entry: pathlib.Path, *read: pathlib.Path) -> None:
+    """Raises ValueError where others may write what is about to be read."""
+    if why := private.objection(entry.parent, read):
+        raise ValueError(f"{entry}: expected an entry of this user's own, but {why}")
 
 
 def _write(

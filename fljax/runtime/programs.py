@@ -94,18 +94,24 @@ def keep(folder: str) -> None:
 def keep_at_home() -> str:
     """Has JAX keep them below this user's ~/.cache, unless it was told otherwise.
 
+    What lies in that folder is run, so one that others may write is not used, whoever
+    has named it.
+
     Returns:
-      A line for the user where that cannot be; empty: all is well.
+      A line for the user where that cannot be, once; empty: all is well.
     """
-    asked = os.environ.get(FOLDER) is not None or jax.config.values[_CONFIG]
-    if _told or asked or not jax.config.values["jax_enable_compilation_cache"]:
+    if _told or not jax.config.values["jax_enable_compilation_cache"]:
         return ""
-    folder = private.home()
+    asked = jax.config.values[_CONFIG]
+    if "://" in (asked or "") or (not asked and os.environ.get(FOLDER) is not None):
+        return ""
+    folder = asked or private.home()
     try:
         why = private.own(pathlib.Path(folder), KEPT) if folder else "there is no home"
     except OSError as error:
         why = str(error)
-    keep("" if why else folder)
+    if why or not asked:
+        keep("" if why else folder)
     return f"compiled programs are not kept: {why}" if why else ""
 
 

@@ -276,6 +276,15 @@ def test_programs_are_kept_at_home_unless_told_otherwise(kept, monkeypatch, tmp_
     assert told[1:] == [""]
 
 
+def test_programs_that_others_may_write_are_not_run(kept, monkeypatch):
+    told = []
+    monkeypatch.setattr(programs, "keep", told.append)
+    monkeypatch.setattr(programs, "_told", [])
+    kept.chmod(0o777)
+    assert f"others may write to {kept}" in programs.keep_at_home()
+    assert told == [""]
+
+
 def test_a_bar_in_a_notebook():
     class OutStream:  # of ipykernel: no terminal, and perhaps no number
         __module__ = "ipykernel.iostream"

@@ -41,10 +41,57 @@ def test_a_file_that_others_may_write_is_not_read(folder):
     assert f"may write to {file}" in private.objection(folder, [file, folder / "gone"])
 
 
-def test_what_belongs_to_another_user_is_not_read(folder, monkeypatch):
-    owner = os.geteuid()
-    monkeypatch.setattr(os, "geteuid", lambda: owner + 1)
-    assert f"{folder} belongs to another user" in private.objection(folder)
+@pytest.fixture
+def give(monkeypatch):
+    """Gives a folder to another user, or where this one may not, us to them."""
+
+    def away(path):
+        owner = path.lstat().st_uid
+        if os.geteuid() == 0:
+            os.lchown(path, STRANGER, -1)
+        else:
+            monkeypatch.setattr(os, "geteuid", lambda: owner + 1)
+
+    return away
+
+
+STRANGER = 12345
+
+
+def test_what_belongs_to_another_user_is_not_read(folder, give):
+    give(folder)
+    assert "belongs to another user (number" in private.objection(folder)
+
+
+def test_what_belongs_to_root_is_read(monkeypatch):
+    monkeypatch.setattr(os, "geteuid", lambda: STRANGER)
+    assert private.objection(pathlib.Path("/usr")) == ""
+
+
+def test_nobody_else_may_put_another_folder_in_its_place(folder, monkeypatch):
+    above = folder.parent
+    above.chmod(0o777)
+    assert f"others may write to {above} (mode 777" in private.objection(folder)
+    above.chmod(0o1777)  # as /tmp: only who owns a folder there renames it
+    assert private.objection(folder) == ""
+    above.chmod(0o775)
+    for alone, why in ((True, ""), (False, f"others may write to {above} (mode 775")):
+        monkeypatch.setattr(private, "_of_one", lambda _, alone=alone: alone)
+        assert private.objection(folder).startswith(why)
+        assert bool(private.objection(folder)) == bool(why)
+
+
+def test_a_link_is_as_good_as_its_owner_and_what_leads_to_its_target(
+    folder, give, tmp_path
+):
+    link = tmp_path / "link"
+    link.symlink_to(folder.parent)
+    assert private.objection(link / folder.name) == ""
+    folder.parent.chmod(0o777)
+    assert f"may write to {folder.parent}" in private.objection(link / folder.name)
+    folder.parent.chmod(0o700)
+    give(link)
+    assert "belongs to another user" in private.objection(link / folder.name)
 
 
 def test_a_command_line_goes_on_without_such_a_cache(call, folder, monkeypatch):
