@@ -121,7 +121,8 @@ def _tidy(folder: writers.Folder, round: int, keep: int, shelf: segments.Shelf) 
     checkpoints, place = _checkpoints(folder), pathlib.Path(folder) / _CHECKPOINTS
     lowest = min(round, 1)  # the start is no end to fall back to
     kept = [other for number, other in checkpoints if lowest <= number <= round][-keep:]
-    leftovers = place.glob("*.tmp")  # of a kill in the middle of a write
+    # Of a kill in the middle of a write; others' files are left alone.
+    leftovers = [*place.glob("round_*.ckpt.tmp"), *place.glob("clients.rows.tmp")]
     for stale in {*(other for _, other in checkpoints), *leftovers} - {*kept}:
         if stale.is_file():
             stale.unlink()

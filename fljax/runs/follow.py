@@ -21,12 +21,14 @@ from __future__ import annotations
 
 import os
 import pathlib
+import stat
 from typing import Any, NamedTuple
 
 from fljax.runs import writers
 
 Mark = tuple[int, int, int]  # inode, bytes, nanoseconds: another one, another file
 
+MOST = 2**26  # bytes that are read of a file at a time; a line is shorter
 _SKIPPED = ("checkpoints",)  # folders of a run folder that hold no runs
 
 
@@ -159,13 +161,16 @@ def read(path: pathlib.Path, place: Place = Place()) -> Lines:
       What is new.
     """
     mark = mark_of(path)  # before the lines: what comes meanwhile is seen the next time
-    if mark is not None and mark == place.mark:
+    if mark is None:  # it is gone, or not there yet
+        return Lines(Place(), [], anew=place.end > 0)
+    if mark == place.mark:
         return Lines(place, [])
     try:
         with open(path, "rb") as file:
             file.seek(place.end - len(place.last))
-            data = file.read()
-    except OSError:  # it is gone, or not there yet
+            data = file.read(MOST)
+            left = file.read(1) != b""
+    except OSError:
         return Lines(Place(), [], anew=place.end > 0)
     if not data.startswith(place.last):
         return read(path)._replace(anew=True)
@@ -174,6 +179,8 @@ def read(path: pathlib.Path, place: Place = Place()) -> Lines:
     found = [writers.parsed(line) for line in lines]
     records = [record for record in found if record is not None]
     end, last = place.end + len(whole), lines[-1] if lines else place.last
+    if left and lines:  # the next look goes on there
+        mark = None
     return Lines(Place(mark, end, last), records, unreadable=len(found) - len(records))
 
 
@@ -181,10 +188,12 @@ def mark_of(path: pathlib.Path) -> Mark | None:
     """Tells a file from others, and from itself before it was written to.
 
     Returns:
-      None where there is none.
+      None where there is none; a pipe, which would wait for ever, is none.
     """
     try:
         found = path.stat()
     except OSError:
+        return None
+    if not stat.S_ISREG(found.st_mode):
         return None
     return found.st_ino, found.st_size, found.st_mtime_ns

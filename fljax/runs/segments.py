@@ -191,7 +191,13 @@ def index(log: Log) -> dict[str, Any]:
 
 def is_index(leaf: Any) -> bool:
     """Tell whether a leaf of a checkpoint stands for rows."""
-    return isinstance(leaf, dict) and leaf.keys() == {"first", "segments"}
+    if not isinstance(leaf, dict) or leaf.keys() != {"first", "segments"}:
+        return False
+    first, named = leaf["first"], leaf["segments"]
+    if not isinstance(first, np.ndarray) or not isinstance(named, dict):
+        return False
+    sound = all(isinstance(n, str) and isinstance(d, bytes) for n, d in named.items())
+    return sound and first.ndim == 1 and first.dtype == np.float32
 
 
 def names(index: Mapping[str, Any]) -> frozenset[str]:

@@ -16,6 +16,7 @@ from collections.abc import Sequence, Set
 from typing import NamedTuple
 
 from fljax.runs import writers
+from fljax.runtime import durable
 
 RUNNING, STALLED, STOPPED, FINISHED = NAMES = (
     *("running", "stalled", "stopped", "finished"),
@@ -139,7 +140,8 @@ def held(folder: writers.Folder, locked: Set[int] | None) -> bool | None:
     """
     files = writers.files(folder)
     with contextlib.suppress(OSError, ValueError):
-        written = files.lock.read_text().strip()  # by the process that took it last
+        # By the process that took it last.
+        written = durable.read(files.lock).decode().strip()
         if locked is None or not written.endswith(f" on {socket.gethostname()}"):
             return None
         return any(f.stat().st_ino in locked for f in (files.lock, files.config))

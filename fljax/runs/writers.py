@@ -62,6 +62,7 @@ _NUMBERS = frozenset(
 )
 _READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
 _MOST_NESTED = 50  # levels of a configuration
+_SHARE = 0.2  # of memory that a file of JSON may take; as objects it takes more
 
 Folder = str | os.PathLike[str]
 
@@ -185,10 +186,14 @@ def _lock(folder: pathlib.Path) -> filelock.BaseFileLock:
     """Take the folder for this process; the kernel lets go even on kill -9."""
     path = folder / _LOCK
     holder = _holder(path)
-    os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o666))
+    os.close(durable.no_link(str(path), os.O_RDWR | os.O_CREAT))
     lock = _taken(filelock.FileLock(path, timeout=0), folder, holder)
-    with contextlib.suppress(OSError):  # Windows lets nobody read or write it now
-        path.write_text(f"pid {os.getpid()} on {socket.gethostname()}\n")
+    text = f"pid {os.getpid()} on {socket.gethostname()}\n"
+    with (
+        contextlib.suppress(OSError),  # Windows lets nobody read or write it now
+        open(path, "w", opener=durable.no_link) as file,
+    ):
+        file.write(text)
     return lock
 
 
@@ -315,7 +320,7 @@ def _within(section: str, names: tuple[str, ...]) -> tuple[str, ...]:
 def _stored_config(path: pathlib.Path) -> dict[str, Any]:
     """Read `config.json`, refusing what `open_run` cannot have written."""
     try:
-        stored = json.loads(durable.read(path))
+        stored = json.loads(durable.read(path, _SHARE))
     except (ValueError, RecursionError) as error:
         raise ValueError(
             f"{path} is not JSON ({error}); mend it or pass another folder"
@@ -630,7 +635,8 @@ def _append(
 
 def _lines(path: pathlib.Path) -> list[tuple[bytes, dict[str, Any] | None]]:
     """Pair every line of a file with its record, None if unreadable."""
-    return [(line, parsed(line)) for line in durable.read(path).splitlines()]
+    whole = durable.read(path, _SHARE)
+    return [(line, parsed(line)) for line in whole.splitlines()]
 
 
 def parsed(line: bytes) -> dict[str, Any] | None:

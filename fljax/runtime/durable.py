@@ -1,4 +1,8 @@
-"""Files of a run folder: whole at any moment, durable, grown a line at a time."""
+"""Files of a run folder: whole at any moment, durable, grown a line at a time.
+
+Others may have put links or pipes into the folder, or files of any size: what is
+written goes into the folder itself, and what is read is a file that memory can hold.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,8 @@ import contextlib
 import os
 import pathlib
 from collections.abc import Iterable, Sequence
+
+from fljax.runtime import memory
 
 
 def temporary(path: pathlib.Path) -> pathlib.Path:
@@ -33,7 +39,8 @@ def write(path: pathlib.Path, parts: Iterable[bytes]) -> None:
     Raises:
       OSError: if it cannot be written.
     """
-    with open(path, "wb") as file:
+    path.unlink(missing_ok=True)  # of a kill; or a link, which is not followed
+    with open(path, "xb") as file:
         file.writelines(parts)
         file.flush()
         os.fsync(file.fileno())  # or a power cut can leave the new name without data
@@ -61,15 +68,33 @@ def _sync_folder(folder: pathlib.Path) -> None:
             os.close(descriptor)
 
 
-def read(path: pathlib.Path) -> bytes:
+def no_link(path: str, flags: int) -> int:
+    """Open a file for `open(opener=)`, but not what a symbolic link names.
+
+    Raises:
+      OSError: it is one, or cannot be opened.
+    """
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
+
+
+def read(path: pathlib.Path, share: float = 1.0) -> bytes:
     """Read a file; empty if there is none.
+
+    Args:
+      path: the file.
+      share: of this machine's memory that it may take.
 
     Raises:
       OSError: it cannot be read, or is none: a named pipe would wait for ever.
+      ValueError: it is larger.
     """
-    if path.exists() and not path.is_file():
+    if not path.exists():
+        return b""
+    if not path.is_file():
         raise OSError(f"{path}: expected a file, got a folder or a device")
-    return path.read_bytes() if path.exists() else b""
+    size = path.stat().st_size
+    memory.require(str(path), "a file", size, share * memory.of_host())
+    return path.read_bytes()
 
 
 class Lines:
@@ -93,7 +118,7 @@ class Lines:
     def append(self, line: bytes) -> bool:
         """Add a line; tell whether the file had to be mended before."""
         mended = self.mend()
-        with open(self.path, "ab") as file:
+        with open(self.path, "ab", opener=no_link) as file:
             file.write(line + b"\n")
         if not self._size:  # it may be new
             _sync_folder(self.path.parent)
