@@ -5,6 +5,7 @@ Legend: P points of a curve.
 
 from __future__ import annotations
 
+import html
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -161,7 +162,7 @@ def _band(group: str, made: panels.Band, look: Look, many: bool) -> Iterator[Fig
         fill = {"fill": "tonexty", "fillcolor": faint(look.color)}
         yield {**edge, "y": _short(made.low)}
         yield {**edge, "y": _short(made.high), **fill}
-    few = len(x) <= _FEW_POINTS
+    few, point = len(x) <= _FEW_POINTS, "%{x:.6g}: <b>%{y:.5g}</b><extra></extra>"
     yield {
         "x": x,
         "y": _short(made.mean),
@@ -169,8 +170,16 @@ def _band(group: str, made: panels.Band, look: Look, many: bool) -> Iterator[Fig
         "mode": "lines+markers" if few else "lines",
         "marker": {"size": 5},
         "line": {"color": look.color, "dash": look.dash, "width": 1.8},
-        "hovertemplate": f"{group}<br>%{{x:.6g}}: <b>%{{y:.5g}}</b><extra></extra>",
+        "hovertemplate": f"{said(group)}<br>{point}",
     }
+
+
+def said(name: str) -> str:
+    """Writes a name of a run folder so that plotly.js takes it as it is.
+
+    It reads tags and links in texts, and in templates what stands in braces.
+    """
+    return html.escape(name).replace("{", "&#123;")
 
 
 def faint(color: str) -> str:
@@ -210,7 +219,13 @@ def _tiers(page: Page) -> Figure | None:
         return None
     for tier in names:  # what the lines mean
         line = {"color": page.theme.text, "dash": dashes[tier], "width": 1.8}
-        key = {"x": [None], "y": [None], "mode": "lines", "name": tier, "line": line}
+        key = {
+            "x": [None],
+            "y": [None],
+            "mode": "lines",
+            "name": said(tier),
+            "line": line,
+        }
         traces.append(key | {"showlegend": True})
     measure = _quantity(page, "measure")
     quantity = measure._replace(title=f"{measure.title} by tier{_note(page)}")
@@ -246,14 +261,15 @@ def _bars(
     common = sorted(kinds, key=lambda kind: -weight[kind])[:_MOST_PLANS]
     shown = [kind for kind in kinds if kind in common]
     shown = sorted(shown, key=order) if order else shown
+    bar = "%{x}: <b>%{y:.3g} %</b><extra></extra>"
     traces: list[Figure] = [
         {
             "type": "bar",
             "name": name,
-            "x": shown,
+            "x": [said(kind) for kind in shown],
             "y": [round(of.get(kind, 0), 3) for kind in shown],
             "marker": {"color": page.looks[name].color},
-            "hovertemplate": f"{name}<br>%{{x}}: <b>%{{y:.3g}} %</b><extra></extra>",
+            "hovertemplate": f"{said(name)}<br>{bar}",
         }
         for name, of in percent.items()
     ]

@@ -246,6 +246,29 @@ def test_the_page_holds_all_sections_and_loads_nothing(compared, tmp_path):
     assert (tmp_path / "again.html").read_text() == text
 
 
+def test_nothing_of_a_run_folder_is_code_of_the_page(tmp_path):
+    ugly = "<script>$(touch x)</script><img src=x onerror=x>'\""
+    lines = records(0.5)
+    for line in lines:
+        for name in ("tier_accuracy", "tier_test_accuracy"):
+            if name in line:
+                line[name] = {ugly: 0.5, "weak": 0.25}
+        line["plans"] = {ugly: 3}
+    alerts = [{"round": 1, "kind": ugly, "message": ugly}]
+    folder = ugly.replace("/", "|")
+    save(tmp_path / folder, lines, alerts=alerts, algorithm=ugly, **{ugly: ugly})
+    save(tmp_path / "plain", records(0.6))
+    about = json.loads((tmp_path / folder / "config.json").read_text())
+    about["environment"] = {ugly: ugly}
+    (tmp_path / folder / "config.json").write_text(json.dumps(about))
+    page.write([tmp_path], tmp_path / "report.html", ugly)
+    text = (tmp_path / "report.html").read_text()
+    parsed = _Page(text)
+    assert (parsed.open, parsed.links) == ([], [])
+    assert not {"script", "img"} & {*parsed.tags}
+    assert text.count("&lt;script&gt;") > 8
+
+
 def test_commands_repeat_runs_from_their_settings(tmp_path):
     settings = json.loads(
         writers.to_json(

@@ -246,6 +246,25 @@ def test_figures_have_means_bands_and_either_axis(runs):
     assert json.dumps(drawn)  # plain data
 
 
+def test_names_of_folders_are_text_and_nothing_else(tmp_path):
+    ugly = "<a href=x>{y}%{x}"
+    ugly_too = {"tier_accuracy": {ugly: 0.5}, "plans": {ugly: 1}, "tiers": {ugly: 1}}
+    folder(tmp_path / ugly, [evaluated(0) | ugly_too])
+    folder(tmp_path / "b", [evaluated(0)])
+    found = watch.Watch([tmp_path]).board().runs
+    assert figures.said(ugly) == "&lt;a href=x&gt;&#123;y}%&#123;x}"
+    count = 0
+    for figure in filter(None, figures.draw(page_of(found)).values()):
+        for trace in figure["data"]:
+            named = [trace["name"]] if trace.get("showlegend") else []
+            for text in (trace.get("hovertemplate", ""), *named, *map(str, trace["x"])):
+                count += "&lt;a" in text
+                assert "<a" not in text
+                assert "%{x}%" not in text
+                assert "{y}" not in text
+    assert count
+
+
 def test_nothing_to_draw():
     assert set(figures.draw(page_of({})).values()) == {None}
 

@@ -33,7 +33,8 @@ _OF_RESULTS = (
 
 def rows(titles: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
     """Lays out texts as a table."""
-    return _table(titles, [[html.escape(c) for c in row] for row in cells], "left")
+    titles, *cells = ([html.escape(text) for text in row] for row in (titles, *cells))
+    return _table(titles, cells, "left")
 
 
 def results(setting: found.Setting, figures: Mapping[str, Mapping[str, Any]]) -> str:
