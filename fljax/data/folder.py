@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fljax.data import images, progress
+from fljax.data import images, progress, sources
 
 TEST = ("test", "valid", "val")
 SUFFIXES = frozenset((
@@ -170,10 +170,5 @@ def read(
     x = images.read(name, [(str(f), f) for f in everything], size, mode, watch)
     y = np.array([label for _, label in (*found.train, *found.test)], np.int32)
     cut = len(found.train)
-    return {
-        "x_train": x[:cut],
-        "y_train": y[:cut],
-        "x_test": x[cut:],
-        "y_test": y[cut:],
-        "num_classes": np.array(len(found.classes)),
-    }
+    classes = np.array(len(found.classes))
+    return sources.split({"x": x, "y": y}, cut) | {"num_classes": classes}

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fljax import bounds
-from fljax.data import images, progress
+from fljax.data import images, progress, sources
 from fljax.runtime import reading
 
 INSTALL = "pip install -e '.[hub]'"
@@ -77,12 +77,7 @@ def find(name: str, wanted: Columns = Columns(), labelled: bool = True) -> Found
         opens with `hf:` and the name.
     """
     source = f"hf:{name}"
-    try:
-        import datasets
-    except ImportError as error:
-        raise ValueError(
-            f"{source} needs datasets, which does not import ({error}): {INSTALL}"
-        ) from error
+    datasets = sources.library(source, "datasets", "datasets", INSTALL)
     with _bars(datasets), reading.one_line(source, INSTALL):
         there = _load(datasets, name)
     if "train" not in there:
@@ -131,14 +126,7 @@ def read(
         if found.columns.user:
             columns["users"] = _named(_column(found, found.columns.user))
         cut = len(found.splits["train"])
-        arrays: dict[str, np.ndarray] = {}
-        for key, column in columns.items():
-            train, test = (
-                ("users", "users_test")
-                if key == "users"
-                else (f"{key}_train", f"{key}_test")
-            )
-            arrays |= {train: column[:cut], test: column[cut:]}
+        arrays = sources.split(columns, cut)
         feature = _feature(found, found.columns.label)
         if getattr(feature, "names", None):
             arrays["num_classes"] = np.array(feature.num_classes)
@@ -296,9 +284,7 @@ def _texts(found: Found) -> np.ndarray:
                 f"{found.source}: expected texts in column {column}, got {text!r} in "
                 f"row {number}"
             )
-    out = np.empty(len(texts), object)
-    out[:] = texts
-    return out
+    return sources.texts(texts)
 
 
 def _numbers(found: Found) -> np.ndarray:

@@ -11,7 +11,7 @@ from typing import IO, Any, Protocol
 
 import numpy as np
 
-from fljax.data import progress
+from fljax.data import progress, sources
 from fljax.runtime import memory, reading
 
 MODES = {"grey": "L", "rgb": "RGB"}  # to Pillow's names
@@ -29,13 +29,7 @@ def pillow(name: str) -> Any:
     Raises:
       ValueError: it is not there; the line opens with `name`.
     """
-    try:
-        from PIL import Image
-    except ImportError as error:
-        raise ValueError(
-            f"{name} needs Pillow, which does not import ({error}): {INSTALL}"
-        ) from error
-    return Image
+    return sources.library(name, "PIL.Image", "Pillow", INSTALL)
 
 
 File = pathlib.Path | IO[bytes]

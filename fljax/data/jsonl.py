@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from fljax import bounds
-from fljax.data import progress
+from fljax.data import progress, sources
 from fljax.runtime import reading
 
 EXPECTED = '{"text": "...", "label": 0, "split": "train" or "test"}'
@@ -99,9 +99,7 @@ def _line(
 
 
 def _texts(lines: list[dict[str, Any]]) -> np.ndarray:
-    texts = np.empty(len(lines), object)
-    texts[:] = [line["text"] for line in lines]
-    return texts
+    return sources.texts([line["text"] for line in lines])
 
 
 def _labels(labels: list) -> np.ndarray:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fljax.data import progress
+from fljax.data import progress, sources
 from fljax.runtime import reading
 
 INSTALL = "pip install -e '.[data]'"
@@ -68,13 +68,8 @@ def find(name: str) -> Prepared:
             f"{source}: expected a set of the library's own, NAME or NAME:VERSION, got "
             f"one of a namespace, whose code would be fetched and run; {EXPORT}"
         )
-    try:
-        import tensorflow_datasets as tfds
-    except ImportError as error:
-        raise ValueError(
-            f"{source} needs tensorflow-datasets, which does not import ({error}): "
-            f"{INSTALL}"
-        ) from error
+    called = "tensorflow-datasets"
+    tfds = sources.library(source, "tensorflow_datasets", called, INSTALL)
     builder = _builder(tfds, source, name)
     keys, is_text = _supervised(tfds, source, builder.info)
     test = _test_split(source, list(builder.info.splits))
@@ -111,9 +106,9 @@ def read(
 
 
 def _decoded(texts: np.ndarray) -> np.ndarray:
-    out = np.empty(len(texts), object)
-    out[:] = [t.decode(errors="replace") if isinstance(t, bytes) else t for t in texts]
-    return out
+    return sources.texts(
+        [t.decode(errors="replace") if isinstance(t, bytes) else t for t in texts]
+    )
 
 
 def _builder(tfds: Any, source: str, name: str) -> Any:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from fljax.data import progress
+from fljax.data import progress, sources
 from fljax.runtime import memory
 
 INSTALL = "pip install -e '.[text]'"
@@ -175,11 +175,4 @@ def _batches(what: str, texts: Texts, watch: progress.Watch) -> Iterator[list[st
 
 
 def _library(name: str) -> Any:
-    try:
-        import tokenizers
-    except ImportError as error:
-        raise ValueError(
-            f"{name} needs the library tokenizers, which does not import ({error}): "
-            f"{INSTALL}"
-        ) from error
-    return tokenizers
+    return sources.library(name, "tokenizers", "the library tokenizers", INSTALL)
