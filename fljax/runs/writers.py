@@ -488,6 +488,34 @@ def _lasting(record: dict[str, Any]) -> bytes:
     return json.dumps(lasting).encode()
 
 
+class _Survivor:
+    """Stands before a file of TensorBoard events, for the thread that writes it.
+
+    An error would end that thread, and whoever gives it events would wait for ever: so
+    it is kept, to be raised by who writes next.
+    """
+
+    def __init__(self, events: Any) -> None:
+        """Keep the file."""
+        self._events = events
+        self.error: OSError | None = None
+
+    def write_event(self, event: Any) -> None:
+        """Write an event, unless one could not be written."""
+        self._tried(self._events.write_event, event)
+
+    def flush(self) -> None:
+        """Write out what was written, likewise."""
+        self._tried(self._events.flush)
+
+    def _tried(self, call: Callable[..., Any], *given: Any) -> None:
+        if self.error is None:
+            try:
+                call(*given)
+            except OSError as error:
+                self.error = error
+
+
 class MetricsWriter:
     """Appends metrics records to `metrics.jsonl` and to TensorBoard events."""
 
@@ -505,6 +533,7 @@ class MetricsWriter:
         path = pathlib.Path(folder)
         self.notes: list[str] = []  # lines worth logging, to be taken
         self._board: Any = None
+        self._events: Any = None
         name = path / _METRICS
         self._file, records = _kept(name, first_round, self.notes, first_round)
         self._digest = hashlib.sha256(b"".join(map(_lasting, records)))
@@ -528,6 +557,8 @@ class MetricsWriter:
             flush_secs=1,
             filename_suffix=f".{before}",
         )
+        worker = self._board.file_writer.event_writer._worker
+        self._events = worker._record_writer = _Survivor(worker._record_writer)
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Append one record; a number that is not finite is written as null.
@@ -543,6 +574,8 @@ class MetricsWriter:
         self._digest.update(_lasting(plain))
         if self._board is None:
             return
+        if self._events.error is not None:  # the disk is full, or gone
+            raise self._events.error
         for tag, value in flat(plain, "/").items():
             if tag != "round" and isinstance(value, int | float):
                 self._board.add_scalar(tag, value, plain["round"])

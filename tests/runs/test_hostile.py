@@ -154,6 +154,24 @@ def test_links_in_a_folder_are_not_written_through(tmp_path):
     assert victim.read_text() == "mine"
 
 
+def test_events_without_room_end_a_run_and_do_not_hang_it(tmp_path, monkeypatch):
+    from tensorboardX import event_file_writer
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    metrics = writers.MetricsWriter(tmp_path)
+    monkeypatch.setattr(event_file_writer.EventsWriter, "write_event", full)
+
+    def write():
+        for number in range(10_000):  # more than wait in the queue
+            metrics.write({"round": number, "test_loss": 1.0})
+
+    with pytest.raises(OSError, match="No space left"):
+        write()
+    metrics.close()
+
+
 def test_a_link_to_nothing_makes_nothing(tmp_path):
     (tmp_path / "lines").symlink_to(tmp_path / "made")
     with pytest.raises(OSError, match="lines"):
