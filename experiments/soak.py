@@ -194,7 +194,12 @@ class Run:
 
     def ended(self) -> Death:
         """Waits for its end."""
-        code = self.process.wait(_PATIENCE)
+        try:
+            code = self.process.wait(_PATIENCE)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+            raise ValueError(f"{self.log}: does not end in {_PATIENCE} s") from None
         lines = self.log.read_text(errors="replace").splitlines()
         return Death(code, [line for line in lines if line.startswith("error:")])
 
