@@ -25,6 +25,7 @@ from fljax.runtime import durable
 
 config_flags.define_flags(skip=("algorithm", "seed"))
 _TARGET = config_flags.target()
+_TOGETHER = config_flags.together()
 for _module in (config_flags, main):
     flags.adopt_module_key_flags(_module)  # `--help` lists them
 _ALGORITHMS = flags.DEFINE_list(
@@ -68,8 +69,9 @@ def _main() -> None:
     measure = config_flags.reached(_TARGET.value, what[names[0]])
     runs: dict[str, list] = {name: [] for name in names}
     with main.hooks() as hooks:
+        together, cache = _TOGETHER.value, main.data_cache()
         done = comparison.each(
-            what, seeds, workdir, hooks=hooks, cache=main.data_cache()
+            what, seeds, workdir, hooks=hooks, cache=cache, together=together
         )
         for name, _, result in done:  # what is behind the records is let go
             runs[name].append(result.records)

@@ -54,6 +54,16 @@ def target() -> flags.FlagHolder:
     )
 
 
+def together() -> flags.FlagHolder:
+    """Defines --together, of commands that run several seeds."""
+    return define.boolean(
+        "together",
+        False,
+        "The seeds of a run train side by side in the same programs, which fills an "
+        "accelerator; each has a run folder of its own as ever.",
+    )
+
+
 def reached(target: float, config: configs.Config) -> tasks.Measure:
     """Gives what a run goes by, of which --target_accuracy is a value.
 

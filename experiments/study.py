@@ -225,6 +225,7 @@ STUDIES = {
 
 config_flags.define_flags(skip=("seed",))
 _TARGET = config_flags.target()
+_TOGETHER = config_flags.together()
 for _module in (config_flags, main):
     flags.adopt_module_key_flags(_module)  # `--help` lists them
 _STUDY = flags.DEFINE_string("study", "imbalance", ", ".join(STUDIES) + ".")
@@ -299,21 +300,27 @@ def run(
       setting -> variant -> seeds -> records.
     """
 
-    def one(setting: str, name: str, fields: Fields, seed: int):
-        config = configs.replace(base, {**fields, "seed": seed})
-        configs.check(config)
-        where = folder(workdir, setting, name, seed)
-        ready = fljax.build(config, workdir=where, cache=cache)
-        label = f"{setting}: {name}"
-        done = fljax.run(ready, where, hooks=hooks, label=label, tensorboard=False)
-        return done.records
+    def some(setting: str, name: str, fields: Fields, seeds: Sequence[int]):
+        """Runs a variant with some seeds at once."""
+        where = [folder(workdir, setting, name, seed) for seed in seeds]
+        ready = []
+        for seed, path in zip(seeds, where, strict=True):
+            config = configs.replace(base, {**fields, "seed": seed})
+            configs.check(config)
+            ready.append(fljax.build(config, workdir=path, cache=cache))
+        told: Any = {"hooks": hooks, "label": f"{setting}: {name}"}
+        told["tensorboard"] = False
+        if len(seeds) == 1:
+            return [fljax.run(ready[0], where[0], **told).records]
+        return [one.records for one in fljax.run_together(ready, where, **told)]
 
+    batches = [seeds] if _TOGETHER.value else [[seed] for seed in seeds]
     result: Results = {}
     for setting, variants in study.items():
         runs: dict[str, list[list[simulation.Record]]] = {name: [] for name in variants}
-        for seed in seeds:
+        for batch in batches:
             for name, fields in variants.items():
-                runs[name].append(one(setting, name, fields, seed))
+                runs[name] += some(setting, name, fields, batch)
         result[setting] = runs
     return result
 

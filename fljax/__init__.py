@@ -25,6 +25,7 @@ _FACE = {
     "build": "experiment.building",
     "Result": "experiment.running",
     "run": "experiment.running",
+    "run_together": "experiment.together",
     "restore": "experiment.running",
     "read": "experiment.results",
     "plot": "experiment.results",
@@ -149,6 +150,7 @@ if TYPE_CHECKING:  # the same for editors and type checkers; a test compares
     from fljax.experiment.running import Result as Result
     from fljax.experiment.running import restore as restore
     from fljax.experiment.running import run as run
+    from fljax.experiment.together import run_together as run_together
     from fljax.exporting.files import export as export
     from fljax.kernels.specs import Frozen as Frozen
     from fljax.nn.flax_block import FlaxBlock as FlaxBlock

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Sequence
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
+import jax
 import numpy as np
 
 from fljax import types
@@ -36,6 +37,8 @@ class Round(NamedTuple):
       channels: of `slicing.places`, that clients of a narrower network keep; None: all.
       whole: blocks of the whole network, where `blocks` are those of a narrower one.
       clip: [] L2 norm that all a client sends is shortened to; None: it is not.
+
+    Of several runs in one program what is a run's own, all but `data`, is stacked.
     """
 
     blocks: tuple[dict, ...]
@@ -55,6 +58,10 @@ class Round(NamedTuple):
             return self
         cut = slicing.take(self.blocks, self.channels)
         return self._replace(blocks=cut, whole=self.blocks)
+
+    def of(self, run: types.Array | None) -> Round:
+        """Gives the round of one of several runs; None: it is the only one."""
+        return self if run is None else stacked(self, ROUND_OF, run)
 
     @property
     def everything(self) -> tuple[dict, ...]:
@@ -78,6 +85,7 @@ class Clients(NamedTuple):
       hostile: [K] bool; None: nobody is.
       partners: [K, E, 3] int32, with whom it shares masks in a secure sum, as of
         `secure_sum.masked`; None: there are no masks.
+      run: [K] int32, whose clients they are of several runs; None: of one.
     """
 
     indices: types.ArrayLike
@@ -91,6 +99,26 @@ class Clients(NamedTuple):
     states: types.ArrayLike | None = None
     hostile: types.ArrayLike | None = None
     partners: types.ArrayLike | None = None
+    run: types.ArrayLike | None = None
+
+
+# What is stacked of a round of several runs, as axes of `jax.vmap`.
+ROUND_OF: Any = Round(0, None, 0, 0, 0, 0, clip=0)  # type: ignore[arg-type]
+
+
+def stacked(tree: Any, axes: Any, run: types.Array) -> Any:
+    """Takes what is a run's own out of a tuple in which it is stacked.
+
+    Args:
+      tree: a named tuple.
+      axes: of the same kind: 0 for parts that are stacked, None for all others.
+      run: which run, [].
+    """
+    parts = (
+        part if axis is None else jax.tree.map(lambda x: x[run], part)
+        for axis, part in zip(axes, tree, strict=True)
+    )
+    return type(tree)(*parts)
 
 
 class Group(NamedTuple):

@@ -137,12 +137,15 @@ class Layout(NamedTuple):
       width: clients that run side by side in a program.
       mixed: the windows of a round share one program instead of having one each.
       streams: training data stay in host memory, and each round brings what it needs.
+      pool: trains a round's clients beside those of other runs, see `meeting.Meeting`;
+        None: the run is alone.
     """
 
     devices: Mesh
     width: int = 1
     mixed: bool = False
     streams: bool = False
+    pool: Callable[..., Any] | None = None
 
 
 class Federation(NamedTuple):

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -47,15 +47,13 @@ class _Carry(NamedTuple):
 
 def _train_chunk(train, chunk: cohorts.Clients, places, static: client.Static):
     """Trains the W clients of a chunk; their results [W, ...], and the places."""
-    rows = (chunk.ids, chunk.starts, chunk.counts, chunk.windows, chunk.states,
-            chunk.hostile)  # fmt: skip
     if static.width > 1:
         real, n = chunk.counts > 0, static.net.num_blocks
         # What is not mapped stays one condition for all of them.
         present = static.program.present(chunk.windows, real, n)
-        return jax.vmap(functools.partial(train, present=present))(rows), None
+        return jax.vmap(functools.partial(train, present=present))(chunk), None
     # A client axis of 1 would still batch every product.
-    single = train(jax.tree.map(lambda x: x[0], rows), places=places)
+    single = train(jax.tree.map(lambda x: x[0], chunk), places=places)
     row = jax.tree.map(lambda x: x[None], single._replace(places=None))
     return row, single.places
 
@@ -76,8 +74,16 @@ def _chunk(clients: cohorts.Clients, positions: types.Array) -> cohorts.Clients:
     )
 
 
-def _started(static: client.Static, begun: cohorts.Round) -> client.Start:
-    """Freezes the network that a round began with."""
+# What is stacked of the starts of several runs.
+_START_OF: Any = client.Start(0, 0, None, 0, 0)  # type: ignore[arg-type]
+
+
+def _started(static: client.Static, begun: cohorts.Round, pooled: bool) -> client.Start:
+    """Freezes the network that a round began with; pooled: that of each run."""
+    if pooled:
+        one = functools.partial(_started, static, pooled=False)
+        axes = {"in_axes": (cohorts.ROUND_OF,), "out_axes": _START_OF}
+        return jax.vmap(one, **axes)(begun)
     rounding = None
     if static.spec.rounding == "stochastic":
         rounding = jax.random.fold_in(begun.key, streams.ROUNDING)
@@ -101,39 +107,104 @@ def _run_on_device(
     capacity = static.program.capacity
     fitting = client.fitting(static.training, capacity)
     static, width = static._replace(training=fitting), static.width
-    begun = begun.narrowed
-    start, span = _started(static, begun), static.span
+    begun, pooled = begun.narrowed, clients.run is not None
+    starts, span = _started(static, begun, pooled), static.span
+    first = begun.of(jnp.int32(0)) if pooled else begun  # its shapes are everybody's
 
-    def train(row, places=None, present=None):
-        number, begin, count, window, state, hostile = row
-        slots = begin + jnp.arange(capacity)
+    def train(row: cohorts.Clients, places=None, present=None):
+        mine, start = begun.of(row.run), starts
+        if pooled:
+            start = cohorts.stacked(starts, _START_OF, row.run)
+        slots = row.starts + jnp.arange(capacity)
         indices = clients.indices.at[slots].get(mode="clip")
-        key = jax.random.fold_in(begun.key, number)
-        kept = seams.parted(static.seams, begun.everything, state)
-        mine, window = (kept.own, hostile, kept.personal), (window[0], window[1])
-        one = client.Client(indices, count, key, window, *mine)
+        key = jax.random.fold_in(mine.key, row.ids)
+        kept = seams.parted(static.seams, mine.everything, row.states)
+        window = row.windows[0], row.windows[1]
+        own = window, kept.own, row.hostile, kept.personal
+        one = client.Client(indices, row.counts, key, *own)
         return client.train(static, start, one, places, present)
 
     def chunk_step(i, carry: _Carry) -> _Carry:
         positions = lax.dynamic_slice_in_dim(group.positions, i * width, width)
         chunk = _chunk(clients, positions)
         result, places = _train_chunk(train, chunk, carry.places, static)
-        sent = sending.received(static, begun, chunk, result)
+        sent = _received(static, begun, chunk, result)
         return _Carry(
-            _added(carry.totals, sent, static.seams.secure is not None),
-            _noted(static.span, begun.blocks, carry.each, positions, sent),
+            _added(carry.totals, sent, chunk.run, static.seams.secure is not None),
+            _noted(static.span, first.blocks, carry.each, positions, sent),
             places,
         )
 
-    places = client.places(static, begun.blocks, start.frozen) if width == 1 else None
-    part = totals.part(sums.totals, begun, span)
+    places = None
+    if width == 1:
+        frozen = (
+            jax.tree.map(lambda x: x[0], starts.frozen) if pooled else starts.frozen
+        )
+        places = client.places(static, first.blocks, frozen)
+    part = _part(sums.totals, begun, span, pooled)
     carry = _Carry(part, sums._replace(totals=None), places)  # type: ignore[arg-type]
     done = lax.fori_loop(0, -(-group.sizes // width), chunk_step, carry)
-    new = totals.joined(sums.totals, done.totals, begun, span)
+    join = functools.partial(totals.joined, span=span)
+    if pooled:
+        join = jax.vmap(join, in_axes=(0, 0, cohorts.ROUND_OF))
+    new = join(sums.totals, done.totals, begun)
     return jax.tree.map(lambda x: x[None], done.each._replace(totals=new))
 
 
-def _added(sums: server.Totals, sent: sending.Received, words: bool) -> server.Totals:
+def _part(
+    sums: server.Totals, begun: cohorts.Round, span: slice, pooled: bool
+) -> server.Totals:
+    """Takes the sums of a program's blocks; pooled: those of each run."""
+    part = functools.partial(totals.part, span=span)
+    if pooled:
+        part = jax.vmap(part, in_axes=(0, cohorts.ROUND_OF))
+    return part(sums, begun)
+
+
+def _received(
+    static: client.Static,
+    begun: cohorts.Round,
+    chunk: cohorts.Clients,
+    result: client.Result,
+) -> sending.Received:
+    """Takes what a chunk's clients send; those of several runs each as a chunk."""
+    if chunk.run is None:
+        return sending.received(static, begun, chunk, result)
+    if len(chunk.run) == 1:
+        return sending.received(static, begun.of(chunk.run[0]), chunk, result)
+
+    def one(row: cohorts.Clients, result: client.Result):
+        single = jax.tree.map(lambda x: x[None], (row, result))
+        sent = sending.received(static, begun.of(row.run), *single)
+        return jax.tree.map(lambda x: x[0], sent)
+
+    return jax.vmap(one)(chunk, result)
+
+
+def _added(
+    sums: server.Totals,
+    sent: sending.Received,
+    run: types.Array | None,
+    words: bool,
+) -> server.Totals:
+    """Adds what a chunk sent; sums of several runs are stacked, run is [W]."""
+    if run is None:
+        return _added_to(sums, sent, words)
+    if len(run) == 1:
+        mine = jax.tree.map(lambda x: x[run[0]], sums)
+        new = _added_to(mine, sent, words)
+        return jax.tree.map(lambda x, new: x.at[run[0]].set(new), sums, new)
+
+    def own(index, mine):
+        weights = jnp.where(run == index, sent.weights, 0.0)
+        return _added_to(mine, sent._replace(weights=weights), words)
+
+    return jax.vmap(own)(jnp.arange(sums.cohort.shape[0]), sums)
+
+
+def _added_to(
+    sums: server.Totals, sent: sending.Received, words: bool
+) -> server.Totals:
     """Adds what a chunk sent: floats by weight, or words, which have theirs."""
     taken, message, numbers = sent.weights * sent.scales, sums.message, sums.numbers
     held, below = sums.held, sums.below
@@ -252,7 +323,8 @@ def compile_groups(
       arguments.
     """
     sums, clients, group = call
-    leaves = jax.tree.leaves((wanted[0][1].data, clients, group))
+    begun = wanted[0][1]  # the key tells of how many runs
+    leaves = jax.tree.leaves((begun.data, begun.key, clients, group))
     shapes = [(x.shape, x.dtype) for x in leaves]
     keys = [(static, devices, *shapes) for static, _ in wanted]
     held = [_programs.pop(key, None) for key in keys]  # networks take long to hash
@@ -267,9 +339,9 @@ def compile_groups(
     if missing:
         requests = [
             programs.Request(
-                run_group, (begun, *call), {"static": static, "devices": devices}
+                run_group, (one, *call), {"static": static, "devices": devices}
             )
-            for static, begun in (wanted[i] for i in missing)
+            for static, one in (wanted[i] for i in missing)
         ]
         for i, made in zip(missing, programs.compile_all(requests), strict=True):
             held[i] = made

@@ -157,7 +157,7 @@ class Rounds:
     def train(
         self, start: Begun, assignment: schedule.Assignment, limits: types.Array
     ) -> totals.Sums:
-        """Trains those who arrive.
+        """Trains those who arrive, where runs share programs in the pool with others'.
 
         Args:
           start: what the round begins with.
@@ -167,6 +167,8 @@ class Rounds:
         Returns:
           What they send, added up on each device.
         """
+        if self.fed.layout.pool is not None:
+            return self.fed.layout.pool(self, start, assignment, limits)
         devices, index, networks = self.fed.layout.devices, assignment.round, start[0]
         sums = totals.zero_sums(
             networks[0], size=self.size, seams=self.seams.of_clients, devices=devices
@@ -176,11 +178,11 @@ class Rounds:
         groups = self._groups(assignment)
         if not groups:
             return sums
-        cohorts = self._clients(assignment, start.states)
+        cohorts = self.clients(assignment, start.states)
         data, clients = feeding.place(self.fed, cohorts, len(assignment.ids), self.most)
         ages = sorted({members.age for members in groups})
         begun = {
-            age: self._begun(data, start, networks[age], index - age, limits)
+            age: self.begun(data, start, networks[age], index - age, limits)
             for age in ages
         }
         for at in range(0, len(groups), group.AT_ONCE):
@@ -189,7 +191,7 @@ class Rounds:
                 for members in groups[at : at + group.AT_ONCE]
             ]
             wanted = {members.kind: narrow for members, narrow in few}
-            statics = [(self._static(kind), one) for kind, one in wanted.items()]
+            statics = [(self.static(kind), one) for kind, one in wanted.items()]
             call = sums, clients, groups[0].group
             made = group.compile_groups(statics, call, devices)
             compiled = dict(zip(wanted, made, strict=True))
@@ -217,7 +219,8 @@ class Rounds:
             outcome=outcome._replace(arrived=arrived),
         )
 
-    def _static(self, kind: program.Program) -> client.Static:
+    def static(self, kind: program.Program) -> client.Static:
+        """Says what the program of clients depends on."""
         fed, (net, _) = self.fed, self.fed.model.at(kind.width)
         return client.Static(
             net, kind, fed.training, fed.layout.width, self.seams.of_clients
@@ -240,7 +243,7 @@ class Rounds:
         kept = slicing.places(model.net, model.cut(members.kind.width), choose)
         return begun._replace(channels=self.everywhere(kept))
 
-    def _begun(
+    def begun(
         self,
         data: client.Data,
         start: Begun,
@@ -248,6 +251,7 @@ class Rounds:
         index: int,
         limits: types.Array,
     ) -> cohort.Round:
+        """Says what clients begin with that began with a round."""
         # The words of the key are drawn on the host: no program runs for them.
         key = self.everywhere(host_random.of_round(self.fed.seed, index))
         key = jax.random.wrap_key_data(key, impl="threefry2x32")
@@ -255,10 +259,10 @@ class Rounds:
         begun = cohort.Round(blocks, data, key, rate, limits, start.shared)
         return begun._replace(clip=start.draw.clip) if start.draw else begun
 
-    def _clients(
+    def clients(
         self, assignment: schedule.Assignment, states: np.ndarray | None
     ) -> cohort.Clients:
-        """Gathers who arrives, in host memory."""
+        """Gathers who arrives, in host memory, [K] with padding."""
         work, rules = assignment.outcome.arrived, self.fed.rules.clock
         windows = [(plan.first, plan.last) for plan in assignment.plans]
         gathered = cohort.gather(
@@ -295,7 +299,7 @@ class Rounds:
             return None
         if self.rooted and len(assignment.ids):
             assignment = self._with_server(assignment)
-        clients = self._clients(assignment, None)
+        clients = self.clients(assignment, None)
         key = federation.round_key(self.fed.seed, assignment.round)
         return self.everywhere(
             totals.Attackers(
@@ -343,11 +347,8 @@ class Rounds:
 
     def _groups(self, assignment: schedule.Assignment) -> list[_Members]:
         """Sorts who arrives by age and program, and deals them out to the devices."""
-        fed, ids, assigned = self.fed, assignment.ids, assignment.plans
-        times = self.planned.time_shares(assigned)
-        counts = np.asarray(fed.population.shards.counts)
-        roles = federation.roles(fed, assigned)
-        load = counts[ids] * (times if roles is None else 1.0)
+        fed, ids = self.fed, assignment.ids
+        load, roles = self.load(assignment)
         ages = (assignment.round - assignment.outcome.arrived.versions).tolist()
         kinds = self.programs(assignment)
         keepers = map(self._keeper, kinds, ids.tolist())
@@ -366,6 +367,15 @@ class Rounds:
         """Gives the clients' states [K, S] after a round; None: they keep none."""
         states = _states_after(sums)
         return states[1:] if self.rooted and states is not None else states
+
+    def load(
+        self, assignment: schedule.Assignment
+    ) -> tuple[np.ndarray, cohort.Roles | None]:
+        """Says what each of those who arrive computes, as of `cohort.spread`."""
+        ids, assigned = assignment.ids, assignment.plans
+        roles = federation.roles(self.fed, assigned)
+        times = self.planned.time_shares(assigned) if roles is None else 1.0
+        return np.asarray(self.fed.population.shards.counts)[ids] * times, roles
 
     def _keeper(self, kind: program.Program, number: int) -> int:
         """Says whose channels a client has: its own, or those that all have."""

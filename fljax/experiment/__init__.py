@@ -19,6 +19,7 @@ from fljax.experiment.building import (
 )
 from fljax.experiment.comparison import Comparison, compare
 from fljax.experiment.running import Result, describe, restore, run
+from fljax.experiment.together import run_together
 
 __all__ = [
     "FEWEST",
@@ -39,6 +40,7 @@ __all__ = [
     "restore",
     "rollback",
     "run",
+    "run_together",
     "seen_by",
     "split",
     "unlike",

@@ -111,6 +111,7 @@ def compare(
     *,
     hooks: simulation.Hooks | None = None,
     cache: str = "",
+    together: bool = False,
 ) -> Comparison:
     """Runs settings or experiments one after the other, each with the same seeds.
 
@@ -122,6 +123,7 @@ def compare(
         goes on; None: nothing is kept.
       hooks: what wants to hear of the runs.
       cache: folder that keeps decoded data; empty: none.
+      together: the seeds of each run at once, as of `run_together`.
 
     Returns:
       The comparison.
@@ -131,7 +133,8 @@ def compare(
       DivergedError: training diverged.
     """
     results: dict[str, dict[int, experiment.Result]] = {name: {} for name in what}
-    for name, seed, result in each(what, seeds, workdir, hooks=hooks, cache=cache):
+    done = each(what, seeds, workdir, hooks=hooks, cache=cache, together=together)
+    for name, seed, result in done:
         results[name][seed] = result
     return Comparison(results)
 
@@ -143,11 +146,13 @@ def each(
     *,
     hooks: simulation.Hooks | None = None,
     cache: str = "",
+    together: bool = False,
 ) -> Iterator[tuple[str, int, experiment.Result]]:
     """Yields (name, seed, result) as they come; arguments as of `compare`."""
     if not isinstance(what, Mapping) or not what:
         raise ValueError(f"expected settings or experiments by name, got {what!r:.80}")
-    for seed in _seeds(what, seeds):
+    found: list[dict[str, experiment.Experiment]] = []
+    for seed in (chosen := _seeds(what, seeds)):
         folders = {
             name: None if workdir is None else folder(workdir, name, seed)
             for name in what
@@ -155,6 +160,9 @@ def each(
         ready = _ready(what, seed, folders, cache)
         for made in ready.values():  # what cannot run is known before any training
             experiment.algorithm(made)
+        if together:
+            found.append(ready)
+            continue
         for name, made in ready.items():
             label = f"{name} seed {seed}"
             yield (
@@ -162,6 +170,14 @@ def each(
                 seed,
                 experiment.run(made, folders[name], hooks=hooks, label=label),
             )
+    for name in what if together else ():
+        where = None
+        if workdir is not None:
+            where = [folder(workdir, name, seed) for seed in chosen]
+        label = f"{name} seeds {', '.join(map(str, chosen))}"
+        runs = [ready[name] for ready in found]
+        done = experiment.run_together(runs, where, hooks=hooks, label=label)
+        yield from ((name, *one) for one in zip(chosen, done, strict=True))
 
 
 def folder(workdir: str | os.PathLike[str], name: str, seed: int) -> pathlib.Path:

@@ -10,7 +10,7 @@ import pathlib
 import sys
 import typing
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
@@ -134,12 +134,30 @@ def run(
       ValueError: the settings, the algorithm or the folder does not fit.
       DivergedError: training diverged.
     """
-    if not isinstance(workdir, str | os.PathLike | None):
-        raise ValueError(
-            f"workdir: expected a folder, got a {type(workdir).__name__}; data, "
-            f"network and algorithm go into fljax.build(settings, data)"
-        )
-    ready = _built(what, workdir)
+    told = Told(hooks, label, True, tensorboard, checkpoint_every)
+    return run_built(built(what, workdir), workdir, told)
+
+
+class Told(NamedTuple):
+    """What a run tells, and keeps; as of `run`.
+
+    Attributes:
+      shown: whether this process shows the run's progress.
+    """
+
+    hooks: simulation.Hooks | None
+    label: str | None
+    shown: bool
+    tensorboard: bool
+    checkpoint_every: int
+
+
+def run_built(
+    ready: experiment.Experiment,
+    workdir: str | os.PathLike[str] | None,
+    told: Told,
+) -> Result:
+    """Runs what `build` made; arguments, result and errors as of `run`."""
     asked, made = ready.settings.rounds, experiment.algorithm(ready)
     rounds = min(asked, made.most_rounds or asked)
     keep = None
@@ -150,19 +168,20 @@ def run(
             dataclasses.asdict(ready.settings),
             _MAY_CHANGE,
             _ROUNDING,
-            tensorboard,
-            checkpoint_every,
+            told.tensorboard,
+            told.checkpoint_every,
         )
-    watch, label = experiment.rollback(ready), label or experiment.name(ready)
-    shown = sys.stderr if jax.process_index() == 0 else io.StringIO()
+    watch, label = experiment.rollback(ready), told.label or experiment.name(ready)
+    shows = told.shown and jax.process_index() == 0
+    shown = sys.stderr if shows else io.StringIO()
     measure = ready.evaluator.measure
     with progress.Progress(rounds, label=label, stream=shown, measure=measure) as bar:
         for note in made.notes:
             bar.message(f"note: {note}")
         made = compilations.told(made, ready.federation, bar.message)
         heard = _hooks(ready, keep, bar)
-        if hooks is not None:
-            heard = simulation.together(heard, hooks)
+        if told.hooks is not None:
+            heard = simulation.together(heard, told.hooks)
         way = made, rounds, ready.evaluator.of(made)
         ended: tuple[base.State | None, list[simulation.Record]]
         if keep is None:
@@ -177,7 +196,17 @@ def run(
         return Result(ready, *ended)
 
 
-def _built(what: Any, workdir: str | os.PathLike[str] | None) -> experiment.Experiment:
+def built(what: Any, workdir: str | os.PathLike[str] | None) -> experiment.Experiment:
+    """Builds what is to run, if it is not.
+
+    Raises:
+      ValueError: it is neither settings nor an experiment, or the workdir no folder.
+    """
+    if not isinstance(workdir, str | os.PathLike | None):
+        raise ValueError(
+            f"workdir: expected a folder, got a {type(workdir).__name__}; data, "
+            f"network and algorithm go into fljax.build(settings, data)"
+        )
     if isinstance(what, experiment.Experiment):
         return what
     if isinstance(what, configs.Config):
