@@ -59,7 +59,7 @@ class Round(NamedTuple):
         cut = slicing.take(self.blocks, self.channels)
         return self._replace(blocks=cut, whole=self.blocks)
 
-    def of(self, run: types.Array | None) -> Round:
+    def of(self, run: types.ArrayLike | None) -> Round:
         """Gives the round of one of several runs; None: it is the only one."""
         return self if run is None else stacked(self, ROUND_OF, run)
 
@@ -106,7 +106,7 @@ class Clients(NamedTuple):
 ROUND_OF: Any = Round(0, None, 0, 0, 0, 0, clip=0)  # type: ignore[arg-type]
 
 
-def stacked(tree: Any, axes: Any, run: types.Array) -> Any:
+def stacked(tree: Any, axes: Any, run: types.ArrayLike) -> Any:
     """Takes what is a run's own out of a tuple in which it is stacked.
 
     Args:

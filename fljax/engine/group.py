@@ -113,7 +113,7 @@ def _run_on_device(
 
     def train(row: cohorts.Clients, places=None, present=None):
         mine, start = begun.of(row.run), starts
-        if pooled:
+        if row.run is not None:
             start = cohorts.stacked(starts, _START_OF, row.run)
         slots = row.starts + jnp.arange(capacity)
         indices = clients.indices.at[slots].get(mode="clip")

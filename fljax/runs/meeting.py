@@ -10,8 +10,8 @@ import functools
 import threading
 from typing import Any
 
-from fljax.runs import pool as pools
 from fljax.engine import sums as totals
+from fljax.runs import pool as pools
 
 
 class Meeting:

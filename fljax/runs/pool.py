@@ -150,7 +150,9 @@ def _begun(one: Request) -> cohort.Round:
     """Gives what a run's clients begin with, without the data."""
     networks, shared, _ = one.start
     index = one.assignment.round
-    return one.rounds.begun(None, networks[0], index, one.limits, shared)
+    data = one.rounds.fed.population.data
+    begun = one.rounds.begun(data, networks[0], index, one.limits, shared)
+    return begun._replace(data=None)  # type: ignore[arg-type]
 
 
 @jax.jit
