@@ -19,10 +19,9 @@ import numpy as np
 from jax.sharding import NamedSharding
 
 from fljax import types
-from fljax.engine import client, cohort, federation, group, program
+from fljax.engine import client, cohort, federation, group, program, schedule
 from fljax.engine import rounds as engine
 from fljax.engine import sums as totals
-from fljax.engine.schedule import Assignment
 from fljax.runtime import mesh
 
 
@@ -31,7 +30,7 @@ class Request(NamedTuple):
 
     rounds: engine.Rounds
     start: engine.Begun
-    assignment: Assignment
+    assignment: schedule.Assignment
     limits: types.Array
 
 
