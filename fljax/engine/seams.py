@@ -68,8 +68,10 @@ class Seams(NamedTuple):
         One aggregate stands for all that see updates, so that comparing them compiles
         once.
         """
-        sees, attack = self.sees_updates, self.attack and self.attack.of_clients
-        aggregate = aggregates.Median() if sees else NONE.aggregate
+        attack = self.attack and self.attack.of_clients
+        aggregate = aggregates.Median() if self.sees_updates else NONE.aggregate
+        if self.aggregate.root_size:  # the server trains beside the clients
+            aggregate = self.aggregate
         return self._replace(
             aggregate=aggregate,
             server=NONE.server,

@@ -118,6 +118,12 @@ def train(pool: Pool, requests: Mapping[int, Request]) -> dict[int, totals.Sums]
     size, seams = lead.rounds.size, lead.rounds.seams.of_clients
     if seams.narrowing is not None:
         raise ValueError("expected networks of one width, got an algorithm of several")
+    if seams.secure is not None:
+        raise ValueError("expected sums of floats, got a secure sum, which is of words")
+    if seams.aggregate.root_size:
+        raise ValueError(
+            f"expected clients alone, got {seams.aggregate}, whose server trains as well"
+        )
     if any(one.rounds.seams.of_clients != seams for one in requests.values()):
         raise ValueError("expected algorithms of which clients do the same")
     devices = lead.rounds.fed.layout.devices
@@ -147,10 +153,9 @@ def train(pool: Pool, requests: Mapping[int, Request]) -> dict[int, totals.Sums]
 
 def _begun(one: Request) -> cohort.Round:
     """Gives what a run's clients begin with, without the data."""
-    networks, shared, _ = one.start
-    index = one.assignment.round
-    data = one.rounds.fed.population.data
-    begun = one.rounds.begun(data, networks[0], index, one.limits, shared)
+    data, index = one.rounds.fed.population.data, one.assignment.round
+    blocks = one.start.networks[0]
+    begun = one.rounds.begun(data, one.start, blocks, index, one.limits)
     return begun._replace(data=None)  # type: ignore[arg-type]
 
 

@@ -62,6 +62,8 @@ CASES = {
     "cocofl": {"algorithm": "cocofl", "net": small.CONVNET},
     "windows": {"algorithm": "cocofl", "net": small.CONVNET, "programs": "windows"},
     "centralized": {"algorithm": "centralized"},
+    "personal": {"algorithm": "ditto", "attack": "sign_flip:.3"},
+    "private": {"privacy": fljax.Privacy(clip=0.5, noise=1.0, quantile=0.5)},
     "bounded": {"norm_bound": 3.0, "failures": fljax.Failures(nonfinite=0.3, drop=0.3)},
 }
 
@@ -183,6 +185,8 @@ def test_runs_that_cannot_share_programs_are_refused(changes, words):
         ({"data_memory": "host"}, "training data on the devices"),
         ({"clock": fljax.Clock(buffer=2)}, "late updates are dropped"),
         ({"algorithm": "heterofl", "net": small.CONVNET}, "networks of one width"),
+        ({"secure_sum": "18"}, "sums of floats"),
+        ({"aggregate": "fltrust:5"}, "clients alone"),
     ],
 )
 def test_runs_that_are_no_pool_are_refused(changes, words):
