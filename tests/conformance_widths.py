@@ -18,7 +18,8 @@ import jax
 import numpy as np
 
 from fljax import plans
-from fljax.engine import ordered, program
+from fljax.engine import program
+from fljax.engine.program import ordered
 from fljax.kernels import specs
 from fljax.models import densenet, resnet_small
 from fljax.nn import layers, network, slicing

@@ -22,7 +22,8 @@ from experiments import interrupts, main
 from fljax import devices, plans, types
 from fljax.data import partition
 from fljax.devices import fleet
-from fljax.engine import client, federation, initial, single
+from fljax.engine import client, federation, initial
+from fljax.engine.program import single
 from fljax.experiment import environment
 from fljax.kernels import specs
 from fljax.models import mobilenetv2, small_convnet

@@ -11,9 +11,10 @@ import numpy as np
 from fljax import types
 from fljax.devices import arrivals
 from fljax.engine import books as round_books
-from fljax.engine import client_rows, program, schedule, single
+from fljax.engine import client_rows, program, schedule
 from fljax.engine import federation as federations
 from fljax.engine import seams as kinds
+from fljax.engine.program import single
 from fljax.updates import privacy, server
 
 

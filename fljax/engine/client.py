@@ -14,8 +14,9 @@ import optax
 from jax import lax
 
 from fljax import plans, tasks, trees, types
-from fljax.engine import program, single
+from fljax.engine import program
 from fljax.engine import seams as kinds
+from fljax.engine.program import single
 from fljax.kernels import specs
 from fljax.nn import network
 from fljax.updates import attacks, local_rule

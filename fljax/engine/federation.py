@@ -18,7 +18,8 @@ from fljax.data import partition
 from fljax.devices import clock as clocks
 from fljax.devices import failures as faults
 from fljax.devices import fleet as fleets
-from fljax.engine import client, cohort, mixed, ordered, program, single
+from fljax.engine import client, cohort, program
+from fljax.engine.program import mixed, ordered, single
 from fljax.nn import narrowing as narrowings
 from fljax.nn import network, slicing
 from fljax.plans import cost_model, costs

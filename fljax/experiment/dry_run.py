@@ -26,9 +26,9 @@ from fljax.engine import (
     group,
     program,
     seams,
-    single,
 )
 from fljax.engine import sums as totals
+from fljax.engine.program import single
 from fljax.experiment import compilations, rehearsal
 from fljax.nn import narrowing, slicing
 from fljax.runtime import memory, mesh, programs

@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 
 from fljax import plans
-from fljax.engine import client, federation, mixed, single
+from fljax.engine import client, federation
+from fljax.engine.program import mixed, single
 from fljax.runtime import programs
 
 

@@ -122,7 +122,7 @@ def train(pool: Pool, requests: Mapping[int, Request]) -> dict[int, totals.Sums]
         raise ValueError("expected sums of floats, got a secure sum, which is of words")
     if seams.aggregate.root_size:
         raise ValueError(
-            f"expected clients alone, got {seams.aggregate}, whose server trains as well"
+            f"expected clients alone, got {seams.aggregate}, whose server trains too"
         )
     if any(one.rounds.seams.of_clients != seams for one in requests.values()):
         raise ValueError("expected algorithms of which clients do the same")

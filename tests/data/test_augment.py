@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from fljax.data import augment
-from fljax.engine import client, single
+from fljax.engine import client
+from fljax.engine.program import single
 from tests import conftest
 from tests.engine import test_cohort
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fljax.engine import branches
+from fljax.engine.program import branches
 from fljax.runtime import programs
 
 SIZE = 100_003

@@ -7,7 +7,8 @@ import optax
 import pytest
 
 from fljax import plans
-from fljax.engine import client, single
+from fljax.engine import client
+from fljax.engine.program import single
 from fljax.kernels import specs
 from fljax.models import logistic, mobilenetv2, small_convnet
 from fljax.nn import network

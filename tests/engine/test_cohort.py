@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from fljax import plans, trees
 from fljax.data import partition
-from fljax.engine import client, cohort, group, single
+from fljax.engine import client, cohort, group
 from fljax.engine import sums as totals
+from fljax.engine.program import single
 from fljax.runtime import mesh
 from tests import conftest
 

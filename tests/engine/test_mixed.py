@@ -11,9 +11,10 @@ from flax import linen as nn
 
 from experiments import workloads
 from fljax import devices, experiment, models, plans
-from fljax.engine import client, cohort, federation, group, mixed, program, single
+from fljax.engine import client, cohort, federation, group, program
 from fljax.engine import sums as totals
 from fljax.engine import width as side_by_side
+from fljax.engine.program import mixed, single
 from fljax.kernels import specs
 from fljax.models import densenet, transformer
 from fljax.nn import layers, network, signals

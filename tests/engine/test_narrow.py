@@ -11,7 +11,8 @@ import pytest
 import fljax
 from fljax import devices, plans, policies, trees, types
 from fljax.algorithms.widths import levels as narrow
-from fljax.engine import client, federation, single
+from fljax.engine import client, federation
+from fljax.engine.program import single
 from fljax.nn import layers, narrowing, slicing
 from fljax.updates import server, server_rule
 from tests import conftest, small

@@ -7,7 +7,8 @@ import pytest
 
 import fljax
 from fljax import devices, plans
-from fljax.engine import ordered, program, single
+from fljax.engine import program
+from fljax.engine.program import ordered, single
 from fljax.kernels import specs
 from fljax.nn import layers, network, slicing
 from tests import conftest, small

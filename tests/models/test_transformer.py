@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from fljax import models, plans, types
-from fljax.engine import client, single
+from fljax.engine import client
+from fljax.engine.program import single
 from fljax.kernels import norms, quant, specs
 from fljax.models import transformer
 from fljax.nn import attention, layers, network, operations, signals

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from fljax import plans, types
-from fljax.engine import client, single
+from fljax.engine import client
+from fljax.engine.program import single
 from fljax.kernels import convs, norms, specs
 from fljax.models import densenet, mobilenetv2, resnet
 from fljax.nn import joins, layers, lone_norms, network

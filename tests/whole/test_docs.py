@@ -14,7 +14,8 @@ from flax import linen as nn
 
 import fljax
 from fljax import plans, types
-from fljax.engine import client, single
+from fljax.engine import client
+from fljax.engine.program import single
 from fljax.kernels import specs
 from fljax.nn import flax_block, layers, network
 from tests import conftest

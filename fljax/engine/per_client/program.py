@@ -20,7 +20,8 @@ from jax import lax
 from jax.sharding import Mesh
 
 from fljax import plans, types
-from fljax.engine import client, evaluate, seams, single
+from fljax.engine import client, evaluate, seams
+from fljax.engine.program import single
 from fljax.nn import layers, network, signals
 from fljax.runtime import mesh
 

@@ -21,7 +21,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from fljax import plans, trees, types
-from fljax.engine import branches, program
+from fljax.engine import program
+from fljax.engine.program import branches
 from fljax.kernels import quant, specs
 from fljax.nn import layers, network, signals
 

@@ -18,7 +18,8 @@ import numpy as np
 from jax import lax
 
 from fljax import plans
-from fljax.engine import program, single
+from fljax.engine import program
+from fljax.engine.program import single
 from fljax.kernels import specs
 from fljax.nn import network, slicing
 
