@@ -17,8 +17,9 @@ from absl import flags
 
 from experiments import define, main
 from experiments import flags as config_flags
-from fljax.experiment import as_flags, comparison, plots, summary
+from fljax.experiment import as_flags, comparison, summary
 from fljax.experiment import config as configs
+from fljax.experiment.pictures import plots
 from fljax.experiment.report import page
 from fljax.runs import writers
 from fljax.runtime import durable

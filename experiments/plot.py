@@ -14,7 +14,7 @@ from absl import flags
 
 from experiments import define, main
 from fljax.experiment import config as configs
-from fljax.experiment import panels, plots
+from fljax.experiment.pictures import panels, plots
 from fljax.runs import writers
 
 flags.declare_key_flag("out")

@@ -14,7 +14,8 @@ import numpy as np
 from matplotlib import axes, layout_engine
 
 from fljax import tasks
-from fljax.experiment import plots, styles, summary
+from fljax.experiment import summary
+from fljax.experiment.pictures import plots, styles
 from fljax.runs import simulation
 
 RULES = ("mean", "median", "trimmed_mean:0.2")

@@ -30,8 +30,9 @@ import fljax
 from experiments import flags as config_flags
 from experiments import main, robustness, tuning
 from fljax import bounds, devices, tasks
-from fljax.experiment import as_flags, plots, summary
+from fljax.experiment import as_flags, summary
 from fljax.experiment import config as configs
+from fljax.experiment.pictures import plots
 from fljax.experiment.report import page
 from fljax.runs import simulation, writers
 from fljax.runtime import durable

@@ -15,7 +15,7 @@ import numpy as np
 
 from experiments.dashboard import watch
 from fljax import tasks
-from fljax.experiment import panels, styles
+from fljax.experiment.pictures import panels, styles
 
 MOST = 12  # groups that are drawn
 _FEW = 6  # of which tiers and plans are

@@ -12,7 +12,7 @@ import dash
 from dash import ALL, Input, Output, State, dcc, html
 
 from experiments.dashboard import figures, table, watch
-from fljax.experiment import overlay
+from fljax.experiment.pictures import overlay
 from fljax.runs import status
 
 _HEIGHT = 270  # pixels of a panel

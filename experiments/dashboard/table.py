@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from experiments.dashboard import figures, watch
-from fljax.experiment import overlay
+from fljax.experiment.pictures import overlay
 from fljax.runs import status
 
 MOST = 100  # rows

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fljax import tasks
-from fljax.experiment import overlay, panels
+from fljax.experiment.pictures import overlay, panels
 from fljax.runs import follow, status, writers
 
 _NAMES = [quantity.name for quantity in panels.QUANTITIES]

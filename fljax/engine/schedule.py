@@ -479,28 +479,7 @@ def make(
       ValueError: a round wants more clients than may take part, or than the selection
         gives.
     """
-    if fed.rules.clients_per_round > len(candidates):
-        raise ValueError(
-            f"--clients_per_round: expected at most {len(candidates)}, the clients "
-            f"that may take part, got {fed.rules.clients_per_round}"
-        )
-    if fed.rules.clock.buffer > len(candidates):
-        raise ValueError(
-            f"--clock.buffer: expected at most {len(candidates)}, the clients that may "
-            f"take part, got {fed.rules.clock.buffer}"
-        )
-    if not isinstance(fed.rules.selection, selection.Selection):
-        kind = type(fed.rules.selection).__name__
-        raise ValueError(f"selection: expected a fljax.Selection, got a {kind}")
-    if fed.rules.selection.varies and not plain(fed.rules.clock):
-        raise ValueError(
-            f"--selection: expected uniform beside a clock with a buffer, "
-            f"over_selection or late=carry, which count on a number of clients, got "
-            f"{fed.rules.selection}"
-        )
-    fed.rules.selection.check(
-        arrivals.chosen(fed.rules.clock, fed.rules.clients_per_round)
-    )
+    _check(fed, len(candidates))
     candidates = np.sort(candidates)
     candidates.setflags(write=False)  # a selection of the user's is given them
     model, people, rules = fed.model, fed.population, federation.clock(fed)
@@ -542,3 +521,28 @@ def make(
         trips,
         seams.privacy,
     )
+
+
+def _check(fed: federation.Federation, number: int) -> None:
+    """Refuses rounds of more clients than may take part, or of none of a kind."""
+    rules = fed.rules
+    if rules.clients_per_round > number:
+        raise ValueError(
+            f"--clients_per_round: expected at most {number}, the clients that may "
+            f"take part, got {rules.clients_per_round}"
+        )
+    if rules.clock.buffer > number:
+        raise ValueError(
+            f"--clock.buffer: expected at most {number}, the clients that may "
+            f"take part, got {rules.clock.buffer}"
+        )
+    if not isinstance(rules.selection, selection.Selection):
+        kind = type(rules.selection).__name__
+        raise ValueError(f"selection: expected a fljax.Selection, got a {kind}")
+    if rules.selection.varies and not plain(rules.clock):
+        raise ValueError(
+            f"--selection: expected uniform beside a clock with a buffer, "
+            f"over_selection or late=carry, which count on a number of clients, got "
+            f"{rules.selection}"
+        )
+    rules.selection.check(arrivals.chosen(rules.clock, rules.clients_per_round))

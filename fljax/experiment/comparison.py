@@ -83,7 +83,7 @@ class Comparison:
         Returns:
           The figure of matplotlib, which a notebook shows.
         """
-        from fljax.experiment import plots
+        from fljax.experiment.pictures import plots
 
         figure = plots.compared(self.records, self.measure)
         if path is not None:

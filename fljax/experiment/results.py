@@ -13,7 +13,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fljax import experiment
-from fljax.experiment import comparison, overlay, panels, running, summary
+from fljax.experiment import comparison, running, summary
+from fljax.experiment.pictures import overlay, panels
 from fljax.runs import follow, simulation, writers
 
 INSTALL = "pip install -e '.[analysis]'"
@@ -158,7 +159,7 @@ def plot(*what: What, path: Folder | None = None) -> Any:
     Raises:
       ValueError: there is nothing to draw, or the runs are of different tasks.
     """
-    from fljax.experiment import plots
+    from fljax.experiment.pictures import plots
 
     if not what:
         raise ValueError("expected results or run folders to draw, got none")

@@ -68,7 +68,7 @@ class Result:
         Returns:
           The figure of matplotlib, which a notebook shows.
         """
-        from fljax.experiment import plots
+        from fljax.experiment.pictures import plots
 
         name = experiment.name(self.experiment)
         figure = plots.history({name: self.records}, measure=self.measure)

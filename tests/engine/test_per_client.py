@@ -11,7 +11,8 @@ import fljax
 from fljax import tasks
 from fljax.engine import client, evaluate
 from fljax.engine.per_client import figures
-from fljax.experiment import client_evaluation, panels
+from fljax.experiment import client_evaluation
+from fljax.experiment.pictures import panels
 from tests import small
 
 MEASURE = tasks.DEFAULT.measure

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from experiments import plot
-from fljax.experiment import panels, plots, styles
+from fljax.experiment.pictures import panels, plots, styles
 
 
 def _records(accuracies, upload=1_000_000, tier=None):

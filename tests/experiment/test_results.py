@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 import fljax
-from fljax.experiment import overlay, panels, results
+from fljax.experiment import results
+from fljax.experiment.pictures import overlay, panels
 from fljax.runs import writers
 
 pandas = pytest.importorskip("pandas")

@@ -9,7 +9,7 @@ import pytest
 
 from experiments.dashboard import __main__ as dashboard
 from experiments.dashboard import figures, table, watch
-from fljax.experiment import panels
+from fljax.experiment.pictures import panels
 from fljax.runs import status
 
 NOW = time.time()

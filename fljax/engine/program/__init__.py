@@ -1,5 +1,10 @@
 """What a compiled program is made for: clients of one window, of all, of widths."""
 
-from fljax.engine.program.base import Batch, Blocks, Own, Program, Stepped, Window
+from fljax.engine.program import base
 
-__all__ = ["Batch", "Blocks", "Own", "Program", "Stepped", "Window"]
+Batch = base.Batch
+Blocks = base.Blocks
+Own = base.Own
+Program = base.Program
+Stepped = base.Stepped
+Window = base.Window

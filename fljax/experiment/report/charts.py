@@ -15,7 +15,7 @@ import matplotlib
 import numpy as np
 from matplotlib import figure, ticker
 
-from fljax.experiment import styles
+from fljax.experiment.pictures import styles
 from fljax.experiment.report import found
 from fljax.runs import simulation
 

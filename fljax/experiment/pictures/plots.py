@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from matplotlib import axes, figure, layout_engine, ticker
 
 from fljax import tasks
-from fljax.experiment import panels, styles
+from fljax.experiment.pictures import panels, styles
 
 ACCURACY = panels.ACCURACY
 Record = panels.Record

@@ -1,0 +1,1 @@
+"""Pictures of runs: what panels show, of which runs, in which colors."""
