@@ -18,7 +18,10 @@ from fljax.experiment import summary
 from fljax.experiment.pictures import plots, styles
 from fljax.runs import simulation
 
-RULES = ("mean", "median", "trimmed_mean:0.2")
+RULES = (
+    *("mean", "median", "trimmed_mean:0.2", "krum:3:4", "geometric_median"),
+    *("centered_clipping:1", "fltrust:100"),
+)
 ATTACKS = (
     *("label_flip", "sign_flip", "gaussian", "alie", "ipm", "min_max"),
     "backdoor",

@@ -54,6 +54,7 @@ _USUAL = {  # flags that are not as they are by themselves
     "batch_size": 4,
     "eval_every": 20,
     "norm_bound": 5.0,
+    "attack": "sign_flip:0.1",
     "clock.deadline": 2.0,
     "clock.late": "carry",
     **{f"failures.{name}": int(1e6 * _FAILING / len(_RATES)) / 1e6 for name in _RATES},
