@@ -3,7 +3,6 @@
 from fljax.experiment.building import (
     FEWEST,
     FREE,
-    OWN,
     TOKENIZER,
     Experiment,
     Make,
@@ -18,6 +17,7 @@ from fljax.experiment.building import (
     unlike,
 )
 from fljax.experiment.comparison import Comparison, compare
+from fljax.experiment.facts import OWN
 from fljax.experiment.running import Result, describe, restore, run
 from fljax.experiment.together import run_together
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import inspect
 import os
 import pathlib
@@ -29,16 +28,20 @@ from fljax.data import augment, checks, load, partition, skewed
 from fljax.devices import arrivals, fleet
 from fljax.engine import (
     client,
-    client_rows,
-    evaluate,
     federation,
-    feeding,
     width,
 )
-from fljax.engine import seams as kinds
-from fljax.experiment import client_evaluation, environment, fleets, progress
+from fljax.experiment import (
+    client_evaluation,
+    environment,
+    evaluating,
+    facts,
+    fits,
+    fleets,
+    progress,
+)
 from fljax.experiment import config as configs
-from fljax.nn import network, slicing
+from fljax.nn import network
 from fljax.plans import cost_model, costs, typical
 from fljax.runs import guard, simulation, weights
 from fljax.runtime import memory, mesh, programs
@@ -109,9 +112,6 @@ def unlike(one: configs.Config, two: configs.Config) -> list[tuple[str, Any, Any
     values = [(n, configs.get(one, n), configs.get(two, n)) for n in names]
     return [(name, was, now) for name, was, now in values if was != now]
 
-
-# What XLA takes for each of a client's examples in a pass: keys, draws, places.
-_BYTES_OF_SLOT = 44
 
 TOKENIZER = "vocabulary.json"  # in a run folder
 
@@ -335,7 +335,7 @@ def build(
     environment.check()
     kept = programs.keep_at_home()
     given, task = Own(data, net, algorithm), _task(config, data)
-    own = _own(config, data)
+    own = facts.own(config, data)
     if data is None:
         data = _load(config, task, workdir, cache)
     else:
@@ -344,7 +344,7 @@ def build(
         net = _network(config, data, task)
     else:
         network.check(net, data, task.positions)
-        own["network"] = f"{net.name} ({OWN})"
+        own["network"] = f"{net.name} ({facts.OWN})"
     if data.task is not None:
         tasks.check_traced(task, net, data)
     start = _pretrained(config, net)
@@ -355,15 +355,15 @@ def build(
     train_data, test_data = _data(config, data, over)
     fed = _federation(config, net, (train_data, task), (shards, made), over)
     fed = fed.having(pretrained=start.found)
-    shares = _shares(config, task, data, parts, len(made.known_as))
+    shares = evaluating.shares_of(config, task, data, parts, len(made.known_as))
     each = client_evaluation.who(config, task, data, parts)
-    evaluator = _evaluator(config, fed, test_data, (shares, each))
+    evaluator = evaluating.evaluator(config, fed, test_data, (shares, each))
     return Experiment(
         settings=config,
         built_from=config,
         federation=fed,
         evaluator=evaluator,
-        facts=_facts(config, fed, data) | dict(start.facts) | own,
+        facts=facts.of(config, fed, data) | dict(start.facts) | own,
         notes=(
             *start.notes,
             *filter(None, [kept, fleets.note(made, config.seed)]),
@@ -535,163 +535,6 @@ def _small(config: configs.Config, fed: federation.Federation, size: int) -> lis
     ]
 
 
-OWN = "given in Python"  # what config.json says of data and networks that have no name
-
-
-def _own(config: configs.Config, data: types.Dataset | None) -> dict[str, str]:
-    """Says what config.json does of data of one's own.
-
-    Raises:
-      ValueError: settings ask for what only a loader does.
-    """
-    if data is None:
-        return {}
-    plain = configs.Config()
-    of_loaders = ("test_share", "image_size", "image_mode", "text.max_tokens",
-                  "text.vocabulary_size")  # fmt: skip
-    for name in of_loaders:
-        given, default = configs.get(config, name), configs.get(plain, name)
-        if given != default:
-            raise ValueError(
-                f"--{name}: expected {default!r} for data that are {OWN}, which are "
-                f"taken as they are, got {given!r}"
-            )
-    given = getattr(data, "task", None)
-    task = {} if given is None else {"task": f"{given!r} ({OWN})"}
-    return {"dataset": OWN, **task}
-
-
-class _Tiers(NamedTuple):
-    """The tiers' shares of the data.
-
-    Attributes:
-      mixes: [T, C] of the training data; None: there are no classes.
-      tested: [examples, T] whose the test examples are; None: nobody knows.
-    """
-
-    mixes: np.ndarray | None
-    tested: np.ndarray | None
-
-
-Shares = Callable[[np.ndarray], _Tiers]  # of the tier [N] of each client
-
-
-def _shares(config, task: tasks.Task, data, parts, tiers: int) -> Shares:
-    """Tells what so many tiers train on, and are tested on.
-
-    Raises:
-      ValueError: the test set has no class of the training set.
-    """
-    by_class = task.classes  # else all examples are as of one class
-    ours, theirs = (
-        y if by_class else np.zeros(len(y), np.int32)
-        for y in (data.y_train, data.y_test)
-    )
-    counts = partition.class_counts(ours, parts, data.num_classes if by_class else 1)
-    there = np.unique(theirs)
-    if by_class and not counts[:, there].any():
-        raise ValueError(
-            f"--dataset: {config.dataset}: expected a test set with classes of the "
-            f"training set, got {there.tolist()} there and "
-            f"{np.unique(ours).tolist()} here"
-        )
-
-    def shares(tier: np.ndarray) -> _Tiers:
-        by_tier = evaluate.tier_counts(counts, tier, tiers)
-        tested = _tiers_of_test(config, theirs, data.users_test, tier, by_tier)
-        mixes = evaluate.tier_mixes(counts, tier, tiers) if by_class else None
-        return _Tiers(mixes, tested)
-
-    return shares
-
-
-def _tiers_of_test(config, classes, users_test, tier, by_tier) -> np.ndarray | None:
-    """Tells whose the test examples are, [examples, tiers]; None: nobody knows."""
-    if config.partition != "natural":
-        return evaluate.tiers_of_test(classes, by_tier, config.seed)
-    if users_test is None:
-        return None
-    of_users = np.where(users_test >= 0, tier[users_test], -1)
-    return evaluate.one_hot(of_users, len(by_tier))
-
-
-Whose = tuple[Shares, client_evaluation.Who | None]  # the test examples are
-
-
-def _evaluator(
-    config,
-    fed,
-    test_data,
-    whose: Whose,
-    width: float = 1.0,
-    seams: kinds.Seams = kinds.NONE,
-) -> simulation.Evaluator:
-    """Makes what evaluates the network, or the leading channels of it."""
-    shares, tested = whose
-    task, cut, (net, _) = fed.training.task, None, fed.model.at(width)
-    backdoor = attacks.backdoor(fed.rules.attack)
-    static = evaluate.Static(net, task, config.norm_statistics == "running", backdoor)
-    size, over = len(test_data.y), fed.layout.devices
-    batch_size = min(config.eval_batch_size, size)
-    largest = max(count.outputs for count in fed.model.counts)
-    memory.require(
-        "--eval_batch_size",
-        f"batches of {batch_size:,} examples",
-        4 * batch_size * largest,
-        memory.of_device(),
-    )
-    if width < 1:
-        cut = mesh.replicate(over, slicing.places(fed.model.net, fed.model.cut(width)))
-
-    def laid_out(tier: np.ndarray) -> tuple[np.ndarray | None, evaluate.Batches]:
-        mixes, tested = shares(tier)
-        order = evaluate.batches(size, batch_size, config.seed, over.size, tested)
-        return mixes, mesh.distribute(over, order)
-
-    devices, each = fed.population.fleet, None
-    tier = fleet.sorted_at(devices, config.seed, 0)
-    names, last = devices.known_as, (tier, laid_out(tier))
-    if tested is not None:
-        each = client_evaluation.make(tested, fed, static, test_data, batch_size)
-        each = each.of(seams)
-
-    def scores(state: base.State) -> evaluate.Scores:
-        nonlocal last
-        if state.classes is not None and not np.array_equal(state.classes, last[0]):
-            last = state.classes, laid_out(state.classes)
-        mixes, batches = last[1]
-        blocks = mesh.replicate(over, state.server.blocks)
-        if cut is not None:
-            blocks = slicing.take(blocks, cut)
-        sums = evaluate.evaluate(
-            blocks,
-            test_data,
-            batches,
-            static=static,
-            devices=over,
-        )
-        if each is not None:
-            sums = sums._replace(clients=each.run(blocks, state, last[0]))
-        return sums._replace(mixes=mixes)
-
-    def fields(sums) -> dict:
-        found = evaluate.summary(sums, sums.mixes, names, task)
-        if each is not None:
-            found |= each.fields(sums.clients, names)
-        return found if width == 1 else found | {"evaluated_width": width}
-
-    def other(
-        width: float, attack: attacks.Attack | None, seams: kinds.Seams
-    ) -> simulation.Evaluator:
-        attacked = fed.having(attack=attack)
-        return _evaluator(config, attacked, test_data, whose, width, seams)
-
-    every = config.eval_every
-    return simulation.Evaluator(
-        scores, fields, every, size, task.measure, backdoor, other
-    )
-
-
 def algorithm(ready: Experiment) -> base.Algorithm:
     """Makes the configured algorithm.
 
@@ -699,8 +542,8 @@ def algorithm(ready: Experiment) -> base.Algorithm:
       ValueError: its devices cannot run it.
     """
     config, fed = ready.settings, ready.federation
-    _check_memory(seen_by(ready))
-    _check_buffer(fed)
+    fits.rounds(seen_by(ready))
+    fits.buffer(fed)
     fed = private.replaced(fed, config.rounds)
     made = _algorithm(config, fed, ready.own.algorithm)
     if config.privacy.clip and "privacy" not in made.parts:
@@ -708,29 +551,8 @@ def algorithm(ready: Experiment) -> base.Algorithm:
             "--privacy.clip: expected an algorithm made by fljax.averaging, which "
             "clips and adds noise, got one of your own without it"
         )
-    _check_kept(config, fed, made)
+    fits.kept(config, fed, made)
     return made
-
-
-def _check_kept(
-    config: configs.Config, fed: federation.Federation, made: base.Algorithm
-) -> None:
-    """Refuses what clients keep from round to round if it cannot fit.
-
-    Raises:
-      ValueError: one line that names the flag and says what it would take.
-    """
-    if not made.keeps:
-        return
-    rules, clients = fed.rules, len(fed.population.shards.counts)
-    flag = "--codec" if rules.codec and rules.codec.memories else "--algorithm"
-    cohort = rules.selection.most(rules.clients_per_round, clients)
-    a_round = arrivals.most_arrivals(rules.clock, cohort, clients)
-    visited = client_rows.most_visited(clients, config.rounds, a_round)
-    copies = 2 if config.rollback.asked_for else 1  # the good state has rows, too
-    client_rows.require(flag, visited * copies + 3 * a_round, made.keeps)
-    what = f"what {a_round:,} clients keep, {made.keeps:,} values each"
-    memory.require(flag, what, 3 * 4 * a_round * made.keeps, memory.of_device())
 
 
 def _algorithm(
@@ -771,65 +593,6 @@ def _made(make: Make, fed: federation.Federation) -> base.Algorithm:
     return made
 
 
-def _check_buffer(fed: federation.Federation) -> None:
-    everyone = len(fed.population.shards.counts)
-    if fed.rules.clock.buffer > everyone:
-        raise ValueError(
-            f"--clock.buffer: expected at most {everyone}, the number of clients, "
-            f"got {fed.rules.clock.buffer}"
-        )
-
-
-def _check_memory(fed: federation.Federation) -> None:
-    """Refuses rounds that cannot fit into a device, before anything is allocated.
-
-    Raises:
-      ValueError: one line that names the flag and says what it would take.
-    """
-    capacity = int(fed.population.shards.counts.max())
-    training = client.fitting(fed.training, capacity)
-    beside = f"{fed.layout.width:,} client{'s' * (fed.layout.width > 1)} at a time"
-    step = fed.layout.width * width.bytes_of_client(fed.model.counts, training)
-    orders = fed.layout.width * training.local_epochs * capacity * _BYTES_OF_SLOT
-    kept = fed.rules.clock.max_staleness if fed.rules.clock.carries else 0
-    networks = kept * sum(count.upload_bytes for count in fed.model.counts)
-    everybody = len(fed.population.shards.counts)
-    cohort = fed.rules.selection.most(fed.rules.clients_per_round, everybody)
-    arrive = arrivals.most_arrivals(fed.rules.clock, cohort, everybody)
-    robust, attack = fed.rules.aggregate, fed.rules.attack
-    arrive += bool(robust.root_size)  # the server trains, too
-    row = sum(count.upload_bytes for count in fed.model.counts)
-    # On several devices each has its own, and the sum of all; what an aggregate makes
-    # of them takes as much again at most, as do those of hostile clients.
-    colludes = attack is not None and attack.colludes
-    several = fed.layout.devices.size > 1
-    updates = arrive * (2 + several) * row * (robust.sees_updates + colludes)
-    looks = "attack" if colludes else "aggregate"
-    most, data = memory.of_device(), fed.population.data
-    examples = len(data.x)
-    held = feeding.size(data, examples)
-    if fed.layout.streams:  # two rounds', since one is sent while another trains
-        examples = feeding.room(fed.population.shards.counts, arrive)
-        held = 2 * feeding.size(data, examples)
-    for flag, what, size in (
-        ("data_memory", f"{examples:,} examples on each device", held),
-        ("batch_size", f"steps of {training.batch_size:,} examples, {beside}", step),
-        (
-            "local_epochs",
-            f"the order of {training.local_epochs:,} passes over {capacity:,} examples",
-            orders,
-        ),
-        ("clock.max_staleness", f"{kept:,} old networks", networks),
-        (looks, f"{arrive:,} updates one by one", updates),
-    ):
-        memory.require(f"--{flag}", what, size, most)
-    if client.steps_of(capacity, training) > bounds.MOST:
-        raise ValueError(
-            f"--local_epochs: expected at most {bounds.MOST:,} steps of a client in a "
-            f"round, got {client.steps_of(capacity, training):,}"
-        )
-
-
 def rollback(ready: Experiment) -> guard.Guard | None:
     """Makes the configured guard; None: there is none."""
     wanted = ready.settings.rollback
@@ -859,7 +622,7 @@ def resolved(ready: Experiment, made: base.Algorithm | None = None) -> dict[str,
     """
     named = {**dataclasses.asdict(ready.settings), **ready.facts}
     if ready.own.algorithm is not None:
-        named["algorithm"] = f"{_full_name(ready.own.algorithm)} ({OWN})"
+        named["algorithm"] = f"{_full_name(ready.own.algorithm)} ({facts.OWN})"
     parts = (made or algorithm(ready)).parts
     return named | {f"parts.{part}": _part(part, parts[part]) for part in parts}
 
@@ -903,49 +666,6 @@ def _full_name(make: Make) -> str:
             f"other functions, or give it a __qualname__"
         )
     return f"{module}.{found}"
-
-
-def _facts(
-    config: configs.Config, fed: federation.Federation, data: types.Dataset
-) -> dict[str, Any]:
-    """Tells what was built where settings are empty or name a file."""
-    return (
-        {
-            "num_clients": len(fed.population.shards.counts),
-            "mean": fed.population.data.mean,
-            "std": fed.population.data.std,
-            "tiers": fleets.described(config, fed.population.fleet),
-            "fleet": str(config.fleet),
-            "fleet_sha256": fleets.digest(fed.population.fleet),
-            "clock": dataclasses.asdict(federation.clock(fed)),
-            "dataset_sha256": load.digest(data),
-            "cost_table": fed.model.table.source,
-            "cost_table_sha256": _sha256(config.cost_table),
-            "client_width": fed.layout.width,
-            # A network may be one's own, whose name says nothing.
-            "blocks_sha256": hashlib.sha256(
-                _described(fed.model.net.blocks)
-            ).hexdigest(),
-        }
-        | _own_prices(config)
-        | fleets.facts(fed.population.fleet)
-    )
-
-
-def _described(blocks: tuple) -> bytes:
-    """Gives the repr of blocks without the addresses of what has no name."""
-    return re.sub(r" at 0x[0-9a-f]+", "", repr(blocks)).encode()
-
-
-def _own_prices(config: configs.Config) -> dict[str, str | None]:
-    """Hashes the prices of a device class that lies in a file."""
-    if not os.path.isfile(config.device_class):
-        return {}
-    return {"device_class_sha256": _sha256(config.device_class)}
-
-
-def _sha256(path: str) -> str | None:
-    return hashlib.sha256(pathlib.Path(path).read_bytes()).hexdigest() if path else None
 
 
 def seen_by(ready: Experiment) -> federation.Federation:
