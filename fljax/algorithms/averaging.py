@@ -178,8 +178,7 @@ def averaging(
 
     What clients send, how it becomes one, how narrow networks train, what stays with a
     client and what hostile ones do (`fed.rules.codec`, `aggregate`, `narrowing`,
-    `personal`, `attack`) are the
-    federation's.
+    `personal`, `attack`) are the federation's.
 
     Args:
       fed: the clients and how they train.
@@ -218,12 +217,12 @@ def averaging(
     )
     seams = seams._replace(secure=_words(fed, seams, len(everyone)))
     blocks = _check(fed, seams)
-    refusals.few_updates(seams, _most(fed, len(everyone)))
     asked = rules.privacy
     if asked is not None and asked.clip:
         private.check(fed, policy, seams)
         seams = seams._replace(privacy=private.mechanism(fed, len(everyone)))
     planned = schedule.make(fed, policy, everyone, constrained, seams)
+    refusals.few_updates(seams, _most(fed, len(everyone)))
     rounds = engine.make(fed, planned, len(everyone), seams)
     made = _Averaging(fed, policy, len(everyone), planned, rounds, seams)
     functions = made.init, made.assign, made.round, rounds.programs, made.rehearse

@@ -552,7 +552,7 @@ def make(
         enemies = hostile.draw(
             attack.share, attack.tier, fed.population.fleet, fed.seed
         )
-        enemies = np.append(enemies, np.zeros(bool(root), bool))
+        enemies = np.append(enemies, np.zeros(int(bool(root)), bool))
     return Rounds(
         fed.having(shards=shards),
         planned,

@@ -80,7 +80,6 @@ def rounds(fed: federation.Federation) -> None:
         examples = feeding.room(fed.population.shards.counts, arrive)
         held = 2 * feeding.size(data, examples)
     for flag, what, size in (
-        ("data_memory", f"{examples:,} examples on each device", held),
         ("batch_size", f"steps of {training.batch_size:,} examples, {beside}", step),
         (
             "local_epochs",
@@ -89,6 +88,7 @@ def rounds(fed: federation.Federation) -> None:
         ),
         ("clock.max_staleness", f"{kept:,} old networks", networks),
         (looks, f"{arrive:,} updates one by one", updates),
+        ("data_memory", f"{examples:,} examples on each device", held),
     ):
         memory.require(f"--{flag}", what, size, most)
     if client.steps_of(capacity, training) > bounds.MOST:

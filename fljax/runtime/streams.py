@@ -22,7 +22,7 @@ import numpy as np
 
 # Folded into the key of the seed.
 INITIAL = 0xFFFF0000  # weights and calibration of the network before the first round
-FINETUNE = 0xFFFF0040  # , client: what it draws before its evaluation
+FINETUNE = 0xFFFF0044  # , client: what it draws before its evaluation
 
 # Folded into the key of a round.
 BUDGETS = 0xFFFF0001  # what a device may spend

@@ -63,7 +63,9 @@ CASES = {
     "windows": {"algorithm": "cocofl", "net": small.CONVNET, "programs": "windows"},
     "centralized": {"algorithm": "centralized"},
     "personal": {"algorithm": "ditto", "attack": "sign_flip:.3"},
-    "private": {"privacy": fljax.Privacy(clip=0.5, noise=1.0, quantile=0.5)},
+    "private": {
+        "privacy": fljax.Privacy(clip=0.5, noise=1.0, quantile=0.5, count_noise=2.0)
+    },
     "bounded": {"norm_bound": 3.0, "failures": fljax.Failures(nonfinite=0.3, drop=0.3)},
 }
 
