@@ -276,7 +276,15 @@ def make(
 
     Returns:
       The evaluation.
+
+    Raises:
+      ValueError: all clients are to be fine-tuned, and their data lie on the host.
     """
+    if fed.layout.streams and found.wanted.epochs:
+        raise ValueError(
+            f"--evaluation: expected clients without fine-tuning beside training data "
+            f"on the host (--data_memory), got {found.wanted}"
+        )
     shards, people, over = found.shards, fed.population, fed.layout.devices
     train = np.asarray(people.shards.counts)[shards.ids]
     rooms = client.capacities(shards.counts, batch_size)
@@ -294,5 +302,6 @@ def make(
         places = np.flatnonzero((rooms == room) & (held == capacity))
         groups.append(_Group(places, static))
     indices = mesh.replicate(over, (people.shards.indices, shards.indices))
-    data = program.Data(people.data, indices[0], test, indices[1])
+    theirs = people.data if found.wanted.epochs else test  # else nobody trains
+    data = program.Data(theirs, indices[0], test, indices[1])
     return Evaluation(fed, found, data, tuple(groups))

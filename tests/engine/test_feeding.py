@@ -100,6 +100,27 @@ def test_what_does_not_fit_is_refused(monkeypatch):
         fljax.experiment.algorithm(ready)
 
 
+def test_clients_are_evaluated_but_not_fine_tuned():
+    users = np.repeat(np.arange(len(small.SIZES)), small.SIZES)
+    data = small.data()._replace(users_test=users)
+
+    def evaluated(way, place):
+        made = fljax.Config(
+            algorithm="fedavg",
+            network="logistic",
+            partition="natural",
+            clients_per_round=3,
+            rounds=1,
+            evaluation=way,
+            data_memory=place,
+        )
+        return fljax.run(fljax.build(made, data)).records[-1]["client_test_accuracy"]
+
+    assert evaluated("clients", "host") == evaluated("clients", "device")
+    with pytest.raises(ValueError, match="--evaluation: expected clients without fine"):
+        evaluated("clients:1", "host")
+
+
 def test_a_run_goes_on_with_its_data_elsewhere(tmp_path):
     fljax.run(small.build(network="logistic", rounds=2), tmp_path / "x")
     moved = small.build(network="logistic", rounds=4, data_memory="host")
