@@ -28,11 +28,12 @@ _GROUPS = {
     "What runs": ("algorithm", "network", "init", "init_head", "rounds", "seed"),
     "Data and clients": (
         *("dataset", "task", "test_share", "image_size", "image_mode", "augment"),
-        *("mean", "std", "partition", "alpha", "num_clients"),
+        *("mean", "std", "partition", "alpha", "shards_per_client"),
+        *("classes_per_client", "class_assignment", "num_clients"),
     ),
     "A round": (
         *("clients_per_round", "selection", "policy", "codec", "aggregate"),
-        *("secure_sum", "norm_bound", "weighting", "server_lr"),
+        *("attack", "secure_sum", "norm_bound", "weighting", "server_lr"),
     ),
     "Local training": (
         *("local_epochs", "batch_size", "lr", "lr_schedule", "lr_warmup"),
@@ -43,7 +44,9 @@ _GROUPS = {
         *("table_error", "max_windows"),
     ),
     "Evaluation": ("evaluation", "eval_every", "eval_batch_size", "norm_statistics"),
-    "How it is computed": ("precision", "client_width", "programs", "devices"),
+    "How it is computed": (
+        *("precision", "client_width", "programs", "devices", "data_memory"),
+    ),
 }
 
 # Names of the face under a heading, by the folder that they come from.

@@ -201,12 +201,12 @@ def averaging(
     if isinstance(attack, attacks.Attack) and not attack.share:
         attack = None  # a backdoor is looked for all the same
     seams = kinds.Seams(
-        local,
-        rules.codec,
-        rules.aggregate,
-        server,
-        rules.narrowing,
-        attack,
+        local=local,
+        codec=rules.codec,
+        aggregate=rules.aggregate,
+        server=server,
+        narrowing=rules.narrowing,
+        attack=attack,
         personal=rules.personal,
     )
     refusals.personal(fed, seams, policy)

@@ -35,6 +35,8 @@ def pooled(fed: federation.Federation) -> federation.Federation:
         aggregate=aggregates.Mean(),
         attack=None,
         secure_sum=None,
+        privacy=None,
+        personal=None,
     )
 
 

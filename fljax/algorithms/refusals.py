@@ -270,7 +270,7 @@ def narrow(fed: federation.Federation, seams: kinds.Seams) -> None:
     if widths and seams.narrowing is None:
         raise ValueError(
             f"narrowing: expected a rule for plans of width {widths[0]:g}, such as "
-            f"fljax.Narrowing(), got none"
+            f"fljax.nn.narrowing.Narrowing(), got none"
         )
     if seams.narrowing is None:
         return

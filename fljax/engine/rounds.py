@@ -31,7 +31,7 @@ from fljax.engine import (
 )
 from fljax.engine import seams as kinds
 from fljax.engine import sums as totals
-from fljax.nn import narrowing, slicing
+from fljax.nn import narrowing, network, slicing
 from fljax.runtime import host_random, mesh, streams
 from fljax.updates import norm_bound, privacy, secure_sum, server
 from fljax.updates.aggregates import combined
@@ -130,10 +130,14 @@ class Rounds:
     rooted: bool = False
     hostile: np.ndarray | None = None
 
-    @property
+    @functools.cached_property
     def sizes(self) -> norm_bound.Sizes:
         """Gives what clients send of each block, in numbers."""
         counts = self.fed.model.counts
+        if self.seams.withheld is not None:
+            counts = kinds.without(
+                self.seams, counts, network.shapes(self.fed.model.net)
+            )
         return (  # what is sent beside parameters is statistics and ranges
             tuple(count.params for count in counts),
             tuple(count.upload_bytes // 4 - count.params for count in counts),

@@ -219,7 +219,11 @@ def _attacked(
             {**block, "params": params}
             for block, params in zip(delta[span], sent, strict=True)
         ]
-        return (*delta[: span.start], *blocks, *delta[span.stop :])
+        after = (*delta[: span.start], *blocks, *delta[span.stop :])
+        if static.seams.withheld is None:
+            return after
+        zeros = jax.tree.map(jnp.zeros_like, after)  # what stays is not sent either
+        return static.seams.withheld.of_server(after, zeros)
 
     delta = jax.vmap(one)(chunk.ids, chunk.hostile, result.delta, trained)
     return result._replace(delta=delta)

@@ -373,16 +373,21 @@ def filled(
     known = attacks.know(params, trained, hostile, sizes)
     vector, block_of = attack.together(known), np.repeat(np.arange(len(sizes)), sizes)
     key = jax.random.fold_in(attackers.key, streams.ATTACK)
+    places: Any = slice(None)  # of what is sent; nothing else is coded
+    if seams.withheld is not None:
+        places = seams.withheld.shared(blocks)
 
     def one(client):
         number, mine, factor = client
         here = mine[block_of]
         sent = jnp.where(here, vector, 0.0)
         if codec is not None:
-            memory = (jnp.zeros_like(sent),) * codec.memories
+            few, here = sent[places], here[places]
+            memory = (jnp.zeros_like(few),) * codec.memories
             part = codecs.Part(here, jnp.argmax(here), jnp.maximum(jnp.sum(here), 1))
             draws = jax.random.fold_in(key, number)
-            sent, _ = codec.apply(draws, sent, part, memory)
+            coded, _ = codec.apply(draws, few, part, memory)
+            sent = sent.at[places].set(coded)
         return factor * sent
 
     bad = hostile & jnp.any(trained, axis=1)

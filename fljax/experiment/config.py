@@ -47,8 +47,9 @@ class Config:
         "cocofl",
         "cocofl, fedavg, fedavg_drop, centralized, fedprox:MU, fedavgm:BETA:NESTEROV, "
         "fedadam, fedyogi or fedadagrad:LR:B1:B2:TAU, scaffold:OPTION, feddyn:ALPHA, "
-        "fednova:MU, fedper:BLOCKS, fedrep:HEAD:BLOCKS, fedbn, ditto:PULL:EPOCHS or "
-        "local; numbers may be left out.",
+        "fednova:MU, heterofl, fedrolex, federated_dropout or fjord:LEVELS, "
+        "cocofl_width, fedper:BLOCKS, fedrep:HEAD:BLOCKS, fedbn, ditto:PULL:EPOCHS or "
+        "local; what follows a name may be left out.",
     )
     network: str = bounds.field(
         "small_convnet",

@@ -48,8 +48,12 @@ def buffer(fed: federation.Federation) -> None:
         )
 
 
-def rounds(fed: federation.Federation) -> None:
+def rounds(fed: federation.Federation, runs: int = 1) -> None:
     """Refuses rounds that cannot fit into a device, before anything is allocated.
+
+    Args:
+      fed: the federation.
+      runs: whose clients train in the same programs.
 
     Raises:
       ValueError: one line that names the flag and says what it would take.
@@ -71,7 +75,8 @@ def rounds(fed: federation.Federation) -> None:
     # of them takes as much again at most, as do those of hostile clients.
     colludes = attack is not None and attack.colludes
     several = fed.layout.devices.size > 1
-    updates = arrive * (2 + several) * row * (robust.sees_updates + colludes)
+    looked = robust.sees_updates + colludes
+    updates = runs * arrive * (2 + several) * row * looked
     looks = "attack" if colludes else "aggregate"
     most, data = memory.of_device(), fed.population.data
     examples = len(data.x)

@@ -6,6 +6,7 @@ Rounds are numbered from 0, as in records and messages; counts are of rounds don
 from __future__ import annotations
 
 import collections
+import io
 import os
 import sys
 import threading
@@ -82,6 +83,14 @@ def _width(stream: TextIO) -> dict[str, Any]:
         return {}
     known = os.get_terminal_size(stream.fileno()).columns > 0
     return {"ncols": None if known else 80, "dynamic_ncols": known}
+
+
+class Silent(io.TextIOBase):
+    """A stream that forgets what it is told."""
+
+    def write(self, text: str) -> int:
+        """Take a text, and drop it."""
+        return len(text)
 
 
 class Steps:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import io
 import os
 import pathlib
 import sys
@@ -173,12 +172,13 @@ def run_built(
         )
     watch, label = experiment.rollback(ready), told.label or experiment.name(ready)
     shows = told.shown and jax.process_index() == 0
-    shown = sys.stderr if shows else io.StringIO()
+    shown: Any = sys.stderr if shows else progress.Silent()
     measure = ready.evaluator.measure
     with progress.Progress(rounds, label=label, stream=shown, measure=measure) as bar:
         for note in made.notes:
             bar.message(f"note: {note}")
-        made = compilations.told(made, ready.federation, bar.message)
+        if told.shown:
+            made = compilations.told(made, ready.federation, bar.message)
         heard = _hooks(ready, keep, bar)
         if told.hooks is not None:
             heard = simulation.together(heard, told.hooks)

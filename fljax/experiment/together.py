@@ -18,7 +18,7 @@ import numpy as np
 from fljax import experiment
 from fljax.engine import client, width
 from fljax.experiment import config as configs
-from fljax.experiment import running
+from fljax.experiment import fits, running
 from fljax.runs import meeting, pool, simulation
 
 What = configs.Config | experiment.Experiment
@@ -34,11 +34,11 @@ def run_together(
     tensorboard: bool = True,
     checkpoint_every: int = 1,
 ) -> list[running.Result]:
-    """Runs experiments that differ in seed, split, devices and learning rate at once.
+    """Runs experiments that differ in seed, split, fleet and learning rate at once.
 
-    On an accelerator, on which a few clients of a small network leave room, several
-    seeds take little longer than one. One client at a time, as on a CPU, results are to
-    the bit those of each run alone, else to last bits.
+    That fills an accelerator on which a few clients of a small network leave room. One
+    client at a time, as on a CPU, results are to the bit those of each run alone, else
+    to last bits.
 
     >>> seeds = [configs.Config(network="logistic", seed=s) for s in (1, 2, 3)]
     >>> [r.records for r in run_together(seeds)]  # doctest: +SKIP
@@ -46,7 +46,8 @@ def run_together(
     Args:
       runs: settings, or what `build` made of them.
       workdirs: their run folders; None: nothing is kept.
-      hooks: what else wants to hear of the first run; of the others alerts alone.
+      hooks: what else wants to hear of the first run; of the others alerts alone, from
+        several threads.
       label: as of `run`; so are `tensorboard` and `checkpoint_every`.
 
     Returns:
@@ -56,6 +57,8 @@ def run_together(
       ValueError: the runs cannot share their programs, or as of `run`.
       DivergedError: training of one diverged; the others have ended.
     """
+    if not runs:
+        raise ValueError("runs: expected one at least, got none")
     if workdirs is not None and len(workdirs) != len(runs):
         raise ValueError(
             f"workdirs: expected one for each of {len(runs)} runs, got {len(workdirs)}"
@@ -66,7 +69,9 @@ def run_together(
             raise ValueError("expected a single process, got several")
         built = [running.built(*one) for one in zip(runs, folders, strict=True)]
         built = _wide(_sharing(built))
-        meet = meeting.Meeting(pool.make([*map(experiment.seen_by, built)]))
+        for ready in built:
+            fits.rounds(experiment.seen_by(ready), len(runs))
+        meet = meeting.Meeting(pool.make([*map(experiment.algorithm, built)]))
     results: list[running.Result | BaseException | None] = [None] * len(runs)
 
     def go(index: int) -> None:
@@ -74,10 +79,12 @@ def run_together(
         ready = dataclasses.replace(built[index], federation=fed)
         heard = hooks
         if hooks is not None and index:  # records and messages would be everybody's
-            heard = simulation.Hooks(alert=hooks.alert)
+            heard = simulation.Hooks(alert=hooks.alert, interrupted=hooks.interrupted)
         told = running.Told(heard, label, not index, tensorboard, checkpoint_every)
         try:
-            results[index] = running.run_built(ready, folders[index], told)
+            done = running.run_built(ready, folders[index], told)
+            # What ran there can run again, alone.
+            results[index] = dataclasses.replace(done, experiment=built[index])
         except BaseException as error:  # raised where the threads are waited for
             results[index] = error
         finally:
@@ -85,10 +92,14 @@ def run_together(
 
     threads = [threading.Thread(target=go, args=(i,)) for i in range(len(runs))]
     _wait(threads, meet)
+    ended: list[running.Result] = []
     for result in results:
         if isinstance(result, BaseException):
             raise result
-    return results  # type: ignore[return-value]
+        if result is None:  # it was interrupted before it began
+            raise KeyboardInterrupt
+        ended.append(result)
+    return ended
 
 
 def _sharing(built: list[experiment.Experiment]) -> list[experiment.Experiment]:
@@ -120,20 +131,27 @@ def _wide(built: list[experiment.Experiment]) -> list[experiment.Experiment]:
     share = -(-clients // fed.layout.devices.size)
     beside = width.default_width(fed.model.counts, real, share)
     return [
-        dataclasses.replace(ready, federation=ready.federation.having(width=beside))
+        dataclasses.replace(
+            ready,
+            federation=ready.federation.having(width=beside),
+            facts={**ready.facts, "client_width": beside},
+        )
         for ready in built
     ]
 
 
 def _wait(threads: list[threading.Thread], meet: meeting.Meeting) -> None:
     """Runs threads to their end; at a Ctrl-C they end where they meet next."""
-    for thread in threads:
-        thread.start()
     try:
+        for thread in threads:
+            thread.start()
         for thread in threads:
             while thread.is_alive():
                 thread.join(_LOOK)
-    except KeyboardInterrupt:
+    except BaseException as error:
         meet.stop()
         for thread in threads:
-            thread.join()
+            if thread.ident is not None:  # it was started
+                thread.join()
+        if not isinstance(error, KeyboardInterrupt):
+            raise

@@ -68,6 +68,11 @@ def of(result: experiment.Result) -> Model:
     if result.state is None:
         raise ValueError("expected a run with a checkpoint, got one whose are removed")
     made = experiment.algorithm(result.experiment)
+    if made.seams.withheld is not None:
+        raise ValueError(
+            f"expected a network that the server has whole, got one of which part "
+            f"stays with each client by {made.seams.withheld}"
+        )
     fed = made.federation or result.experiment.federation
     net, blocks = fed.model.net, result.state.server.blocks
     if made.evaluated < 1:

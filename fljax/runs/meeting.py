@@ -37,6 +37,8 @@ class Meeting:
           KeyboardInterrupt: `stop` was called meanwhile.
         """
         with self._turn:
+            if run not in self._coming:
+                raise RuntimeError(f"run {run} has left its pool")
             self._asked[run] = pools.Request(*request)
             self._meet()
             self._turn.wait_for(lambda: run in self._got or self._stopped)
@@ -56,8 +58,8 @@ class Meeting:
 
     def stop(self) -> None:
         """Interrupts all runs where they wait, or will wait."""
+        self._stopped = True  # before the lock, which who trains may hold for long
         with self._turn:
-            self._stopped = True
             self._turn.notify_all()
 
     def _meet(self) -> None:

@@ -19,10 +19,12 @@ import numpy as np
 from jax.sharding import NamedSharding
 
 from fljax import types
+from fljax.algorithms import base
 from fljax.engine import client, cohort, federation, group, program, schedule
 from fljax.engine import rounds as engine
+from fljax.engine import seams as kinds
 from fljax.engine import sums as totals
-from fljax.runtime import mesh
+from fljax.runtime import backends, mesh
 
 
 class Request(NamedTuple):
@@ -48,11 +50,11 @@ class Pool(NamedTuple):
     rooms: tuple[np.ndarray, ...]
 
 
-def make(feds: Sequence[federation.Federation]) -> Pool:
+def make(algorithms: Sequence[base.Algorithm]) -> Pool:
     """Makes the pool of several runs.
 
     Args:
-      feds: their federations, on the same devices and of the same training data.
+      algorithms: of the runs, on the same devices and of the same training data.
 
     Returns:
       The pool.
@@ -60,9 +62,13 @@ def make(feds: Sequence[federation.Federation]) -> Pool:
     Raises:
       ValueError: their programs cannot be the same; one line, without a flag.
     """
+    feds = [made.federation for made in algorithms if made.federation is not None]
+    if len(feds) < len(algorithms):
+        raise ValueError("expected algorithms that fljax.averaging makes, got others")
     first = feds[0]
-    for fed in feds:
+    for fed, made in zip(feds, algorithms, strict=True):
         _check(fed, first)
+        _check_seams(made.seams, algorithms[0].seams)
     tables = [np.asarray(fed.population.shards.indices) for fed in feds]
     counts = [np.asarray(fed.population.shards.counts) for fed in feds]
     rooms = client.capacities(np.concatenate(counts), first.training.batch_size)
@@ -84,12 +90,14 @@ def _check(fed: federation.Federation, first: federation.Federation) -> None:
             fed.rules.clients_per_round == first.rules.clients_per_round
         ),
         "layouts": layout == first.layout._replace(pool=None),
-        "training data": fed.population.data is first.population.data,
+        "selections": fed.rules.selection == first.rules.selection,
+        "clocks": fed.rules.clock == first.rules.clock,
+        "training data": fed.population.data.x is first.population.data.x,
     }
     if different := [what for what, same in alike.items() if not same]:
         raise ValueError(
-            f"expected runs that differ in seed, split, devices and learning rate "
-            f"alone, got different {', '.join(different)}"
+            f"expected runs that differ in seed, split, fleet and learning rate alone, "
+            f"got different {', '.join(different)}"
         )
     if fed.rules.clock.carries:
         raise ValueError(
@@ -98,6 +106,25 @@ def _check(fed: federation.Federation, first: federation.Federation) -> None:
         )
     if layout.streams:
         raise ValueError("expected training data on the devices, got them on the host")
+    if layout.devices.size > 1 and backends.accelerated():
+        raise ValueError(
+            f"expected one accelerator, on which programs of several runs wait for "
+            f"nobody, got {layout.devices.size}; take --devices=1"
+        )
+
+
+def _check_seams(seams: kinds.Seams, first: kinds.Seams) -> None:
+    """Refuses what clients of several runs cannot do in one program."""
+    if seams.of_clients != first.of_clients:
+        raise ValueError("expected algorithms of which clients do the same")
+    if seams.narrowing is not None:
+        raise ValueError("expected networks of one width, got an algorithm of several")
+    if seams.secure is not None:
+        raise ValueError("expected sums of floats, got a secure sum, which is of words")
+    if seams.aggregate.root_size:
+        raise ValueError(
+            f"expected clients alone, got {seams.aggregate}, whose server trains too"
+        )
 
 
 def train(pool: Pool, requests: Mapping[int, Request]) -> dict[int, totals.Sums]:
@@ -112,20 +139,13 @@ def train(pool: Pool, requests: Mapping[int, Request]) -> dict[int, totals.Sums]
       run -> its sums, as of `rounds.Rounds.train`.
 
     Raises:
-      ValueError: algorithms do not fit.
+      ValueError: their rounds are of different sizes.
     """
     runs, lead = len(pool.rooms), next(iter(requests.values()))
     size, seams = lead.rounds.size, lead.rounds.seams.of_clients
-    if seams.narrowing is not None:
-        raise ValueError("expected networks of one width, got an algorithm of several")
-    if seams.secure is not None:
-        raise ValueError("expected sums of floats, got a secure sum, which is of words")
-    if seams.aggregate.root_size:
-        raise ValueError(
-            f"expected clients alone, got {seams.aggregate}, whose server trains too"
-        )
-    if any(one.rounds.seams.of_clients != seams for one in requests.values()):
-        raise ValueError("expected algorithms of which clients do the same")
+    if any(one.rounds.size != size for one in requests.values()):
+        sizes = sorted({one.rounds.size for one in requests.values()})
+        raise ValueError(f"--together: expected as many updates a round, got {sizes}")
     devices = lead.rounds.fed.layout.devices
     everyone = [requests.get(run, lead) for run in range(runs)]
     blocks = lead.start.networks[0]

@@ -349,3 +349,26 @@ def test_rows_that_cannot_fit_are_refused_before_a_run(monkeypatch):
     monkeypatch.setattr(fljax.runtime.memory, "of_host", lambda: 15_000)
     with pytest.raises(ValueError, match=r"^--algorithm: .*rows of 21 clients"):
         fljax.experiment.algorithm(ready)
+
+
+def test_a_hostile_client_sends_nothing_of_what_stays_with_it():
+    ready = small.build(
+        small.CONVNET,
+        algorithm="fedper",
+        attack="gaussian:.9",
+        norm_bound=1e5,  # so that lengths are measured
+    )
+    made = fljax.experiment.algorithm(ready)
+    state = made.init()
+    after, _ = made.round(state, made.assign(state, 0))
+    parameters = np.asarray(after.l2)[0]
+    assert parameters[:-1].all()
+    assert not parameters[-1]  # of the head
+    old, new = state.server.blocks[-1], after.server.blocks[-1]
+    jax.tree.map(np.testing.assert_array_equal, old, new)
+
+
+def test_a_network_that_clients_have_in_part_is_not_exported(tmp_path):
+    ready = small.build(small.CONVNET, algorithm="fedper", rounds=1)
+    with pytest.raises(ValueError, match="a network that the server has whole"):
+        fljax.export(fljax.run(ready), tmp_path / "x.safetensors")

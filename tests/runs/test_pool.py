@@ -11,6 +11,7 @@ import fljax
 from experiments import compare, study
 from fljax.engine import group
 from fljax.runs import meeting, pool, writers
+from fljax.runtime import backends, mesh
 from tests import conftest, small
 from tests.runtime import test_mesh
 
@@ -171,6 +172,8 @@ def test_a_meeting_that_is_stopped_lets_nobody_wait():
     ("changes", "words"),
     [
         ({"weight_decay": 0.1}, "different ways of local training"),
+        ({"selection": "poisson"}, "different selections"),
+        ({"clock": fljax.Clock(over_selection=1.5)}, "different clocks"),
         ({"clients_per_round": 2}, "different numbers of clients a round"),
         ({"client_width": 2}, "different layouts"),
         ({"data_memory": "host"}, "different layouts"),
@@ -191,9 +194,41 @@ def test_runs_that_cannot_share_programs_are_refused(changes, words):
         ({"aggregate": "fltrust:5"}, "clients alone"),
     ],
 )
-def test_runs_that_are_no_pool_are_refused(changes, words):
-    with pytest.raises(ValueError, match=words):
-        fljax.run_together([ready(seed, **changes) for seed in SEEDS])
+def test_runs_that_are_no_pool_are_refused(tmp_path, changes, words):
+    runs = [ready(seed, **changes) for seed in SEEDS]
+    where = [tmp_path / str(seed) for seed in SEEDS]
+    with pytest.raises(ValueError, match=f"^--together: .*{words}"):
+        fljax.run_together(runs, where)
+    assert not any(tmp_path.iterdir())  # before anything is written
+
+
+def test_cohorts_of_different_sizes_are_refused():
+    sizes = zip(SEEDS, (8, 6, 8), strict=True)  # rooms of Poisson cohorts go by them
+    runs = [
+        ready(s, num_clients=n, selection="poisson", clients_per_round=4)
+        for s, n in sizes
+    ]
+    with pytest.raises(ValueError, match="--together: expected as many updates"):
+        fljax.run_together(runs)
+
+
+def test_no_runs_are_refused():
+    with pytest.raises(ValueError, match="runs: expected one at least"):
+        fljax.run_together([])
+
+
+def test_accelerators_wait_for_one_another(monkeypatch):
+    made = [fljax.experiment.algorithm(ready(1))] * 2
+    monkeypatch.setattr(backends, "accelerated", lambda: True)
+    pool.make(made)  # one of them waits for nobody
+    monkeypatch.setattr(mesh.Mesh, "size", 2)
+    with pytest.raises(ValueError, match="expected one accelerator"):
+        pool.make(made)
+
+
+def test_what_ran_together_can_run_alone():
+    for one in fljax.run_together([ready(seed) for seed in SEEDS]):
+        assert_same(one, fljax.run(one.experiment))
 
 
 def test_other_data_are_refused():
