@@ -11,7 +11,6 @@ import fljax
 from experiments import compare, study
 from fljax.engine import group
 from fljax.runs import meeting, pool, writers
-from fljax.runtime import backends, mesh
 from tests import conftest, small
 from tests.runtime import test_mesh
 
@@ -217,15 +216,6 @@ def test_no_runs_are_refused():
         fljax.run_together([])
 
 
-def test_accelerators_wait_for_one_another(monkeypatch):
-    made = [fljax.experiment.algorithm(ready(1))] * 2
-    monkeypatch.setattr(backends, "accelerated", lambda: True)
-    pool.make(made)  # one of them waits for nobody
-    monkeypatch.setattr(mesh.Mesh, "size", 2)
-    with pytest.raises(ValueError, match="expected one accelerator"):
-        pool.make(made)
-
-
 def test_what_ran_together_can_run_alone():
     for one in fljax.run_together([ready(seed) for seed in SEEDS]):
         assert_same(one, fljax.run(one.experiment))
@@ -259,7 +249,9 @@ def test_seeds_of_a_comparison_and_a_study(call, tmp_path, monkeypatch):
 
 
 ON_EIGHT = """
-import jax, fljax
+import jax, fljax, pytest
+from fljax.runs import pool
+from fljax.runtime import backends
 from tests import conftest
 from tests.runs import test_pool
 
@@ -267,6 +259,10 @@ assert len(jax.devices()) == 8
 one = fljax.run(test_pool.ready(2, devices="1"))
 two = fljax.run_together([test_pool.ready(seed) for seed in test_pool.SEEDS])[1]
 conftest.assert_close(one.state.server, two.state.server)
+made = fljax.experiment.algorithm(test_pool.ready(1))
+backends.accelerated = lambda: True
+with pytest.raises(ValueError, match="expected one accelerator"):
+    pool.make([made, made])
 """
 
 
