@@ -29,7 +29,7 @@ TINY_STUDY = {"calm": {"random": {"policy": "random_maximal"}}}
 MORE = {
     train: (),
     compare: ("--algorithms=cocofl", "--seeds=1"),
-    study: ("--seeds=1", "--study=bits"),
+    study: ("--seeds=1", "--study=bits", "--rates="),
 }
 
 
