@@ -211,3 +211,10 @@ def test_bad_input_is_one_line(call, tmp_path, arguments, error):
     done = call(plot, *given, folders=True)
     assert (done.code, done.out) == (2, "")
     assert done.err == f"error: {error.format(tmp_path)}\n"
+
+
+def test_no_two_of_many_curves_look_the_same():
+    names = ["cocofl", "fedavg", *(f"variant {i}" for i in range(40))]
+    found = styles.of(names)
+    assert len(set(found.values())) == len(names)
+    assert found["cocofl"] == styles.STYLES[0]

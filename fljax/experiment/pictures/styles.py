@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 
@@ -40,13 +40,21 @@ _FIXED = (
 )
 
 
+def _every() -> Iterator[Style]:
+    """Gives the styles, then their colors with other lines and markers, for ever."""
+    number = len(STYLES)
+    for turn in itertools.count():
+        for i, style in enumerate(STYLES):
+            line, marker = (STYLES[(i + k * turn) % number] for k in (1, 3))
+            yield Style(style.color, line.line, marker.marker)
+
+
 def of(names: Iterable[str]) -> dict[str, Style]:
     """Gives every algorithm its style, the known ones always the same."""
     fixed = dict(zip(_FIXED, STYLES, strict=True))
     keys = {name: name.lower().replace("_", "").replace("-", "") for name in names}
     taken = {fixed[key] for key in keys.values() if key in fixed}
-    free = [style for style in STYLES if style not in taken] or list(STYLES)
-    others = itertools.cycle(free)
+    others = (style for style in _every() if style not in taken)
     return {
         name: fixed[key] if key in fixed else next(others) for name, key in keys.items()
     }
