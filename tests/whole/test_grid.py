@@ -99,6 +99,7 @@ REFUSED = (
     ("secure_sum", ("18",), "codec", but("codec", "none"), "--codec"),
     ("secure_sum", ("18",), "aggregate", but("aggregate", "mean"), "--aggregate"),
     ("secure_sum", ("18",), "norm_bound", (3.0,), "--norm_bound"),
+    ("secure_sum", ("18",), "attack", COLLUDE, "--attack"),
     ("secure_sum", ("18",), "clock", ("carry",), "--clock.late"),
     ("secure_sum", ("18",), "clock", ("buffer",), "--clock.buffer"),
     ("clock", ("carry", "buffer"), "selection", ("poisson",), "--selection"),
