@@ -23,13 +23,10 @@ def export(
 ) -> pathlib.Path:
     """Exports a trained network: its parameters, or what computes it elsewhere.
 
-    | suffix | what is written |
-    |---|---|
-    | `.safetensors` | the parameters, norms and ranges, as tensors by name |
-    | `.orbax` | the same as a folder of orbax, Flax's checkpoints |
-    | `.jax` | the network as a program, which `jax.export.deserialize` reads |
-    | `.onnx` | the network in float32, for onnxruntime and others |
-    | `.int8.onnx` | the network in int8, for onnxruntime |
+    By suffix: `.safetensors`, the parameters, norms and ranges as tensors by name;
+    `.orbax`, the same as a folder of orbax, Flax's checkpoints; `.jax`, the network as a
+    program, which `jax.export.deserialize` reads; `.onnx`, the network in float32, for
+    onnxruntime and others; `.int8.onnx`, the network in int8, for onnxruntime.
 
     Networks take examples as the data have them, and norms go by running statistics.
 

@@ -24,7 +24,7 @@ class Examples(NamedTuple):
     """A batch, of training or of the test set.
 
     Attributes:
-      x: [B, *features], normalized.
+      x: [B, ...], normalized.
       labels: [B].
       real: [] how many there are; what follows in the batch is padding.
       mean: [channels] that x was normalized by.
