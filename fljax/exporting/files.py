@@ -24,9 +24,9 @@ def export(
     """Exports a trained network: its parameters, or what computes it elsewhere.
 
     By suffix: `.safetensors`, the parameters, norms and ranges as tensors by name;
-    `.orbax`, the same as a folder of orbax, Flax's checkpoints; `.jax`, the network as a
-    program, which `jax.export.deserialize` reads; `.onnx`, the network in float32, for
-    onnxruntime and others; `.int8.onnx`, the network in int8, for onnxruntime.
+    `.orbax`, the same as a folder of orbax, Flax's checkpoints; `.jax`, the network as
+    a program, which `jax.export.deserialize` reads; `.onnx`, the network in float32,
+    for onnxruntime and others; `.int8.onnx`, the network in int8, for onnxruntime.
 
     Networks take examples as the data have them, and norms go by running statistics.
 
