@@ -8,6 +8,7 @@ another machine, the age of the last record does.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import pathlib
 import re
 import socket
@@ -83,6 +84,9 @@ def of(facts: Facts) -> Status:
 def usual(seconds: Sequence[float]) -> float:
     """Estimates what a round takes from what the last ones took.
 
+    The host hears of rounds when it waits for the device, which may be in every other
+    round: what is usual is the median of two in a row.
+
     Args:
       seconds: of each; one that compiled a program counts as a few usual ones, so that
         it does not multiply by all that are to come.
@@ -90,7 +94,8 @@ def usual(seconds: Sequence[float]) -> float:
     Returns:
       The mean.
     """
-    most = _LONGEST * statistics.median_low(seconds)
+    pairs = [statistics.fmean(pair) for pair in itertools.pairwise(seconds)]
+    most = _LONGEST * statistics.median_low(pairs or seconds)
     return statistics.fmean(min(one, most) for one in seconds)
 
 

@@ -13,6 +13,7 @@ import pytest
 from experiments import train
 from fljax import tasks
 from fljax.experiment import compilations, progress
+from fljax.runs import status
 from fljax.tasks import base
 
 
@@ -97,6 +98,12 @@ def test_a_round_that_compiles_late_does_not_count_for_those_to_come(monkeypatch
             shown.update({"round": number})
     # 100 more of (1 + 1 + 1 + 5) / 4 seconds, where the mean would be 8.25.
     assert stream.getvalue().splitlines()[-1].endswith("30.0 s eta 3:20")
+
+
+def test_rounds_that_are_heard_of_two_at_a_time_take_their_mean():
+    seconds = [1.8, 0.2] * 9 + [4.8, 0.2]  # an evaluation in the last but one
+    assert status.usual(seconds) == pytest.approx(1.15)
+    assert status.usual(seconds[1:]) == pytest.approx((23 - 1.8) / 19)
 
 
 @pytest.mark.parametrize(
