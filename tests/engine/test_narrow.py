@@ -11,6 +11,7 @@ import pytest
 import fljax
 from fljax import devices, plans, policies, trees, types
 from fljax.algorithms.widths import levels as narrow
+from fljax.devices import fleet
 from fljax.engine import client, federation
 from fljax.engine.program import single
 from fljax.nn import layers, narrowing, slicing
@@ -286,20 +287,42 @@ def test_each_device_gets_the_largest_level_that_fits():
     assert [plan.width for plan in chosen] == [1, 0.5, 0.25]
 
 
+def fitting(fed, budgets):
+    """Gives for rows of budgets [T, 3] the largest hundredth that fits, one by one."""
+    largest = []
+    for row in budgets:
+        fits = [k for k in range(1, 101) if (limits_of(fed, k / 100) <= row).all()]
+        largest.append(max(fits, default=1) / 100)
+    return tuple(sorted({*largest}, reverse=True))
+
+
+def limits_of(fed, level):
+    """Gives what the network at a level asks for."""
+    table = narrow.table_of(fed, (level,))
+    return np.array([table.time[0], table.upload[0], table.memory[0]])
+
+
 def test_fitting_levels_are_the_largest_of_the_tiers():
     ready = build("heterofl:levels=fit")
     fed = ready.federation
     levels = narrow.levels_of("fit", fed)
     assert 1 < len(levels) <= 3
     assert levels[0] == 1
-    limits = fed.population.fleet.profile.limits[..., 0]
-    for level in levels[1:]:
-        fits = [
-            all(narrow.table_of(fed, (w,)).time[0] <= row[0] for _ in (1,))
-            for w in (level,)
-            for row in limits
-        ]
-        assert any(fits)
+    assert levels == fitting(fed, fed.population.fleet.profile.limits[..., 0])
+    end(ready, 1)
+
+
+def test_fitting_levels_are_the_largest_of_measured_classes():
+    """Phones are of no tier; the server finds a level for each class of them."""
+    more = {"fleet": "phones", "seed": 3}
+    with pytest.raises(ValueError, match="--tiers=auto sorts one into classes"):
+        fljax.experiment.algorithm(build("heterofl:levels=fit", **more))
+    ready = build("heterofl:levels=fit", tiers=devices.classes.Auto(3), **more)
+    fed, found = ready.federation, ready.federation.population.fleet
+    labels = fleet.sorted_at(found, 3, 0)
+    seen = np.stack(fleet.believed(found, 3, 0, np.arange(len(labels))), axis=1)
+    least = [seen[labels == label].min(axis=0) for label in range(3)]
+    assert narrow.levels_of("fit", fed) == fitting(fed, least)
     end(ready, 1)
 
 

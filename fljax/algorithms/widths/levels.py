@@ -12,6 +12,7 @@ import numpy as np
 
 from fljax import plans, policies
 from fljax.algorithms import averaging, base
+from fljax.devices import fleet
 from fljax.engine import federation
 from fljax.nn import narrowing, slicing
 from fljax.plans import cost_model, costs
@@ -27,8 +28,8 @@ def levels_of(text: str, fed: federation.Federation) -> tuple[float, ...]:
     """Reads levels such as `1/.5/.25`, or finds those that fit the tiers.
 
     Args:
-      text: shares of the channels, or FIT: of each tier the largest hundredth that fits
-        its lowest budgets.
+      text: shares of the channels, or FIT: of each tier, or class of
+        `--tiers=auto`, the largest hundredth that fits its lowest budgets.
       fed: the clients and their devices.
 
     Returns:
@@ -52,15 +53,9 @@ def levels_of(text: str, fed: federation.Federation) -> tuple[float, ...]:
 
 
 def _fitting(fed: federation.Federation) -> tuple[float, ...]:
-    """Finds the largest level that fits the lowest budgets of each tier."""
-    devices = fed.population.fleet
-    if not devices.tiered:
-        raise ValueError(
-            f"levels: expected shares of the channels such as {HALVES}, got {FIT!r} "
-            f"for a fleet without tiers"
-        )
+    """Finds the largest level that fits the lowest budgets of each tier or class."""
     chosen = set()
-    for limits in devices.profile.limits[..., 0]:
+    for limits in _lowest(fed):
         low, high = 0, _GRID  # the largest that fits is among them, or nothing fits
         while low < high:
             middle = (low + high + 1) // 2
@@ -71,6 +66,26 @@ def _fitting(fed: federation.Federation) -> tuple[float, ...]:
                 high = middle - 1
         chosen.add(max(low, 1) / _GRID)
     return tuple(sorted(chosen, reverse=True))
+
+
+def _lowest(fed: federation.Federation) -> np.ndarray:
+    """Gives the least budgets of each tier, or of each class at the first look [T, 3].
+
+    Raises:
+      ValueError: there are neither.
+    """
+    devices = fed.population.fleet
+    if devices.classes is not None:
+        measured = fleet.believed(devices, fed.seed, 0, np.arange(len(devices.row)))
+        labels = fleet.sorted_at(devices, fed.seed, 0)
+        every = np.stack(measured, axis=1)
+        return np.array([every[labels == k].min(axis=0) for k in np.unique(labels)])
+    if devices.tiered:
+        return devices.profile.limits[..., 0]
+    raise ValueError(
+        f"levels: expected shares of the channels such as {HALVES}, got {FIT!r} for a "
+        f"fleet without tiers; --tiers=auto sorts one into classes"
+    )
 
 
 def table_of(fed: federation.Federation, levels: Sequence[float]) -> costs.CostTable:
