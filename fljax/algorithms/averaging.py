@@ -7,6 +7,7 @@ CoCoFL the one in which a policy picks windows.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax.numpy as jnp
@@ -16,8 +17,15 @@ from fljax import policies
 from fljax.algorithms import base, pieces, private, refusals
 from fljax.devices import arrivals
 from fljax.engine import books, client_rows, federation, initial, schedule
-from fljax.engine import rounds as engine
 from fljax.engine import seams as kinds
+from fljax.engine.rounds import (
+    ending,
+    grouping,
+    lengths,
+    participants,
+    setting,
+    training,
+)
 from fljax.plans import costs
 from fljax.policies import selection
 from fljax.updates import (
@@ -38,7 +46,7 @@ class _Averaging:
     policy: policies.Policy
     candidates: int
     planned: schedule.Schedule
-    rounds: engine.Rounds
+    rounds: setting.Rounds
     seams: kinds.Seams
 
     @property
@@ -102,15 +110,17 @@ class _Averaging:
         networks = (before.blocks, *rounds.everywhere(state.history))
         shared = self.seams.server.shared(before.rule)
         draw = self._draw(state, assignment.round)
-        start = engine.Begun(networks, shared, rows, draw)
-        bounds = rounds.bounds(start, assignment, state.l2, measured)
-        sums = rounds.train(start, assignment, bounds.limits)
+        masks = participants.masks(rounds, assignment)
+        start = setting.Begun(networks, shared, rows, draw, masks)
+        bounds = lengths.bounds(rounds, start, assignment, state.l2, measured)
+        sums = training.train(rounds, start, assignment, bounds.limits)
         rate = np.float32(self.fed.rules.server_learning_rate) * state.caution.server
-        new, losses, failed, finite, usual, clip = rounds.step(
-            before, sums, bounds, rate, rounds.beside(assignment, draw)
+        beside = ending.beside(rounds, start, assignment)
+        new, losses, failed, finite, usual, clip = ending.step(
+            rounds, before, sums, bounds, rate, beside
         )
         spent = self.planned.books(state.timeline, assignment)
-        hostile = rounds.hostile_of(assignment)
+        hostile = participants.hostile_of(rounds, assignment)
         kept, said = self._released(state.privacy, assignment, clip)
         report = base.Report(assignment, losses, failed, spent, finite, hostile, said)
         heard = report.heard() if self.planned.hears else None
@@ -142,7 +152,7 @@ class _Averaging:
         if rows is None:
             return None
         taken = np.asarray(failed)[: len(assignment.ids)] == 0
-        states = np.asarray(self.rounds.states_after(sums))[: len(taken)]
+        states = np.asarray(ending.states_after(self.rounds, sums))[: len(taken)]
         return rows.put(assignment.ids[taken], states[taken])
 
     def rehearse(
@@ -223,9 +233,10 @@ def averaging(
         seams = seams._replace(privacy=private.mechanism(fed, len(everyone)))
     planned = schedule.make(fed, policy, everyone, constrained, seams)
     refusals.few_updates(seams, _most(fed, len(everyone)))
-    rounds = engine.make(fed, planned, len(everyone), seams)
+    rounds = setting.make(fed, planned, len(everyone), seams)
     made = _Averaging(fed, policy, len(everyone), planned, rounds, seams)
-    functions = made.init, made.assign, made.round, rounds.programs, made.rehearse
+    programs = functools.partial(grouping.programs, rounds)
+    functions = made.init, made.assign, made.round, programs, made.rehearse
     keeps = kinds.state_size(seams, blocks) if seams.keeps else 0
     parts, widest = _named(fed, seams), _widest(fed, seams)
     notes = (*_untrained(fed, widest), *_summed(seams.secure), *_headless(seams))

@@ -21,17 +21,17 @@ from jax.sharding import NamedSharding
 from fljax import types
 from fljax.algorithms import base
 from fljax.engine import client, cohort, federation, group, program, schedule
-from fljax.engine import rounds as engine
 from fljax.engine import seams as kinds
 from fljax.engine import sums as totals
+from fljax.engine.rounds import grouping, participants, setting, training
 from fljax.runtime import backends, mesh
 
 
 class Request(NamedTuple):
-    """What a run wants trained: the arguments of `rounds.Rounds.train`."""
+    """What a run wants trained: the arguments of `training.train`."""
 
-    rounds: engine.Rounds
-    start: engine.Begun
+    rounds: setting.Rounds
+    start: setting.Begun
     assignment: schedule.Assignment
     limits: types.Array
 
@@ -136,7 +136,7 @@ def train(pool: Pool, requests: Mapping[int, Request]) -> dict[int, totals.Sums]
         programs stay the same.
 
     Returns:
-      run -> its sums, as of `rounds.Rounds.train`.
+      run -> its sums, as of `training.train`.
 
     Raises:
       ValueError: their rounds are of different sizes.
@@ -161,7 +161,7 @@ def train(pool: Pool, requests: Mapping[int, Request]) -> dict[int, totals.Sums]
         begun = begun._replace(data=lead.rounds.fed.population.data)
     for at in range(0, len(groups), group.AT_ONCE):
         few = groups[at : at + group.AT_ONCE]
-        statics = [(lead.rounds.static(kind), begun) for kind, _ in few]
+        statics = [(grouping.static(lead.rounds, kind), begun) for kind, _ in few]
         call = sums, clients, few[0][1]
         compiled = group.compile_groups(statics, call, devices)
         for run, (_, members) in zip(compiled, few, strict=True):
@@ -175,7 +175,7 @@ def _begun(one: Request) -> cohort.Round:
     """Gives what a run's clients begin with, without the data."""
     data, index = one.rounds.fed.population.data, one.assignment.round
     blocks = one.start.networks[0]
-    begun = one.rounds.begun(data, one.start, blocks, index, one.limits)
+    begun = training.begun(one.rounds, data, one.start, blocks, index, one.limits)
     return begun._replace(data=None)  # type: ignore[arg-type]
 
 
@@ -188,7 +188,7 @@ def _clients(pool: Pool, everyone: Sequence[Request]) -> cohort.Clients:
     """Puts the cohorts one after the other, [R * K], in host memory."""
     rows = []
     for run, one in enumerate(everyone):
-        mine = one.rounds.clients(one.assignment, one.start.states)
+        mine = participants.gather(one.rounds, one.assignment, one.start.states)
         size = len(mine.ids)
         rows.append(
             mine._replace(
@@ -204,7 +204,7 @@ def _clients(pool: Pool, everyone: Sequence[Request]) -> cohort.Clients:
 def _groups(
     pool: Pool, requests: Mapping[int, Request]
 ) -> list[tuple[program.Program, cohort.Group]]:
-    """Sorts who arrives by program, and deals them out, as `rounds.Rounds` does.
+    """Sorts who arrives by program, and deals them out, as `grouping` does.
 
     Those of a run keep their order among themselves, so that on one device, one by one,
     its sums are what they are alone.
@@ -218,7 +218,7 @@ def _groups(
     for run, one in requests.items():
         ids = one.assignment.ids
         there = run * size + np.arange(len(ids))
-        load[there], roles = one.rounds.load(one.assignment)
+        load[there], roles = grouping.load(one.rounds, one.assignment)
         if roles is not None:
             windows[there], operations = roles
         made = federation.programs(one.rounds.fed, one.assignment.plans)

@@ -13,7 +13,7 @@ from fljax.algorithms import base, centralized, cocofl, fedavg, fedavg_drop
 from fljax.data import partition
 from fljax.devices import fleet
 from fljax.engine import client, federation, group, schedule
-from fljax.engine import rounds as engine
+from fljax.engine.rounds import ending
 from fljax.models import logistic
 from fljax.nn import network
 from fljax.plans import catalogue, costs
@@ -164,14 +164,14 @@ def test_later_rounds_compile_nothing(fed, start):
     everyone = [FULL, MIDDLE, LATE, MIDDLE]
     assignment = schedule.by_hand(0, np.arange(4), everyone)
     state, _ = algorithm.round(start, assignment)
-    before = group.num_programs(), engine.server_step._cache_size()
+    before = group.num_programs(), ending.server_step._cache_size()
     # Other group sizes, clients and, from round 1 on, another learning rate.
     state, reports = play(algorithm, state, 5, first=1)
     used = {tuple(map(str, sorted(r.assignment.plans))) for r in reports}
     assert len(used) > 1
     assert before == (
         group.num_programs(),
-        engine.server_step._cache_size(),
+        ending.server_step._cache_size(),
     )
 
 

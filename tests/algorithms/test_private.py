@@ -99,15 +99,15 @@ def test_results_are_free_of_width_and_order():
 
 def test_programs_are_made_once_whatever_the_clip_norm():
     from fljax.engine import group
-    from fljax.engine import rounds as engine
+    from fljax.engine.rounds import ending
 
     adaptive = dataclasses.replace(NOISY, quantile=0.5, count_noise=1.0)
     run = small.rounds(build(privacy=adaptive), 4)
     next(run)
-    before = group.num_programs(), engine.server_step._cache_size()
+    before = group.num_programs(), ending.server_step._cache_size()
     clips = [float(new.privacy.clip) for _, _, new, _ in run]
     assert len(set(clips)) == 3
-    assert (group.num_programs(), engine.server_step._cache_size()) == before
+    assert (group.num_programs(), ending.server_step._cache_size()) == before
 
 
 def test_records_say_what_is_spent():

@@ -13,8 +13,8 @@ from fljax.algorithms import averaging, base, cocofl, fedavg
 from fljax.devices import arrivals, clock, failures, fleet
 from fljax.devices.failures import Fault
 from fljax.engine import client, federation, group, schedule
-from fljax.engine import rounds as engine
 from fljax.engine import sums as totals
+from fljax.engine.rounds import ending
 from fljax.nn import layers, network
 from fljax.plans import catalogue, costs
 from fljax.runs import simulation
@@ -599,6 +599,6 @@ def test_a_look_at_the_devices_does_not_count_against_the_deadline(fed):
 def test_one_program_a_plan_whatever_arrives(fed):
     algorithm = cocofl.cocofl(fed.having(failures=failures.Rates(drop=0.5)))
     states, _ = play(algorithm, 4)
-    before = group.num_programs(), engine.server_step._cache_size()
+    before = group.num_programs(), ending.server_step._cache_size()
     play(algorithm, 8, states[-1], first=4)
-    assert (group.num_programs(), engine.server_step._cache_size()) == before
+    assert (group.num_programs(), ending.server_step._cache_size()) == before

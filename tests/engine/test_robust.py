@@ -6,7 +6,7 @@ import pytest
 
 import fljax
 from fljax.engine import feeding
-from fljax.engine import rounds as engine
+from fljax.engine.rounds import setting, training
 from fljax.runtime import memory
 from tests import conftest, small
 
@@ -51,8 +51,8 @@ def test_the_server_trains_its_root_set_as_a_client_would():
     assignment = made.assign(state, 0)
     rounds = made.round.__self__.rounds
     server = rounds.everywhere(state.server)
-    begun = engine.Begun((server.blocks,))
-    sums = rounds.train(begun, assignment, rounds.unlimited)
+    begun = setting.Begun((server.blocks,))
+    sums = training.train(rounds, begun, assignment, rounds.unlimited)
     assert sums.updates.ids[0].tolist() == [-1, *assignment.ids.tolist()]
     data = small.data()
     x = data.x_train.reshape(number, -1).astype(np.float64)

@@ -9,8 +9,9 @@ import pytest
 import fljax
 from fljax import plans
 from fljax.devices import arrivals
-from fljax.engine import rounds as engine
 from fljax.engine import schedule
+from fljax.engine.rounds import participants, setting, training
+from fljax.updates import secure_sum
 from tests import small
 from tests.runtime import test_mesh
 
@@ -43,8 +44,9 @@ def words(made, ids, windows):
     if rounds.seams.server.shares:
         shared = rounds.seams.server.shared(state.server.rule)
     states = state.clients and state.clients.gather(np.array(ids))
-    start = engine.Begun((blocks,), shared, states)
-    sums = rounds.train(start, assignment, rounds.unlimited)
+    masks = participants.masks(rounds, assignment)
+    start = setting.Begun((blocks,), shared, states, masks=masks)
+    sums = training.train(rounds, start, assignment, rounds.unlimited)
     return [
         np.sum(x, axis=0, dtype=np.uint32)
         for x in (sums.totals.deltas, sums.totals.message)
@@ -130,11 +132,24 @@ def test_masks_are_there():
             arrived=arrivals.take(assignment.outcome.arrived, np.arange(2))
         ),
     )
-    start = engine.Begun((rounds.everywhere(made.init().server).blocks,))
-    sums = rounds.train(start, gone, rounds.unlimited)
+    blocks = rounds.everywhere(made.init().server).blocks
+    start = setting.Begun((blocks,), masks=participants.masks(rounds, gone))
+    sums = training.train(rounds, start, gone, rounds.unlimited)
     left = np.sum(sums.totals.deltas, axis=0, dtype=np.uint32)
     assert np.mean(left == both[0]) < 0.01
     assert np.mean(left == both[1]) < 0.01
+
+
+def test_partners_are_found_once_a_round(monkeypatch):
+    found, partners = [], secure_sum.partners
+
+    def counted(*given):
+        found.append(given)
+        return partners(*given)
+
+    monkeypatch.setattr(secure_sum, "partners", counted)
+    end(2, secure_sum="18:masks=true")
+    assert len(found) == 2
 
 
 _SAME = """

@@ -1,0 +1,1 @@
+"""Rounds of training: who takes part, their local updates, the server's step."""
