@@ -140,10 +140,13 @@ def evaluator(
         return found if width == 1 else found | {"evaluated_width": width}
 
     def other(
-        width: float, attack: attacks.Attack | None, seams: kinds.Seams
+        algorithm: base.Algorithm, attack: attacks.Attack | None
     ) -> simulation.Evaluator:
-        attacked = fed.having(attack=attack)
-        return evaluator(config, attacked, test_data, whose, width, seams)
+        mine = fed.having(attack=attack)
+        if algorithm.federation is not None:  # which says how channels are counted
+            mine = mine.having(model=algorithm.federation.model)
+        width, seams = algorithm.evaluated, algorithm.seams
+        return evaluator(config, mine, test_data, whose, width, seams)
 
     every = config.eval_every
     return simulation.Evaluator(

@@ -20,7 +20,6 @@ import numpy as np
 from fljax import tasks, types
 from fljax.algorithms import base
 from fljax.engine import client_rows, evaluate
-from fljax.engine import seams as kinds
 from fljax.engine import sums as totals
 from fljax.runs import alerts, checkpoints, guard, segments, writers
 from fljax.runtime import mesh
@@ -62,8 +61,8 @@ class Evaluator(NamedTuple):
       examples: of the test set, for estimates of its cost.
       measure: what tells of a record whether it was evaluated, and good states.
       backdoor: an attack with a target, whose success is measured; None: there is none.
-      other: (width, attack, seams) -> the evaluator of the network's leading channels,
-        under another attack, and of clients of an algorithm; None: there is none.
+      other: (algorithm, attack) -> the evaluator of the network and the clients of an
+        algorithm, under another attack; None: there is none.
     """
 
     scores: Callable[[base.State], evaluate.Scores]
@@ -72,20 +71,17 @@ class Evaluator(NamedTuple):
     examples: int = 0
     measure: tasks.Measure = tasks.DEFAULT.measure
     backdoor: attacks.Attack | None = None
-    other: Callable[[float, attacks.Attack | None, kinds.Seams], Evaluator] | None = (
-        None
-    )
+    other: Callable[[base.Algorithm, attacks.Attack | None], Evaluator] | None = None
 
     def of(self, algorithm: base.Algorithm) -> Evaluator:
         """Gives the evaluator of an algorithm's networks, and of who attacks them."""
         attack, fed = self.backdoor, algorithm.federation
         if fed is not None:
             attack = attacks.backdoor(fed.rules.attack)
-        width, seams = algorithm.evaluated, algorithm.seams
-        same = width == 1 and attack == self.backdoor and seams.personal is None
-        if same or self.other is None:
+        whole = algorithm.evaluated == 1 and algorithm.seams.personal is None
+        if (whole and attack == self.backdoor) or self.other is None:
             return self
-        return self.other(width, attack, seams)
+        return self.other(algorithm, attack)
 
     def due(self, index: int, rounds: int) -> bool:
         """Tells whether the state after round `index` is evaluated."""

@@ -14,7 +14,7 @@ from fljax.algorithms.widths import levels as narrow
 from fljax.devices import fleet
 from fljax.engine import client, federation
 from fljax.engine.program import single
-from fljax.nn import layers, narrowing, slicing
+from fljax.nn import layers, narrowing, network, slicing
 from fljax.updates import server, server_rule
 from tests import conftest, small
 
@@ -275,6 +275,26 @@ def test_levels_cost_what_the_networks_of_their_width_do():
     by_width = {w: plans.upload_bytes(full, fed.model.at(w)[1]) for w in (1, 0.5, 0.25)}
     expected = sum(by_width[plan.width] for plan in assignment.plans)
     assert report.books.upload_bytes == report.books.download_bytes == expected
+
+
+def test_the_network_that_is_trained_is_evaluated():
+    # Of 4 and 8 channels .3 are 1 and 2 by floor, 2 and 3 by ceil.
+    ready = build("heterofl:levels=.3:rounding=floor")
+    made = fljax.experiment.algorithm(ready)
+    state, model = made.init(), made.federation.model
+    net, _ = model.at(0.3)
+    assert [block.features for block in net.blocks[:2]] == [1, 2]
+    blocks = slicing.take(
+        state.server.blocks, slicing.places(model.net, model.cut(0.3))
+    )
+    data = ready.federation.population.data  # which is the test data as well
+    x = client.inputs(data, jnp.arange(len(data.y)))
+    logits, _ = network.run(net, blocks, x, [layers.Call()] * net.num_blocks)
+    expected = optax.softmax_cross_entropy_with_integer_labels(logits, data.y)
+    evaluator = ready.evaluator.of(made)
+    fields = evaluator.fields(jax.device_get(evaluator.scores(state)))
+    np.testing.assert_allclose(fields["test_loss"], expected.mean(), rtol=1e-5)
+    assert fields["evaluated_width"] == 0.3
 
 
 def test_each_device_gets_the_largest_level_that_fits():
