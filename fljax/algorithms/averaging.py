@@ -116,20 +116,23 @@ class _Averaging:
         sums = training.train(rounds, start, assignment, bounds.limits)
         rate = np.float32(self.fed.rules.server_learning_rate) * state.caution.server
         beside = ending.beside(rounds, start, assignment)
-        new, losses, failed, finite, usual, clip = ending.step(
-            rounds, before, sums, bounds, rate, beside
-        )
+        ended = ending.step(rounds, before, sums, bounds, rate, beside)
         spent = self.planned.books(state.timeline, assignment)
         hostile = participants.hostile_of(rounds, assignment)
-        kept, said = self._released(state.privacy, assignment, clip)
-        report = base.Report(assignment, losses, failed, spent, finite, hostile, said)
+        kept, said = self._released(state.privacy, assignment, ended.clip)
+        if ended.norm is not None:
+            said["update_norm"] = ended.norm
+        failed, finite = ended.failed, ended.finite
+        report = base.Report(
+            assignment, ended.losses, failed, spent, finite, hostile, said
+        )
         heard = report.heard() if self.planned.hears else None
         return state._replace(
-            server=new,
+            server=ended.state,
             policy=self.planned.observe(state.policy, assignment, heard),
             timeline=assignment.outcome.timeline,
             history=networks[: self._kept],
-            l2=bounds.l2 if bounds.waiting else usual,
+            l2=ended.usual,
             measured=np.array(bounds.measured, np.int32),
             clients=self._remembered(state.clients, assignment, sums, failed),
             selection=self.planned.tell(state.selection, assignment, heard),

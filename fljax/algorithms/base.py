@@ -75,7 +75,7 @@ class Report(NamedTuple):
       books: what it costs.
       finite: [] whether the new global network is finite.
       hostile: [A] bool, which clients are; None: nobody is.
-      private: what is said of the privacy of the rounds so far, by name.
+      said: more of what records have of the round, numbers by name.
     """
 
     assignment: schedule.Assignment
@@ -84,7 +84,7 @@ class Report(NamedTuple):
     books: round_books.Books
     finite: types.ArrayLike = True
     hostile: np.ndarray | None = None
-    private: Mapping[str, types.ArrayLike] = MappingProxyType({})
+    said: Mapping[str, types.ArrayLike] = MappingProxyType({})
 
     def heard(self) -> np.ndarray:
         """Gives the losses [A] that a policy hears of: NaN of refused updates."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import collections
 import itertools
+import math
 import os
 import pathlib
 import time
@@ -230,7 +231,8 @@ def _training_fields(report: base.Report) -> Record:
         "clock_seconds": books.clock_seconds,
         "plans": dict(plans_used),
     }
-    record |= {name: float(value) for name, value in report.private.items()}
+    said = {name: float(value) for name, value in report.said.items()}
+    record |= {k: None if math.isnan(value) else value for k, value in said.items()}
     if assigned.tiers:
         record["tiers"] = dict(assigned.tiers)
     if books.joules is not None:

@@ -72,6 +72,16 @@ def _usual_part(
     return jnp.where(medians > 0, mixed, before)
 
 
+def median(l2: types.Array) -> types.Array:
+    """Gives the median L2 norm of a round's updates; NaN: there are none.
+
+    Args:
+      l2: [K, 2, n] L2 norms of the updates; 0: of a block outside the window.
+    """
+    norms = jnp.linalg.norm(l2, axis=(1, 2))
+    return jnp.nanmedian(jnp.where(norms > 0, norms, jnp.nan))
+
+
 @functools.partial(jax.jit, static_argnames=("sizes", "devices"))
 def first(before, l2, *, sizes, devices):
     """Learns the usual L2 norms from a round in which nothing is taken yet.

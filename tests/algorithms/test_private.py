@@ -182,14 +182,14 @@ def test_where_the_clock_says_who_takes_part_nothing_is_amplified():
     *_, (_, _, end, report) = small.rounds(ready, 8)
     assert end.privacy.parts.max() == 2  # and nobody is drawn a third time
     known = accounting.Known()
-    assert report.private["epsilon"] == known.epsilon(2.0, 1e-3, 2)
+    assert report.said["epsilon"] == known.epsilon(2.0, 1e-3, 2)
     assert private._cohort(ready.federation, 9) == known
     # A budget is a number of rounds of each client then.
     budget = known.epsilon(2.0, 1e-3, 1) * 1.01
     asked = dataclasses.replace(NOISY, noise=2.0, epsilon=budget)
     *_, (_, _, end, report) = small.rounds(build(privacy=asked, **waiting), 5)
     assert end.privacy.parts.max() == 1
-    assert report.private["epsilon"] <= budget
+    assert report.said["epsilon"] <= budget
 
 
 def test_with_correlated_noise_a_client_waits():
@@ -201,7 +201,7 @@ def test_with_correlated_noise_a_client_waits():
     took, spent = [], []
     for _, assigned, _, report in small.rounds(ready, 7):
         took.append(set(assigned.ids.tolist()))
-        spent.append(report.private["epsilon"])
+        spent.append(report.said["epsilon"])
     assert all(len(ids) == 3 for ids in took)
     for i in range(5):
         assert len(took[i] | took[i + 1] | took[i + 2]) == 9

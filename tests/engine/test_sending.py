@@ -13,6 +13,7 @@ from fljax import plans, policies, trees
 from fljax.algorithms import cocofl, scaffold
 from fljax.engine import schedule
 from fljax.engine import sums as totals
+from fljax.updates import norm_bound
 from tests import small
 
 
@@ -237,3 +238,32 @@ def test_what_is_not_finite_beside_an_update_is_refused_with_it(what):
     assert failed.tolist() == (wrong * totals.NOT_FINITE).tolist()
     assert changed(before, after) == sorted(assignment.ids[~wrong].tolist())
     assert trees.all_finite(after.server)
+
+
+# --- how long updates are
+
+
+def test_a_median_norm_leaves_out_who_sent_nothing():
+    l2 = np.zeros((4, 2, 2), np.float32)
+    l2[0] = [[3, 0], [0, 4]]  # 5: parameters of one block, statistics of another
+    l2[1], l2[3] = 1, 10  # 2 and 20
+    assert norm_bound.median(l2) == 5
+    assert np.isnan(norm_bound.median(l2[2:3]))
+
+
+@pytest.mark.parametrize("codec", ["none", "clip:0.01"])
+def test_a_record_says_how_long_updates_are(codec):
+    ready = small.build(clients_per_round=1, codec=codec)
+    (_, _, after, report), *_ = runs = [*small.rounds(ready, 2)]
+    before = runs[0][0]
+    moved = trees.ravel(after.server.blocks) - trees.ravel(before.server.blocks)
+    expected = np.linalg.norm(moved)
+    assert expected > 0
+    np.testing.assert_allclose(report.said["update_norm"], expected, rtol=1e-5)
+    if codec != "none":
+        np.testing.assert_allclose(expected, 0.01, rtol=1e-5)
+
+
+def test_nobody_sees_how_long_updates_of_a_secure_sum_are():
+    (*_, report), *_ = small.rounds(small.build(secure_sum="16"), 1)
+    assert "update_norm" not in report.said

@@ -65,7 +65,7 @@ def step(
     bounds: lengths.Bounds,
     rate: types.ArrayLike,
     beside: Beside = Beside(),
-):
+) -> Ended:
     """Ends a round.
 
     Args:
@@ -77,11 +77,9 @@ def step(
       beside: of the function `beside`.
 
     Returns:
-      The server's new state; losses and verdicts [K]; whether the new network is
-      finite; usual L2 norms of updates [2, n]; the clip norm of the next round, if
-      updates are clipped.
+      What the round ends with.
     """
-    new, losses, failed, finite, usual, clip = server_step(
+    ended = server_step(
         state,
         sums,
         bounds.l2,
@@ -94,9 +92,10 @@ def step(
         ),
     )
     if bounds.waiting:
-        large = np.asarray(failed) == totals.TOO_LARGE
-        failed = np.where(large, totals.UNMEASURED, failed)
-    return new, losses, failed, finite, usual, clip
+        large = np.asarray(ended.failed) == totals.TOO_LARGE
+        failed = np.where(large, totals.UNMEASURED, ended.failed)
+        return ended._replace(failed=failed, usual=bounds.l2)
+    return ended
 
 
 def states_after(rounds: setting.Rounds, sums: totals.Sums) -> types.Array | None:
@@ -109,6 +108,28 @@ def states_after(rounds: setting.Rounds, sums: totals.Sums) -> types.Array | Non
 def _states_after(sums: totals.Sums) -> types.Array | None:
     """Adds up the rows of the devices."""
     return None if sums.states is None else jnp.sum(sums.states, axis=0)
+
+
+class Ended(NamedTuple):
+    """What a round ends with; arrays may still be computing.
+
+    Attributes:
+      state: of the server.
+      losses: [K] of those who arrived, with padding.
+      failed: [K] verdicts on their updates.
+      finite: [] whether the new network is.
+      usual: [2, n] usual L2 norms of updates.
+      norm: [] median L2 norm of what they sent; None: a secure sum hides it.
+      clip: [] norm that the next round clips at; None: nothing is clipped.
+    """
+
+    state: server.ServerState
+    losses: types.Array
+    failed: types.Array
+    finite: types.Array
+    usual: types.Array
+    norm: types.Array | None
+    clip: types.Array | None
 
 
 class Ending(NamedTuple):
@@ -154,6 +175,13 @@ def server_step(state, sums, l2, rate, beside=Beside(), *, static: Ending):
         new = new._replace(blocks=seams.withheld.of_server(new.blocks, state.blocks))
     if sizes:
         l2 = norm_bound.usual(l2, added.l2, sizes)
-    finite = trees.all_finite(new.blocks)
-    result = new, added.losses, added.failed, finite, l2, clip
+    result = Ended(
+        new,
+        added.losses,
+        added.failed,
+        trees.all_finite(new.blocks),
+        l2,
+        None if seams.secure is not None else norm_bound.median(added.l2),
+        clip,
+    )
     return lax.with_sharding_constraint(result, NamedSharding(devices, mesh.SHARED))

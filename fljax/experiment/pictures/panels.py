@@ -107,6 +107,7 @@ QUANTITIES = (
     ),
     Quantity("test_loss", "test loss", ("test_loss",)),
     Quantity("train_loss", "training loss", ("train_loss",)),
+    Quantity("update_norm", "median L2 norm of updates", ("update_norm",)),
     # of the devices
     Quantity("round", "round", ("round",)),
     Quantity("clock", "virtual time", ("clock_seconds",), "s"),
@@ -148,7 +149,7 @@ LIVE = (
         "clock",
         "compute",
     ),
-    *("joules", "participants", "refused", "rollbacks", "wall"),
+    *("update_norm", "joules", "participants", "refused", "rollbacks", "wall"),
 )
 
 
