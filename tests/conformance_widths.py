@@ -137,7 +137,7 @@ def _orders(net: network.Network) -> list[np.ndarray | None]:
     """
     orders: list[np.ndarray | None] = []
     segments: list[int] = []  # our joined axis
-    for block, shape in zip(net.blocks, slicing._entering(net), strict=True):
+    for block, shape in zip(net.blocks, slicing.entering(net), strict=True):
         order = None
         if len(segments) > 1:
             ends = np.cumsum(segments[::-1])[::-1]  # the newest is in front

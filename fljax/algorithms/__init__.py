@@ -7,6 +7,7 @@ A factory takes the federation, and what may follow its name in a setting
 from fljax.algorithms import (
     centralized,
     cocofl,
+    depthfl,
     fedavg,
     fedavg_drop,
     fedavgm,
@@ -43,6 +44,7 @@ BY_NAME = {
     "fedrolex": fedrolex.fedrolex,
     "fjord": fjord.fjord,
     "federated_dropout": federated_dropout.federated_dropout,
+    "depthfl": depthfl.depthfl,
     "fedper": fedper.fedper,
     "fedrep": fedrep.fedrep,
     "fedbn": fedbn.fedbn,

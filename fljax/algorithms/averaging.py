@@ -13,7 +13,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from fljax import policies
+from fljax import plans, policies
 from fljax.algorithms import base, pieces, private, refusals
 from fljax.devices import arrivals
 from fljax.engine import books, client_rows, federation, initial, schedule
@@ -221,6 +221,7 @@ def averaging(
         narrowing=rules.narrowing,
         attack=attack,
         personal=rules.personal,
+        exits=rules.exits,
     )
     refusals.personal(fed, seams, policy)
     everyone = (
@@ -242,12 +243,16 @@ def averaging(
     functions = made.init, made.assign, made.round, programs, made.rehearse
     keeps = kinds.state_size(seams, blocks) if seams.keeps else 0
     parts, widest = _named(fed, seams), _widest(fed, seams)
+    deepest = _deepest(fed, seams)
     notes = (*_untrained(fed, widest), *_summed(seams.secure), *_headless(seams))
+    notes = (*_ending(fed, deepest), *notes)
     most = None
     if asked is not None and seams.privacy is not None:
         notes = (*notes, private.said(seams.privacy, asked.rounds or 1))
         most = seams.privacy.ledger.most_rounds
-    return base.Algorithm(*functions, parts, keeps, widest, notes, fed, most, seams)
+    return base.Algorithm(
+        *functions, parts, keeps, widest, notes, fed, most, seams, deepest
+    )
 
 
 def _words(
@@ -276,10 +281,39 @@ def _widest(fed: federation.Federation, seams: kinds.Seams) -> float:
     """Gives the width of network that the devices train between them."""
     if seams.narrowing is None or seams.narrowing.channels.roams:
         return 1.0
+    return max(plan.width for plan in _fitting(fed))
+
+
+def _deepest(fed: federation.Federation, seams: kinds.Seams) -> int | None:
+    """Counts the blocks that the devices train between them; None: all."""
+    if seams.exits is None:
+        return None
+    return 1 + max(plan.last for plan in _fitting(fed))
+
+
+def _fitting(fed: federation.Federation) -> list[plans.Plan]:
+    """Lists the plans that some device may get."""
     table, limits = fed.model.table, fed.population.fleet.profile.limits[..., 1]
     fits = costs.feasible(table, *costs.floored(table, *limits.T))
     rows = np.flatnonzero(np.atleast_2d(fits).any(axis=0))
-    return max(table.listed[row].width for row in rows.tolist())
+    return [table.listed[row] for row in rows.tolist()]
+
+
+def _ending(fed: federation.Federation, depth: int | None) -> tuple[str, ...]:
+    """Says how large networks are that end at each exit, and which no device trains."""
+    if depth is None:
+        return ()
+    sizes = np.cumsum([count.params for count in fed.model.counts]).tolist()
+    ends = [plan.last for plan in fed.model.table.listed]
+    parts = ", ".join(f"{sizes[end]:,}" for end in ends)
+    note = f"networks end at one of {len(ends)} exits, with {parts} parameters"
+    if depth == len(sizes):
+        return (note,)
+    few = ends.index(depth - 1) + 1
+    return (
+        f"{note}; no device trains more than those up to exit {few}, which are "
+        f"evaluated",
+    )
 
 
 def _untrained(fed: federation.Federation, width: float) -> tuple[str, ...]:
@@ -326,6 +360,7 @@ def _check(fed: federation.Federation, seams: kinds.Seams) -> tuple[dict, ...]:
             f"since a {seams.aggregate} gives every client the same weight"
         )
     refusals.narrow(fed, seams)
+    refusals.exits(fed, seams)
     refusals.root(fed, seams)
     refusals.attacked(fed)
     if seams == kinds.NONE:

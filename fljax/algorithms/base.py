@@ -122,6 +122,8 @@ class Algorithm(NamedTuple):
       federation: as the algorithm has it; None: as it was given.
       most_rounds: that a budget of privacy is enough for; None: any number.
       seams: what it is made of; they say what of the network is a client's own.
+      depth: blocks of the network that is evaluated, the first ones: the most that
+        clients have; None: all.
     """
 
     init: Callable[[], State]
@@ -138,3 +140,4 @@ class Algorithm(NamedTuple):
     federation: federations.Federation | None = None
     most_rounds: int | None = None
     seams: kinds.Seams = kinds.NONE
+    depth: int | None = None

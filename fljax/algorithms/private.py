@@ -138,6 +138,11 @@ def check(
       ValueError: one line that names the flag and says why.
     """
     rules, local = fed.rules, seams.local
+    if seams.exits is not None:
+        raise ValueError(
+            "--privacy.clip: expected networks of one depth, got several: the mean of "
+            "those who have a block would need noise for each number of them"
+        )
     if seams.narrowing is not None:
         raise ValueError(
             "--privacy.clip: expected networks of one width, got several: the mean of "

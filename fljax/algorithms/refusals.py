@@ -292,6 +292,36 @@ def narrow(fed: federation.Federation, seams: kinds.Seams) -> None:
         )
 
 
+def exits(fed: federation.Federation, seams: kinds.Seams) -> None:
+    """Refuses what makes no sense beside networks that end at exits.
+
+    Args:
+      fed: the federation.
+      seams: of the algorithm.
+
+    Raises:
+      ValueError: it is such a thing.
+    """
+    if seams.exits is None:
+        return
+    beside = seams.personal or seams.narrowing or seams.local
+    if beside is not None or seams.server.shares:
+        raise ValueError(
+            f"exits: expected clients that train by their optimizer alone, since "
+            f"their networks differ in depth, got {beside or seams.server!r}"
+        )
+    if seams.exits.distill and not fed.training.task.classes:
+        raise ValueError(
+            f"distill: expected a task of classes, whose logits are distilled, got "
+            f"{fed.training.task!r}"
+        )
+    if fed.model.pretrained is not None:
+        raise ValueError(
+            "--init: expected none beside a network with exits, whose blocks are "
+            "numbered otherwise"
+        )
+
+
 def attacked(fed: federation.Federation) -> None:
     """Refuses attacks that make no sense of the data, or of how updates become one.
 

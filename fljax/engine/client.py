@@ -109,6 +109,7 @@ class Start(NamedTuple):
       shared: what the server sends beside the network, a tuple over all blocks shaped
         like their parameters; None: nothing.
       columns: as of `layers.Call`.
+      pull: as of `program.Batch`.
     """
 
     state: tuple[dict, ...]
@@ -117,6 +118,7 @@ class Start(NamedTuple):
     learning_rate: types.Array
     shared: tuple | None = None
     columns: types.Array | None = None
+    pull: types.Array | None = None
 
 
 class Client(NamedTuple):
@@ -348,6 +350,7 @@ def _batch(
         task=training.task,
         scale=scale,
         columns=start.columns,
+        pull=start.pull,
     )
 
 

@@ -37,6 +37,7 @@ class Round(NamedTuple):
       channels: of `slicing.places`, that clients of a narrower network keep; None: all.
       whole: blocks of the whole network, where `blocks` are those of a narrower one.
       clip: [] L2 norm that all a client sends is shortened to; None: it is not.
+      pull: as of `program.Batch`.
 
     Of several runs in one program what is a run's own, all but `data`, is stacked.
     """
@@ -50,6 +51,7 @@ class Round(NamedTuple):
     channels: slicing.Places | None = None
     whole: tuple[dict, ...] | None = None
     clip: types.ArrayLike | None = None
+    pull: types.ArrayLike | None = None
 
     @property
     def narrowed(self) -> Round:
@@ -58,6 +60,12 @@ class Round(NamedTuple):
             return self
         cut = slicing.take(self.blocks, self.channels)
         return self._replace(blocks=cut, whole=self.blocks)
+
+    def upto(self, number: int) -> Round:
+        """Gives the round of clients whose network is so many blocks, the first."""
+        if number == len(self.blocks):
+            return self
+        return self._replace(blocks=self.blocks[:number], whole=self.everything)
 
     def of(self, run: types.ArrayLike | None) -> Round:
         """Gives the round of one of several runs; None: it is the only one."""

@@ -19,7 +19,8 @@ from fljax.devices import clock as clocks
 from fljax.devices import failures as faults
 from fljax.devices import fleet as fleets
 from fljax.engine import client, cohort, program
-from fljax.engine.program import mixed, ordered, single
+from fljax.engine.program import mixed, ordered, prefix, single
+from fljax.nn import exits as ends
 from fljax.nn import narrowing as narrowings
 from fljax.nn import network, slicing
 from fljax.plans import cost_model, costs
@@ -78,6 +79,11 @@ class Model(NamedTuple):
             return self.net, self.counts
         return _narrow(self.net, self.cut(width))
 
+    def upto(self, number: int) -> Model:
+        """Gives the model of so many blocks, the first."""
+        net = self.net._replace(blocks=self.net.blocks[:number])
+        return self._replace(net=net, counts=self.counts[:number])
+
     @property
     def by_width(self) -> dict[float, tuple[types.BlockCounts, ...]]:
         """Gives the counts of the network at each width of the table, and at 1."""
@@ -112,6 +118,8 @@ class Rules(NamedTuple):
         each.
       privacy: of the clients; None: none.
       personal: what of the network stays with a client; None: nothing.
+      exits: how clients train whose networks end behind their window, at an exit; None:
+        all have the whole network.
     """
 
     clients_per_round: int
@@ -128,6 +136,7 @@ class Rules(NamedTuple):
     secure_sum: secure_sum.SecureSum | None = None
     privacy: privacies.Privacy | None = None
     personal: personals.Personal | None = None
+    exits: ends.Exits | None = None
 
 
 class Layout(NamedTuple):
@@ -231,6 +240,8 @@ def programs(fed: Federation, assigned: Sequence[plans.Plan]) -> list[program.Pr
     def of(plan: plans.Plan) -> program.Program:
         if rule is not None and rule.ordered:
             return _ordered(fed, plan, rule.distill)
+        if fed.rules.exits is not None:
+            return prefix.Prefix(plan)
         if not fed.layout.mixed or plan.width not in bits:
             return single.Single(plan)
         # Who trains everything has no codes, and needs no program of its bits.

@@ -91,7 +91,8 @@ def _started(static: client.Static, begun: cohorts.Round, pooled: bool) -> clien
     rate, shared, columns = begun.learning_rate, begun.shared, None
     if begun.channels is not None:
         columns = slicing.columns(begun.channels)
-    return client.Start(begun.blocks, frozen, begun.data, rate, shared, columns)
+    kept = begun.blocks, frozen, begun.data
+    return client.Start(*kept, rate, shared, columns, begun.pull)
 
 
 def _run_on_device(
@@ -107,7 +108,8 @@ def _run_on_device(
     capacity = static.program.capacity
     fitting = client.fitting(static.training, capacity)
     static, width = static._replace(training=fitting), static.width
-    begun, pooled = begun.narrowed, clients.run is not None
+    begun = begun.narrowed.upto(static.net.num_blocks)
+    pooled = clients.run is not None
     starts, span = _started(static, begun, pooled), static.span
     first = begun.of(jnp.int32(0)) if pooled else begun  # its shapes are everybody's
 

@@ -493,9 +493,9 @@ def make(
         left = plans.upload_bytes(plans.full(model.net.num_blocks), counts[1.0])
         kept = full_bytes - left
     sent = [kinds.sent_bytes(seams, p, counts[p.width]) for p in listed.listed]
-    listed = listed._replace(
-        sent=np.array(sent, np.int64), fetched=listed.fetched - kept
-    )
+    # Who has no more of the network than it trains fetches no more.
+    fetched = listed.fetched if seams.exits is None else listed.sent
+    listed = listed._replace(sent=np.array(sent, np.int64), fetched=fetched - kept)
     shared = 4 * sum(count.params for count in model.counts) * seams.server.shares
     trips = (1, 0)
     if seams.secure is not None:

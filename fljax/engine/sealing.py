@@ -52,7 +52,7 @@ def sealed(
         ]
     )  # fmt: skip
     sent = {name: each for name, each in values.items() if each is not None}
-    streams_of = totals.mask_streams(begun.key, blocks, span, sent)
+    streams_of = totals.mask_streams(begun.key, begun.everything, span, sent)
     key = jax.random.fold_in(begun.key, streams.STEPS)
 
     def one(number, weight, partners, sent):

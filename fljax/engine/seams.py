@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from fljax import plans, trees, types
-from fljax.nn import narrowing
+from fljax.nn import exits, narrowing
 from fljax.updates import (
     aggregates,
     attacks,
@@ -44,6 +44,7 @@ class Seams(NamedTuple):
         gets floats.
       privacy: what makes the sum of the updates private; None: nothing.
       personal: what of the network stays with a client; None: nothing.
+      exits: how clients train whose networks end at exits; None: all have the whole.
     """
 
     local: local_rule.LocalRule | None = None
@@ -55,6 +56,7 @@ class Seams(NamedTuple):
     secure: secure_sum.Words | None = None
     privacy: privacy.Mechanism | None = None
     personal: personals.Personal | None = None
+    exits: exits.Exits | None = None
 
     @property
     def withheld(self) -> personals.Personal | None:
@@ -77,6 +79,7 @@ class Seams(NamedTuple):
             server=NONE.server,
             attack=attack,
             privacy=self.privacy and privacy.CLIPS,
+            exits=self.exits and exits.Exits(self.exits.distill),
         )
 
     @property

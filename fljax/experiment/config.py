@@ -330,6 +330,7 @@ WITH_POLICY = ("cocofl",)  # of which a policy makes plans
 WITH_BUDGETS = (
     *WITH_POLICY,
     "cocofl_width",
+    "depthfl",
     "heterofl",
     "fjord",
     "fedrolex",

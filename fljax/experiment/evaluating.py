@@ -85,7 +85,7 @@ def evaluator(
     width: float = 1.0,
     seams: kinds.Seams = kinds.NONE,
 ) -> simulation.Evaluator:
-    """Makes what evaluates the network, or the leading channels of it."""
+    """Makes what evaluates the network, its first blocks or leading channels."""
     shares, tested = whose
     task, cut, (net, _) = fed.training.task, None, fed.model.at(width)
     backdoor = attacks.backdoor(fed.rules.attack)
@@ -119,7 +119,7 @@ def evaluator(
         if state.classes is not None and not np.array_equal(state.classes, last[0]):
             last = state.classes, laid_out(state.classes)
         mixes, batches = last[1]
-        blocks = mesh.replicate(over, state.server.blocks)
+        blocks = mesh.replicate(over, state.server.blocks[: net.num_blocks])
         if cut is not None:
             blocks = slicing.take(blocks, cut)
         sums = evaluate.evaluate(
@@ -144,7 +144,8 @@ def evaluator(
     ) -> simulation.Evaluator:
         mine = fed.having(attack=attack)
         if algorithm.federation is not None:  # which says how channels are counted
-            mine = mine.having(model=algorithm.federation.model)
+            model = algorithm.federation.model
+            mine = mine.having(model=model.upto(algorithm.depth or len(model.counts)))
         width, seams = algorithm.evaluated, algorithm.seams
         return evaluator(config, mine, test_data, whose, width, seams)
 

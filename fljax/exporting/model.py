@@ -75,6 +75,8 @@ def of(result: experiment.Result) -> Model:
         )
     fed = made.federation or result.experiment.federation
     net, blocks = fed.model.net, result.state.server.blocks
+    if made.depth is not None:
+        net, blocks = fed.model.upto(made.depth).net, blocks[: made.depth]
     if made.evaluated < 1:
         places = slicing.places(net, fed.model.cut(made.evaluated))
         net, blocks = fed.model.at(made.evaluated)[0], slicing.take(blocks, places)

@@ -55,8 +55,22 @@ class Padded:
     valid: types.Array
 
 
-def bare(x: Signal | Padded) -> Signal:
-    """Returns the signal alone, without what says which positions are padding."""
+@struct.dataclass
+class Exited:
+    """What flows on behind an exit, see `nn.exits`; as outputs, the mean of the exits.
+
+    Attributes:
+      value: the signal, or a padded one.
+      logits: of each exit so far, the first one first, [B, C] or [B, L, C].
+    """
+
+    value: Any
+    logits: tuple[types.Array, ...]
+
+
+def bare(x: Signal | Padded | Exited) -> Signal:
+    """Returns the signal alone, without what flows beside it."""
+    x = x.value if isinstance(x, Exited) else x
     return x.value if isinstance(x, Padded) else x
 
 
@@ -65,6 +79,8 @@ def to_float(x: Signal) -> Any:
     """Returns the float values of whatever flows between layers."""
     if isinstance(x, quant.QArray):
         return x.dequantize()
+    if isinstance(x, Exited):
+        return jnp.mean(jnp.stack(x.logits), axis=0)
     return x.value if isinstance(x, Ranged) else x
 
 

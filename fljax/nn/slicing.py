@@ -199,7 +199,7 @@ class Site:
 
 
 @functools.cache
-def _entering(net: network.Network) -> tuple[tuple[int, ...], ...]:
+def entering(net: network.Network) -> tuple[tuple[int, ...], ...]:
     """Gives the shape of one example as it enters each block; nothing is run."""
 
     def inputs(state):
@@ -227,7 +227,7 @@ def _slices(net: network.Network, cut: Cut, choose: Choose) -> list[Slice]:
                 f"docs/your_own.md, Its widths"
             )
         kept = slices[-1].output if slices else None
-        slices.append(how(Site(cut, index, _entering(net)[index], kept, choose)))
+        slices.append(how(Site(cut, index, entering(net)[index], kept, choose)))
     return slices
 
 

@@ -237,6 +237,41 @@ def of_plans(
     )
 
 
+def of_prefixes(
+    ends: Sequence[int],
+    counts: Sequence[types.BlockCounts],
+    batch: int = 32,
+    device_class: Prices = GENERIC,
+) -> costs.CostTable:
+    """Model the costs of training the first blocks, where nothing is behind them.
+
+    Args:
+      ends: of each plan the last block, in ascending order; the network's is the last.
+      counts: of the n blocks, for one example each.
+      batch: as of `from_counts`.
+      device_class: likewise.
+
+    Returns:
+      The table of the plans [0, end], relative to the last of them.
+
+    Raises:
+      ValueError: if there is no such device class.
+    """
+    price = _pricing(device_class)
+    parts = [counts[: end + 1] for end in ends]
+    priced = [np.concatenate(price(_full(part), part, batch)) for part in parts]
+    time, memory = (np.array(priced) / priced[-1]).T
+    listed = plans.of_windows((0, end) for end in ends)
+    return costs.CostTable(
+        num_blocks=len(counts),
+        listed=listed,
+        time=time,
+        upload=upload_share(listed, {1.0: counts}),
+        memory=memory,
+        source="operation counts",
+    )
+
+
 def upload_share(
     listed: Sequence[plans.Plan], by_width: Mapping[float, Sequence[types.BlockCounts]]
 ) -> np.ndarray:

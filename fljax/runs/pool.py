@@ -119,6 +119,8 @@ def _check_seams(seams: kinds.Seams, first: kinds.Seams) -> None:
         raise ValueError("expected algorithms of which clients do the same")
     if seams.narrowing is not None:
         raise ValueError("expected networks of one width, got an algorithm of several")
+    if seams.exits is not None:
+        raise ValueError("expected networks of one depth, got an algorithm of several")
     if seams.secure is not None:
         raise ValueError("expected sums of floats, got a secure sum, which is of words")
     if seams.aggregate.root_size:

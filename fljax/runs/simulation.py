@@ -62,8 +62,9 @@ class Evaluator(NamedTuple):
       examples: of the test set, for estimates of its cost.
       measure: what tells of a record whether it was evaluated, and good states.
       backdoor: an attack with a target, whose success is measured; None: there is none.
-      other: (algorithm, attack) -> the evaluator of the network and the clients of an
-        algorithm, under another attack; None: there is none.
+      other: (algorithm, attack) -> the evaluator of an algorithm's network, its leading
+        channels or first blocks, and of its clients, under another attack; None: there
+        is none.
     """
 
     scores: Callable[[base.State], evaluate.Scores]
@@ -79,8 +80,9 @@ class Evaluator(NamedTuple):
         attack, fed = self.backdoor, algorithm.federation
         if fed is not None:
             attack = attacks.backdoor(fed.rules.attack)
-        whole = algorithm.evaluated == 1 and algorithm.seams.personal is None
-        if (whole and attack == self.backdoor) or self.other is None:
+        usual = algorithm.evaluated == 1 and algorithm.depth is None
+        same = usual and attack == self.backdoor and algorithm.seams.personal is None
+        if same or self.other is None:
             return self
         return self.other(algorithm, attack)
 

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from fljax import trees, types
 from fljax.updates import server_rule
@@ -126,6 +127,25 @@ def _of_holders(
 
 def _cohort(totals: Totals) -> types.Array:
     return jnp.where(totals.cohort > 0, totals.cohort, 1.0)  # nobody left: no change
+
+
+def of_holders(totals: Totals, blocks: tuple[dict, ...]) -> Totals:
+    """Counts blocks as if all had trained them, each as the mean of those who did.
+
+    Args:
+      totals: over the cohort.
+      blocks: global state; its values are not used.
+
+    Returns:
+      The sums, whose means over the cohort are those over who trained each block.
+    """
+    trained = totals.weights > 0
+    factors = totals.cohort / jnp.where(trained, totals.weights, 1.0)
+    block_of = np.repeat(np.arange(len(blocks)), [*map(trees.size, blocks)])
+    return totals._replace(
+        deltas=totals.deltas * factors[block_of],
+        weights=jnp.where(trained, totals.cohort, 0.0),
+    )
 
 
 def step(

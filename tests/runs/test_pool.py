@@ -189,6 +189,7 @@ def test_runs_that_cannot_share_programs_are_refused(changes, words):
         ({"data_memory": "host"}, "training data on the devices"),
         ({"clock": fljax.Clock(buffer=2)}, "late updates are dropped"),
         ({"algorithm": "heterofl", "net": small.CONVNET}, "networks of one width"),
+        ({"algorithm": "depthfl", "net": small.CONVNET}, "networks of one depth"),
         ({"secure_sum": "18"}, "sums of floats"),
         ({"aggregate": "fltrust:5"}, "clients alone"),
     ],

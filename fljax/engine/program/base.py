@@ -17,7 +17,8 @@ import jax.numpy as jnp
 
 from fljax import tasks, types
 from fljax.kernels import specs
-from fljax.nn import network
+from fljax.nn import network, signals
+from fljax.tasks import exits
 
 Window = tuple[types.Array, types.Array]  # first and last trained block, [] each
 
@@ -48,6 +49,7 @@ class Batch(NamedTuple):
       classes: [C] bool, logits of the others are 0; None: no logit is changed.
       columns: as of `layers.Call`, of the first block.
       soft: [B, C] logits that are to be met, in place of the labels; None: these.
+      pull: [] weight of what exits of the network learn from each other; None: nothing.
     """
 
     x: types.Array
@@ -60,10 +62,14 @@ class Batch(NamedTuple):
     classes: types.Array | None = None
     columns: types.Array | None = None
     soft: types.Array | None = None
+    pull: types.Array | None = None
 
-    def loss(self, outputs: types.Array) -> types.Array:
+    def loss(self, outputs: signals.Signal) -> types.Array:
         """Averages the loss of the network's outputs, in float32."""
-        outputs = outputs.astype(jnp.float32)
+        if isinstance(outputs, signals.Exited):
+            logits = tuple(each.astype(jnp.float32) for each in outputs.logits)
+            return exits.loss(self.task, logits, self.labels, self.mask, self.pull)
+        outputs = signals.to_float(outputs).astype(jnp.float32)
         if self.classes is not None:
             outputs = jnp.where(self.classes, outputs, 0.0)
         if self.soft is not None:
@@ -152,6 +158,10 @@ class Program(abc.ABC):
     @abc.abstractmethod
     def width(self) -> float:
         """Gives the share of the network's channels that its clients have."""
+
+    def network(self, net: network.Network) -> network.Network:
+        """Gives what its clients have of a network: all of it."""
+        return net
 
     @property
     @abc.abstractmethod

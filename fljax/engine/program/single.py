@@ -137,8 +137,7 @@ def gradient_step(
         if last + 1 < net.num_blocks:
             h = signals.known(h, network.nonnegative(net)[last])
         h, _ = network.run(net, frozen[last + 1 :], h, calls[last + 1 :], last + 1)
-        outputs = signals.to_float(h)
-        return batch.loss(outputs), (updates, outputs)
+        return batch.loss(h), (updates, signals.to_float(h))
 
     params, backward = (
         tuple(None if block is None else block[name] for block in trained)

@@ -167,6 +167,8 @@ def server_step(state, sums, l2, rate, beside=Beside(), *, static: Ending):
             seams.aggregate, kept, added.updates, added.totals, state.blocks
         )
         added = added._replace(totals=counted)
+    if seams.exits is not None:
+        added = added._replace(totals=server.of_holders(added.totals, state.blocks))
     new = server.step(state, added.totals, seams.server, rate)
     new = new._replace(aggregate=kept)
     if seams.privacy is not None:

@@ -47,9 +47,8 @@ def programs(
 def static(rounds: setting.Rounds, kind: program.Program) -> client.Static:
     """Says what the compiled program of clients depends on."""
     fed, (net, _) = rounds.fed, rounds.fed.model.at(kind.width)
-    return client.Static(
-        net, kind, fed.training, fed.layout.width, rounds.seams.of_clients
-    )
+    net, seams = kind.network(net), rounds.seams.of_clients
+    return client.Static(net, kind, fed.training, fed.layout.width, seams)
 
 
 def groups(rounds: setting.Rounds, assignment: schedule.Assignment) -> list[Members]:
