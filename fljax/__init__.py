@@ -21,8 +21,8 @@ from fljax.version import VERSION as __version__
 _FACE = {
     # an experiment
     "Config": "experiment.config",
-    "Experiment": "experiment.building",
-    "build": "experiment.building",
+    "Experiment": "experiment.building.built",
+    "build": "experiment.building.build",
     "Result": "experiment.running",
     "run": "experiment.running",
     "run_together": "experiment.together",
@@ -140,8 +140,8 @@ if TYPE_CHECKING:  # the same for editors and type checkers; a test compares
     from fljax.devices.tiers import Tier as Tier
     from fljax.engine.client import Training as Training
     from fljax.engine.federation import Federation as Federation
-    from fljax.experiment.building import Experiment as Experiment
-    from fljax.experiment.building import build as build
+    from fljax.experiment.building.build import build as build
+    from fljax.experiment.building.built import Experiment as Experiment
     from fljax.experiment.comparison import Comparison as Comparison
     from fljax.experiment.comparison import compare as compare
     from fljax.experiment.config import Config as Config

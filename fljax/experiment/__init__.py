@@ -1,21 +1,19 @@
 """An experiment from its settings: build, run, compare, show."""
 
-from fljax.experiment.building import (
-    FEWEST,
+from fljax.experiment.building.build import build
+from fljax.experiment.building.built import (
     FREE,
-    TOKENIZER,
     Experiment,
     Make,
     Own,
-    algorithm,
-    build,
     name,
-    resolved,
-    rollback,
     seen_by,
-    split,
     unlike,
 )
+from fljax.experiment.building.examples import TOKENIZER, split
+from fljax.experiment.building.learning import algorithm, rollback
+from fljax.experiment.building.notes import FEWEST
+from fljax.experiment.building.resolved import resolved
 from fljax.experiment.comparison import Comparison, compare
 from fljax.experiment.facts import OWN
 from fljax.experiment.running import Result, describe, restore, run

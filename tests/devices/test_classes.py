@@ -8,7 +8,8 @@ import pytest
 from experiments import flags
 from fljax import devices, experiment, types
 from fljax.devices import classes, fleet, fleet_sources
-from fljax.experiment import building, config, fleets, rehearsal, running
+from fljax.experiment import config, fleets, rehearsal, running
+from fljax.experiment.building import examples
 from fljax.runs import guard
 from tests import small
 
@@ -140,7 +141,7 @@ def test_records_are_of_the_classes_of_their_time():
     ready = small.build(partition="iid", num_clients=11, **DRIFTING)
     names = {f"class_{i}" for i in (1, 2)}
     labels = small.data().y_train
-    shards = building.split(ready.settings, small.data())
+    shards = examples.split(ready.settings, small.data())
     client = np.empty(len(labels), int)
     for number, rows in enumerate(shards):
         client[rows] = number

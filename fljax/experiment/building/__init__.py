@@ -1,0 +1,1 @@
+"""Builds an experiment from its configuration: library calls only."""
