@@ -18,7 +18,7 @@ from fljax.exporting import graph as graphs
 from fljax.exporting import model as models
 from fljax.exporting import nodes, wires
 from fljax.kernels import specs
-from fljax.nn import layers, network, signals
+from fljax.nn import exits, layers, network, signals
 from fljax.runs import weights
 from fljax.runtime import reading
 
@@ -74,6 +74,11 @@ def int8(model: models.Model, plan: plans.Plan | None = None) -> bytes:
         raise ValueError(
             f"network {name!r}: expected one of images or numbers for int8, got one of "
             f"tokens, which is written in floats alone"
+        )
+    if exits.ends(model.net):
+        raise ValueError(
+            f"network {name!r}: expected one of one output for int8, got one with "
+            f"exits, whose mean is written in floats alone"
         )
     found = traced(model, roles(model.net, plan))
     if not found.graph.codes:

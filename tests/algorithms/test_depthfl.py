@@ -14,6 +14,7 @@ from fljax import models, plans, policies, tasks
 from fljax.engine import client, federation, group
 from fljax.engine.program import prefix, single
 from fljax.exporting import model as exported
+from fljax.exporting import onnx_file
 from fljax.nn import exits, layers, network, signals
 from fljax.tasks import exits as losses
 from fljax.updates import server, server_rule
@@ -270,7 +271,10 @@ def test_the_mean_of_the_exits_is_evaluated():
     logits = np.mean(found.logits, axis=0)
     right = np.mean(np.argmax(logits, axis=1) == data.y_test)
     assert result.final["test_accuracy"] == pytest.approx(float(right))
-    assert exported.of(result).net == fed.model.net
+    model = exported.of(result)
+    assert model.net == fed.model.net
+    with pytest.raises(ValueError, match="one of one output for int8, got one with"):
+        onnx_file.int8(model)
 
 
 def test_a_device_sends_and_fetches_what_it_trains(played):
