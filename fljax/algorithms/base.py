@@ -124,6 +124,8 @@ class Algorithm(NamedTuple):
       seams: what it is made of; they say what of the network is a client's own.
       depth: blocks of the network that is evaluated, the first ones: the most that
         clients have; None: all.
+      stage: (state) -> the algorithm of the stage that the state is of, where the
+        network that clients train changes during a run; None: there are no stages.
     """
 
     init: Callable[[], State]
@@ -141,3 +143,8 @@ class Algorithm(NamedTuple):
     most_rounds: int | None = None
     seams: kinds.Seams = kinds.NONE
     depth: int | None = None
+    stage: Callable[[State], Algorithm] | None = None
+
+    def at(self, state: State) -> Algorithm:
+        """Gives the algorithm of a state's stage: this one where there are none."""
+        return self if self.stage is None else self.stage(state)

@@ -46,8 +46,17 @@ def equal_weights(fed: federation.Federation, name: str) -> None:
         )
 
 
-def nobody_late(fed: federation.Federation, name: str) -> None:
+def nobody_late(
+    fed: federation.Federation,
+    name: str,
+    since: str = "whose correction is of the round it was sent in",
+) -> None:
     """Refuses updates from earlier rounds.
+
+    Args:
+      fed: the federation.
+      name: of the algorithm.
+      since: why, of the algorithm.
 
     Raises:
       ValueError: there may be some.
@@ -56,7 +65,7 @@ def nobody_late(fed: federation.Federation, name: str) -> None:
         flag = "buffer" if fed.rules.clock.buffer else "late"
         raise ValueError(
             f"--clock.{flag}: expected rounds without late updates beside {name}, "
-            f"whose correction is of the round it was sent in"
+            f"{since}"
         )
 
 

@@ -35,6 +35,7 @@ class Scores(NamedTuple):
         many there are; None: there is no backdoor.
       clients: of `per_client.program`, of each client on its own test shard; None: it
         is not asked for.
+      width: of the network, as share of the whole one's; None: it is the whole one.
     """
 
     whole: types.Tree
@@ -43,6 +44,7 @@ class Scores(NamedTuple):
     mixes: np.ndarray | None = None
     opened: types.ArrayLike | None = None
     clients: types.Tree = None
+    width: float | None = None
 
 
 class Static(NamedTuple):

@@ -58,6 +58,7 @@ class Model(NamedTuple):
       table: costs of the plans.
       device_class: prices of networks that the table has no plan of.
       rounding: how the channels of a narrower network are counted.
+      whole: first blocks of a narrower network that keep all channels.
       pretrained: by name (`trees.named`) what the state before the first round has
         instead of what is drawn; None: nothing.
     """
@@ -67,11 +68,12 @@ class Model(NamedTuple):
     table: costs.CostTable
     device_class: cost_model.Prices = cost_model.GENERIC
     rounding: Literal["ceil", "floor"] = "ceil"
+    whole: int = 0
     pretrained: Mapping[str, Any] | None = None
 
     def cut(self, width: float) -> slicing.Cut:
         """Says how a network of a width is cut out of this one."""
-        return slicing.Cut(width, self.rounding)
+        return slicing.Cut(width, self.rounding, self.whole)
 
     def at(self, width: float) -> tuple[network.Network, tuple[types.BlockCounts, ...]]:
         """Gives the network at a width, and the counts of its blocks."""

@@ -131,13 +131,15 @@ def evaluator(
         )
         if each is not None:
             sums = sums._replace(clients=each.run(blocks, state, last[0]))
-        return sums._replace(mixes=mixes)
+        return sums._replace(mixes=mixes, width=None if width == 1 else width)
 
     def fields(sums) -> dict:
         found = evaluate.summary(sums, sums.mixes, names, task)
         if each is not None:
             found |= each.fields(sums.clients, names)
-        return found if width == 1 else found | {"evaluated_width": width}
+        if sums.width is not None:
+            found["evaluated_width"] = float(sums.width)
+        return found
 
     def other(
         algorithm: base.Algorithm, attack: attacks.Attack | None

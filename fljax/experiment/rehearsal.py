@@ -58,10 +58,8 @@ def rehearse(
     Returns:
       What they do.
     """
-    state, listed = (
-        algorithm.init(),
-        catalogue.make(fed.model.table, fed.model.by_width),
-    )
+    state, given = algorithm.init(), fed
+    listed = catalogue.make(fed.model.table, fed.model.by_width)
     programs: set = set()
     events: collections.Counter[str] = collections.Counter()
     names, tier_of = fed.population.fleet.known_as, fed.population.fleet.tier
@@ -73,6 +71,11 @@ def rehearse(
         programs |= set(algorithm.programs(assigned))
         if assigned.classes is not None:
             tier_of = assigned.classes
+        state, books = algorithm.rehearse(state, assigned)
+        upload += books.upload_bytes
+        here = algorithm.at(state).federation or given
+        if here.model.table is not fed.model.table:  # another stage begins
+            fed, listed = here, catalogue.make(here.model.table, here.model.by_width)
         number = client.steps_of(
             np.asarray(fed.population.shards.counts)[assigned.ids], fed.training
         )
@@ -85,8 +88,6 @@ def rehearse(
         there += np.bincount(tier_of[assigned.ids], minlength=len(names))
         for event, ids in outcome.events.items():
             events[event] += len(ids)
-        state, books = algorithm.rehearse(state, assigned)
-        upload += books.upload_bytes
     shares = there / np.maximum(over, 1)
     return Rehearsal(
         state,

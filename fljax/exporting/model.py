@@ -67,7 +67,7 @@ def of(result: experiment.Result) -> Model:
         raise ValueError(f"expected what fljax.run or fljax.restore gave, got a {kind}")
     if result.state is None:
         raise ValueError("expected a run with a checkpoint, got one whose are removed")
-    made = experiment.algorithm(result.experiment)
+    made = experiment.algorithm(result.experiment).at(result.state)
     if made.seams.withheld is not None:
         raise ValueError(
             f"expected a network that the server has whole, got one of which part "

@@ -53,10 +53,13 @@ class Cut(NamedTuple):
       width: s, share of the channels, above 0 and at most 1.
       rounding: of a number of channels that is no integer: "ceil" as in the first
         papers' code, or "floor".
+      whole: first blocks that keep all channels, whatever the width (SLT, Pfeiffer et
+        al., NeurIPS 2023); so does what adds its input to its output behind them.
     """
 
     width: float
     rounding: Literal["ceil", "floor"] = "ceil"
+    whole: int = 0
 
     def number(self, channels: int) -> int:
         """Gives how many of so many channels are kept, at least one.
@@ -217,8 +220,8 @@ def _slices(net: network.Network, cut: Cut, choose: Choose) -> list[Slice]:
     """Slices block after block; what one keeps enters the next."""
     if not 0 < cut.width <= 1:
         raise ValueError(f"width: expected above 0 and at most 1, got {cut.width}")
-    slices: list[Slice] = []
-    for index, block in enumerate(net.blocks):
+    slices = [Slice(block, {}, None) for block in net.blocks[: cut.whole]]
+    for index, block in enumerate(net.blocks[cut.whole :], start=cut.whole):
         how = getattr(block, "slice", None)
         if how is None:
             raise ValueError(

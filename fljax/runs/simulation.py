@@ -77,6 +77,8 @@ class Evaluator(NamedTuple):
 
     def of(self, algorithm: base.Algorithm) -> Evaluator:
         """Gives the evaluator of an algorithm's networks, and of who attacks them."""
+        if algorithm.stage is not None:
+            return self._by_stage(algorithm)
         attack, fed = self.backdoor, algorithm.federation
         if fed is not None:
             attack = attacks.backdoor(fed.rules.attack)
@@ -85,6 +87,18 @@ class Evaluator(NamedTuple):
         if same or self.other is None:
             return self
         return self.other(algorithm, attack)
+
+    def _by_stage(self, algorithm: base.Algorithm) -> Evaluator:
+        """Gives the evaluator of an algorithm whose network changes during a run."""
+        known: dict[int, tuple[base.Algorithm, Evaluator]] = {}  # by identity
+
+        def scores(state: base.State) -> evaluate.Scores:
+            stage = algorithm.at(state)
+            if id(stage) not in known:
+                known[id(stage)] = stage, self.of(stage)
+            return known[id(stage)][1].scores(state)
+
+        return self._replace(scores=scores)
 
     def due(self, index: int, rounds: int) -> bool:
         """Tells whether the state after round `index` is evaluated."""
