@@ -24,6 +24,7 @@ from fljax.algorithms.widths import (
     fedrolex,
     fjord,
     heterofl,
+    slt,
 )
 
 BY_NAME = {
@@ -45,6 +46,7 @@ BY_NAME = {
     "fjord": fjord.fjord,
     "federated_dropout": federated_dropout.federated_dropout,
     "depthfl": depthfl.depthfl,
+    "slt": slt.slt,
     "fedper": fedper.fedper,
     "fedrep": fedrep.fedrep,
     "fedbn": fedbn.fedbn,

@@ -48,8 +48,9 @@ class Config:
         "cocofl, fedavg, fedavg_drop, centralized, fedprox:MU, fedavgm:BETA:NESTEROV, "
         "fedadam, fedyogi or fedadagrad:LR:B1:B2:TAU, scaffold:OPTION, feddyn:ALPHA, "
         "fednova:MU, heterofl, fedrolex, federated_dropout or fjord:LEVELS, "
-        "cocofl_width, fedper:BLOCKS, fedrep:HEAD:BLOCKS, fedbn, ditto:PULL:EPOCHS or "
-        "local; what follows a name may be left out.",
+        "slt:ROUNDS:LEVELS, cocofl_width, fedper:BLOCKS, fedrep:HEAD:BLOCKS, fedbn, "
+        "ditto:PULL:EPOCHS or local; what follows a name may be left out, but for "
+        "ROUNDS.",
     )
     network: str = bounds.field(
         "small_convnet",
@@ -335,6 +336,7 @@ WITH_BUDGETS = (
     "fjord",
     "fedrolex",
     "federated_dropout",
+    "slt",
 )
 OWN_ALGORITHM = "docs/tutorials/algorithm.md"
 

@@ -19,7 +19,11 @@ COLLUDE = ("alie:.3", "ipm:.3", "min_max:.3")  # who know all updates
 POISON = ("label_flip:.3", "backdoor:.3")
 # fedper and fedbn are fedrep without its first epochs, and of other leaves.
 PERSONAL = ("fedrep", "ditto", "local")
-WIDTHS = ("heterofl", "fedrolex", "federated_dropout", "fjord", "cocofl_width")
+STAGED = "slt:2"  # a round for the narrow network, one for the whole one
+WIDTHS = (
+    *("heterofl", "fedrolex", "federated_dropout", "fjord", "cocofl_width"),
+    STAGED,
+)
 FACTORS = {
     "algorithm": (
         *("fedavg", "fedavg_drop", "centralized", "fedprox", "fedavgm", "fedadam"),
@@ -73,8 +77,10 @@ REFUSED = (
      "--aggregate"),
     ("algorithm", ("fednova",), "aggregate", ("fltrust:20",), "--aggregate"),
     ("clock", ("buffer",), "aggregate", ("krum:0:2", "bulyan:0"), "--aggregate"),
-    ("algorithm", ("scaffold", "feddyn"), "clock", ("carry",), "--clock.late"),
-    ("algorithm", ("scaffold", "feddyn"), "clock", ("buffer",), "--clock.buffer"),
+    ("algorithm", ("scaffold", "feddyn", STAGED), "clock", ("carry",),
+     "--clock.late"),
+    ("algorithm", ("scaffold", "feddyn", STAGED), "clock", ("buffer",),
+     "--clock.buffer"),
     ("algorithm", ("scaffold",), "client_optimizer", ("momentum",), "--momentum"),
     ("algorithm", ("scaffold", "fednova"), "client_optimizer", ("adamw",),
      "--client_optimizer"),
@@ -204,6 +210,11 @@ TIERS = tuple(
         ("weak", 0.3, 0.8, (0.6, 1.0), 0.9),
     )
 )
+# All of them can train any block whole, the last ones not all blocks.
+ABLE = tuple(
+    dataclasses.replace(tier, time=limit, upload=limit, memory=limit)
+    for tier, limit in zip(TIERS, (1.0, 1.0, 0.98), strict=True)
+)
 
 
 def settings(taken):
@@ -219,7 +230,7 @@ def settings(taken):
         failures=FAILURES[taken["failures"]],
         rollback=ROLLBACKS[taken["rollback"]],
         privacy=PRIVACIES[taken["privacy"]],
-        tiers=TIERS,
+        tiers=ABLE if taken["algorithm"] == STAGED else TIERS,
         partition="natural",
         clients_per_round=3,
         rounds=2,
