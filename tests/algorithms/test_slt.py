@@ -250,13 +250,21 @@ def test_side_by_side_clients_are_as_one_by_one():
         ({"algorithm": "slt:4:rounding=up"}, "rounding: expected ceil or floor"),
         ({"clock": fljax.Clock(buffer=2)}, "--clock.buffer: .* of another network"),
         ({"aggregate": "median"}, "--aggregate: expected mean beside networks of"),
-        ({"tiers": (tier("weak", 0.3),)}, "slt, at its stage of 2 whole blocks.*"),
+        (
+            {"tiers": (tier("weak", 0.3),)},
+            "by operation counts of the stage of 2 whole blocks",
+        ),
         (
             {"fleet": "phones", "tiers": fljax.Config().tiers},
-            "slt: expected tiers, whose weakest",
+            "slt: fleet: expected tiers, whose weakest",
         ),
     ],
 )
 def test_what_makes_no_sense_is_refused(changes, line):
     with pytest.raises(ValueError, match=line):
         algorithm(**changes)
+
+
+def test_a_network_of_one_block_is_refused():
+    with pytest.raises(ValueError, match="'logistic': expected two blocks or more"):
+        fljax.experiment.algorithm(small.build(algorithm="slt:4"))

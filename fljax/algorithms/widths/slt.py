@@ -85,18 +85,18 @@ def widths_of(fed: federation.Federation, levels: Sequence[float]) -> list[float
     devices = fed.population.fleet
     if not devices.tiered:
         raise ValueError(
-            "slt: expected tiers, whose weakest tells how wide a network may be, got a "
-            "fleet without"
+            "fleet: expected tiers, whose weakest tells how wide a network may be, got "
+            "one without"
         )
     limits = devices.profile.limits[..., 0]
-    left, found = sorted({1.0, *levels}), []
+    left, found = sorted({1.0, *levels}), list[float]()
     for whole in range(fed.model.net.num_blocks - 1, 0, -1):
         while True:
             table = model_of(fed, whole, left[-1]).table.take([0])
             if costs.feasible(table, *limits.T).all():
                 break
             if len(left) == 1:
-                source = f"slt, at its stage of {whole} whole blocks"
+                source = f"{table.source} of the stage of {whole} whole blocks"
                 policies.check_feasible(table.take([0], source), devices)
             left.pop()
         found.insert(0, left[-1])
@@ -157,6 +157,11 @@ def slt(
     """
     if rounds < 1:
         raise ValueError(f"rounds: expected a number above 0, got {rounds}")
+    if fed.model.net.num_blocks == 1:
+        raise ValueError(
+            f"network {fed.model.net.name!r}: expected two blocks or more, since they "
+            f"become whole one by one, got one"
+        )
     refusals.nobody_late(fed, "slt", "whose next stage is of another network")
     fed = kinds.cutting(fed, narrowing.Narrowing(), rounding).having(mixed=False)
     stages = stages_of(fed, rounds, widths_of(fed, kinds.levels_of(levels, fed)))
