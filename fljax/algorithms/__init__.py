@@ -4,7 +4,10 @@ A factory takes the federation, and what may follow its name in a setting
 (`fedprox:0.1`).
 """
 
+from collections.abc import Callable
+
 from fljax.algorithms import (
+    base,
     centralized,
     cocofl,
     depthfl,
@@ -27,7 +30,7 @@ from fljax.algorithms.widths import (
     slt,
 )
 
-BY_NAME = {
+BY_NAME: dict[str, Callable[..., base.Algorithm]] = {
     "cocofl": cocofl.cocofl,
     "fedavg": fedavg.fedavg,
     "fedavg_drop": fedavg_drop.fedavg_drop,

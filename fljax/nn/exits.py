@@ -32,10 +32,9 @@ class Exit(nn.Module):
 
     def __call__(self, x: signals.Signal, call: layers.Call) -> signals.Exited:
         """Passes x on, with its logits behind those of the exits before."""
-        before, value = (), x
-        if isinstance(x, signals.Exited):
-            before, value = x.logits, x.value
-        return signals.Exited(value, (*before, self.head(value, call)))
+        if not isinstance(x, signals.Exited):
+            x = signals.Exited(x, ())
+        return signals.Exited(x.value, (*x.logits, self.head(x.value, call)))
 
 
 class Past(nn.Module):

@@ -159,7 +159,7 @@ class Program(abc.ABC):
     def width(self) -> float:
         """Gives the share of the network's channels that its clients have."""
 
-    def network(self, net: network.Network) -> network.Network:
+    def holds(self, net: network.Network) -> network.Network:
         """Gives what its clients have of a network: all of it."""
         return net
 

@@ -22,6 +22,6 @@ class Prefix(single.Single):
         """Names the blocks."""
         return f"{self.plan} alone"
 
-    def network(self, net):
+    def holds(self, net):
         """Gives the first blocks."""
         return net._replace(blocks=net.blocks[: self.plan.last + 1])

@@ -47,7 +47,7 @@ def programs(
 def static(rounds: setting.Rounds, kind: program.Program) -> client.Static:
     """Says what the compiled program of clients depends on."""
     fed, (net, _) = rounds.fed, rounds.fed.model.at(kind.width)
-    net, seams = kind.network(net), rounds.seams.of_clients
+    net, seams = kind.holds(net), rounds.seams.of_clients
     return client.Static(net, kind, fed.training, fed.layout.width, seams)
 
 

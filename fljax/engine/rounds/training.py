@@ -98,8 +98,8 @@ def begun(
     key = jax.random.wrap_key_data(key, impl="threefry2x32")
     rate = rounds.everywhere(np.float32(rounds.fed.rules.learning_rate(index)))
     then = cohort.Round(blocks, data, key, rate, limits, start.shared)
-    pull = rounds.seams.exits and rounds.seams.exits.pull(index)
-    if pull is not None:
+    exits = rounds.seams.exits
+    if exits is not None and (pull := exits.pull(index)) is not None:
         then = then._replace(pull=rounds.everywhere(np.float32(pull)))
     return then._replace(clip=start.draw.clip) if start.draw else then
 
