@@ -16,11 +16,13 @@ import numpy as np
 from fljax import notation, tasks, types
 from fljax.algorithms import base
 from fljax.data import partition, test_shards
+from fljax.devices import hostile
 from fljax.engine import client, client_rows, evaluate, federation, per_client
 from fljax.engine import seams as kinds
 from fljax.engine.per_client import figures, program
 from fljax.experiment import config as configs
 from fljax.runtime import mesh, streams
+from fljax.updates import attacks
 
 _ROWS = 256e6  # bytes of rows that lie on the devices at once
 
@@ -147,14 +149,35 @@ class Evaluation:
     seams: kinds.Seams = kinds.NONE
 
     def of(self, seams: kinds.Seams) -> Evaluation:
-        """Gives the evaluation of clients of an algorithm.
+        """Gives the evaluation of clients of an algorithm: of the honest ones.
 
         Args:
-          seams: what of the network is a client's own; else all have the server's.
+          seams: what of the network is a client's own; else all have the server's. And
+            who is hostile.
+
+        Raises:
+          ValueError: of those with test examples all are hostile.
         """
         mine = seams if seams.personal is not None else kinds.NONE
-        groups = [g._replace(static=g.static._replace(seams=mine)) for g in self.groups]
+        honest = self._honest(seams.attack)
+        groups = [
+            _Group(few, group.static._replace(seams=mine))
+            for group in self.groups
+            if len(few := group.places[honest[group.places]])
+        ]
+        if not groups:
+            raise ValueError(
+                f"--evaluation: expected test examples of a client that is not "
+                f"hostile, since such are not evaluated, got none beside {seams.attack}"
+            )
         return dataclasses.replace(self, groups=tuple(groups), seams=mine)
+
+    def _honest(self, attack: attacks.Attack | None) -> np.ndarray:
+        """Tells which of those who are evaluated are not hostile, [E] bool."""
+        ids, fleet = self.who.shards.ids, self.fed.population.fleet
+        if attack is None:
+            return np.ones(len(ids), bool)
+        return ~hostile.draw(attack.share, attack.tier, fleet, self.fed.seed)[ids]
 
     @functools.cached_property
     def order(self) -> np.ndarray:

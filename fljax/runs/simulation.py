@@ -82,8 +82,9 @@ class Evaluator(NamedTuple):
         attack, fed = self.backdoor, algorithm.federation
         if fed is not None:
             attack = attacks.backdoor(fed.rules.attack)
-        usual = algorithm.evaluated == 1 and algorithm.depth is None
-        same = usual and attack == self.backdoor and algorithm.seams.personal is None
+        seams, whole = algorithm.seams, algorithm.evaluated == 1
+        same = whole and algorithm.depth is None and attack == self.backdoor
+        same = same and seams.personal is None and seams.attack is None
         if same or self.other is None:
             return self
         return self.other(algorithm, attack)

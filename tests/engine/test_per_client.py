@@ -9,6 +9,7 @@ import pytest
 
 import fljax
 from fljax import tasks
+from fljax.devices import hostile as draw
 from fljax.engine import client, evaluate
 from fljax.engine.per_client import figures
 from fljax.experiment import client_evaluation
@@ -142,6 +143,26 @@ def test_a_sample_is_said():
     assert any("5 of 9 clients have no test examples" in note for note in ready.notes)
     record = fljax.run(ready).final
     assert (record["clients_evaluated"], record["clients_with_test"]) == (3, 4)
+
+
+def test_hostile_clients_are_left_out_of_the_figures():
+    ready = build(attack="sign_flip:.5", rounds=1)
+    result = fljax.run(ready)
+    hostile = draw.draw(0.5, "", ready.federation.population.fleet, 1)[[0, 2, 4, 8]]
+    assert 0 < hostile.sum() < 4
+    correct, total = each(ready, result.state)["after"]  # of all, in another order
+    found = dict(zip(total.tolist(), correct / total, strict=True))
+    shares = [found[n] for n, bad in zip((3, 2, 5, 1), hostile, strict=True) if not bad]
+    assert result.final["clients_evaluated"] == len(shares)
+    assert result.final["client_test_accuracy"] == pytest.approx(np.mean(shares))
+    spread = result.final["client_test_accuracy_spread"]
+    assert spread == pytest.approx(np.std(shares))
+
+
+def test_nobody_is_evaluated_where_all_are_hostile():
+    ready = build(attack="sign_flip:1", evaluation="clients:0:1")
+    with pytest.raises(ValueError, match=r"^--evaluation: .*not hostile, since"):
+        fljax.run(ready)
 
 
 def test_other_tasks_have_their_measure():
