@@ -10,7 +10,7 @@ and parameters of these b blocks, S of a client's state.
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -92,7 +92,11 @@ def received(
     teaches = finite & (chunk.weights != 0)  # refused or not
     l2 = jnp.where(teaches[:, None, None], l2, 0.0)
     states = _kept(chunk, coded, verdict)
-    sent = {"deltas": vectors, "message": coded.message, "numbers": result.numbers}
+    sent: dict[str, Any] = {
+        "deltas": vectors,
+        "message": coded.message,
+        "numbers": result.numbers,
+    }
     if static.seams.secure is not None:
         sent = sealing.sealed(static, begun, chunk, weights, sent)
     return Received(
