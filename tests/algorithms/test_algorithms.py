@@ -374,7 +374,9 @@ def test_time_shares_by_hand():
 
 def test_algorithms_by_name(fed):
     assert list(algorithms.BY_NAME)[:2] == ["cocofl", "fedavg"]
-    for make in algorithms.BY_NAME.values():
+    for name, make in algorithms.BY_NAME.items():
+        if name == "slt":  # which asks for rounds, and for able devices (test_slt)
+            continue
         assert isinstance(make(fed), base.Algorithm)
 
 

@@ -377,4 +377,4 @@ def test_a_program_says_which_blocks_its_clients_have():
     made = prefix.Prefix(plans.Plan(0, 1))
     assert str(made) == "0-1 alone"
     assert made != single.Single(plans.Plan(0, 1))
-    assert made.network(small.CONVNET).blocks == small.CONVNET.blocks[:2]
+    assert made.holds(small.CONVNET).blocks == small.CONVNET.blocks[:2]

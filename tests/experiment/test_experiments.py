@@ -73,7 +73,7 @@ def test_a_run_folder_holds_config_metrics_events_and_checkpoints(call, tmp_path
     ]
     records = records_of(folder)
     every = {"round", "train_loss", "upload_bytes", "download_bytes", "plans"}
-    every |= {"compute_share", "wall_seconds", "participants", "tiers"}
+    every |= {"compute_share", "wall_seconds", "participants", "tiers", "update_norm"}
     every |= {"round_seconds", "clock_seconds"}
     evaluation = {"test_accuracy", "test_loss", "class_accuracy", "tier_accuracy"}
     evaluation |= {"worst_tier_accuracy", "tier_spread", "macro_f1"}

@@ -16,6 +16,7 @@ from tests.runtime import test_mesh
 
 SEEDS = (1, 2, 3)
 DATA = small.data()
+ABLE = (fljax.Tier(name="all", share=1, time=1, upload=1, memory=1),)
 
 
 def settings(seed, **changes):
@@ -189,7 +190,10 @@ def test_runs_that_cannot_share_programs_are_refused(changes, words):
         ({"data_memory": "host"}, "training data on the devices"),
         ({"clock": fljax.Clock(buffer=2)}, "late updates are dropped"),
         ({"algorithm": "heterofl", "net": small.CONVNET}, "networks of one width"),
-        ({"algorithm": "depthfl", "net": small.CONVNET}, "networks of one depth"),
+        (
+            {"algorithm": "depthfl:0", "net": small.CONVNET, "tiers": ABLE},
+            "networks of one depth",
+        ),
         ({"secure_sum": "18"}, "sums of floats"),
         ({"aggregate": "fltrust:5"}, "clients alone"),
     ],
