@@ -184,6 +184,15 @@ def shown(value: Any) -> str:
         return f"a {type(value).__name__} of huge numbers"
 
 
+def gist(error: Exception) -> str:
+    """Write what an error of somebody else's says in one line that is not too long.
+
+    >>> gist(TypeError("no  such\\nthing"))
+    'no such thing'
+    """
+    return " ".join(str(error).split())[:300]
+
+
 def read(kind: type, text: str) -> Any:
     """Read a number as people write it: 10, 1e3, -.5, 1_000.
 

@@ -225,7 +225,7 @@ def _traced(part: Any, what: str, call: Callable, *given: Any) -> Any:
 
 def _gist(error: Exception) -> str:
     """Says in a line what was raised."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+    return f"{type(error).__name__}: {bounds.gist(error)}"
 
 
 def _compare(part: Any, what: str, expected: Any, got: Any) -> None:

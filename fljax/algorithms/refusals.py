@@ -288,17 +288,27 @@ def narrow(fed: federation.Federation, seams: kinds.Seams) -> None:
             f"--aggregate: expected mean beside networks of several widths, which have "
             f"no value for each other's channels, got {seams.aggregate}"
         )
-    if seams.local is not None or seams.server.shares or seams.personal is not None:
-        part = seams.personal or seams.local or seams.server
-        raise ValueError(
-            f"narrowing: expected clients that train by their optimizer alone, since "
-            f"their networks differ in width, got {part!r}"
-        )
+    _optimizer_alone(seams, "narrowing", "width")
     if seams.narrowing.masked and not fed.training.task.classes:
         raise ValueError(
             f"masked: expected a task of classes, whose logits it masks, got "
             f"{fed.training.task!r}"
         )
+
+
+def _optimizer_alone(seams: kinds.Seams, name: str, what: str) -> None:
+    """Refuses what clients do beside their optimizer where networks differ in shape.
+
+    Raises:
+      ValueError: they do more, or are sent or keep something.
+    """
+    if seams.local is None and not seams.server.shares and seams.personal is None:
+        return
+    part = seams.personal or seams.local or seams.server
+    raise ValueError(
+        f"{name}: expected clients that train by their optimizer alone, since their "
+        f"networks differ in {what}, got {part!r}"
+    )
 
 
 def exits(fed: federation.Federation, seams: kinds.Seams) -> None:
@@ -313,12 +323,11 @@ def exits(fed: federation.Federation, seams: kinds.Seams) -> None:
     """
     if seams.exits is None:
         return
-    beside = seams.personal or seams.narrowing or seams.local
-    if beside is not None or seams.server.shares:
+    if seams.narrowing is not None:
         raise ValueError(
-            f"exits: expected clients that train by their optimizer alone, since "
-            f"their networks differ in depth, got {beside or seams.server!r}"
+            f"exits: expected networks of one width, got {seams.narrowing!r}"
         )
+    _optimizer_alone(seams, "exits", "depth")
     if seams.exits.distill and not fed.training.task.classes:
         raise ValueError(
             f"distill: expected a task of classes, whose logits are distilled, got "

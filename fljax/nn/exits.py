@@ -14,6 +14,7 @@ from collections.abc import Sequence
 
 from flax import linen as nn
 
+from fljax import bounds
 from fljax.nn import layers, network, signals, slicing
 
 
@@ -133,10 +134,9 @@ def insert(net: network.Network, behind: Sequence[int]) -> network.Network:
     try:
         network.shapes(made)
     except Exception as error:  # whatever a block of the user's raises
-        gist = " ".join(str(error).split())[:300]
         raise ValueError(
             f"network {net.name!r}: its classifier cannot be an exit behind each of "
-            f"the blocks {behind}: {gist}"
+            f"the blocks {behind}: {bounds.gist(error)}"
         ) from error
     return made
 

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from fljax import trees, types
+from fljax import bounds, trees, types
 from fljax.kernels import specs
 from fljax.nn import layers, signals
 
@@ -344,10 +344,9 @@ def _traced(name: str, block: Any, x: Any) -> Any:
     try:
         return jax.eval_shape(run, x)
     except Exception as error:  # whatever a module of the user's raises
-        gist = " ".join(str(error).split())[:300]
         raise ValueError(
             f"{name}: expected {_kind(block)} to take {_shape(x)}, got "
-            f"{_kind(error)}: {gist}"
+            f"{_kind(error)}: {bounds.gist(error)}"
         ) from error
 
 

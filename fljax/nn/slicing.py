@@ -34,7 +34,7 @@ import numpy as np
 from flax import linen as nn
 from jax import lax
 
-from fljax import types
+from fljax import bounds, types
 from fljax.nn import layers, network, signals
 
 # Like a state, with a tuple in place of each leaf: for each of its axes the indices
@@ -269,8 +269,9 @@ def _compare(net: network.Network, cut: Cut, small: network.Network) -> None:
     try:
         given = network.shapes(small)
     except Exception as error:  # whatever a block of the user's raises
-        gist = " ".join(str(error).split())[:300]
-        raise ValueError(f"{about}: its blocks do not fit: {gist}") from error
+        raise ValueError(
+            f"{about}: its blocks do not fit: {bounds.gist(error)}"
+        ) from error
     for index, (ours, theirs) in enumerate(zip(expected, given, strict=True)):
         said, has = named(ours), named(theirs)
         for path in sorted(said.keys() | has.keys()):

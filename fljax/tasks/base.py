@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fljax import types
+from fljax import bounds, types
 from fljax.data import labels as kinds
 from fljax.nn import network
 
@@ -173,10 +173,9 @@ def check_traced(task: Task, net: network.Network, data: types.Dataset) -> None:
         jax.eval_shape(task.loss, outputs, drawn, mask)
         jax.eval_shape(task.scores, outputs, labels, mask)
     except Exception as error:  # whatever a task of the user's raises
-        gist = " ".join(str(error).split())[:300]
         raise ValueError(
             f"task {task!r}: expected it to take {seen}, got "
-            f"{type(error).__name__}: {gist}"
+            f"{type(error).__name__}: {bounds.gist(error)}"
         ) from error
     if getattr(loss, "shape", None) != ():
         raise ValueError(
