@@ -227,11 +227,14 @@ def _training_fields(report: base.Report) -> Record:
     """Reads the losses of a round."""
     assigned, books = report.assignment, report.books
     size = len(assigned.ids)
-    failed = np.asarray(report.failed)[:size]
+    # All at once: the device is waited for once.
+    found = report.losses, report.failed, dict(report.said)
+    losses, failed, said = jax.device_get(found)
+    failed = np.asarray(failed)[:size]
     plans_used = collections.Counter[str]()
     for plan, number in sorted(collections.Counter(assigned.plans).items()):
         plans_used[str(plan)] += number
-    losses = np.asarray(report.losses, np.float64)[:size][failed == 0]
+    losses = np.asarray(losses, np.float64)[:size][failed == 0]
     refused = {
         name: sorted(assigned.ids[failed == why].tolist())
         for name, why in REFUSED.items()
@@ -248,8 +251,8 @@ def _training_fields(report: base.Report) -> Record:
         "clock_seconds": books.clock_seconds,
         "plans": dict(plans_used),
     }
-    said = {name: float(value) for name, value in report.said.items()}
-    record |= {k: None if math.isnan(value) else value for k, value in said.items()}
+    for name, value in said.items():
+        record[name] = None if math.isnan(value) else float(value)
     if assigned.tiers:
         record["tiers"] = dict(assigned.tiers)
     if books.joules is not None:
