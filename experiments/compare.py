@@ -12,13 +12,15 @@ from __future__ import annotations
 
 import dataclasses
 import sys
+from typing import Any
 
 from absl import flags
 
 from experiments import define, main
 from experiments import flags as config_flags
-from fljax.experiment import as_flags, comparison, summary
+from fljax.experiment import as_flags
 from fljax.experiment import config as configs
+from fljax.experiment.comparing import comparison, paired, summary, text_tables
 from fljax.experiment.pictures import plots
 from fljax.experiment.report import page
 from fljax.runs import writers
@@ -26,6 +28,7 @@ from fljax.runtime import durable
 
 config_flags.define_flags(skip=("algorithm", "seed"))
 _TARGET = config_flags.target()
+_AGAINST = config_flags.against()
 _TOGETHER = config_flags.together()
 for _module in (config_flags, main):
     flags.adopt_module_key_flags(_module)  # `--help` lists them
@@ -66,6 +69,8 @@ def _config(name: str, seed: int) -> configs.Config:
 def _main() -> None:
     names, seeds = _names(), summary.numbers("seeds", _SEEDS.value)
     workdir = main.folder("runs/compare")
+    if _AGAINST.value and _AGAINST.value not in names:
+        raise configs.unknown("against", _AGAINST.value, names)
     what = {name: _config(name, seeds[0]) for name in names}
     measure = config_flags.reached(_TARGET.value, what[names[0]])
     runs: dict[str, list] = {name: [] for name in names}
@@ -79,14 +84,23 @@ def _main() -> None:
     if not main.is_first():
         return
     figures = summary.summarize(runs, _TARGET.value, measure)
-    content = {name: {**of, "seeds": seeds} for name, of in figures.items()}
-    durable.replace(workdir / "summary.json", writers.to_json({"algorithms": content}))
+    content: dict[str, Any] = {
+        "algorithms": {name: {**of, "seeds": seeds} for name, of in figures.items()}
+    }
+    against = _AGAINST.value
+    if against:
+        found = paired.differences(runs, against, measure)
+        content["differences"] = {"against": against, "algorithms": found}
+    durable.replace(workdir / "summary.json", writers.to_json(content))
     plots.curves(runs, workdir / "curves.png", measure)
     folders = [comparison.folder(workdir, n, s) for n in names for s in seeds]
     page.write(folders, workdir / "report.html", as_flags.ran(sys.argv))
     columns = summary.columns(comparison.COLUMNS, measure)
     print(comparison.table(figures, measure))
     print("\n".join(summary.legend(columns, list(figures.values()))))
+    if against:
+        print("", text_tables.aligned(paired.rows(found, measure)), sep="\n")
+        print("\n".join(paired.legend(against)))
     files = ("report.html", "summary.json", "curves.png")
     print(f"wrote {', '.join(str(workdir / name) for name in files)}")
 

@@ -54,6 +54,17 @@ def target() -> flags.FlagHolder:
     )
 
 
+def against() -> flags.FlagHolder:
+    """Defines --against, of commands that sum runs up."""
+    return flags.DEFINE_string(
+        "against",
+        "",
+        "Also say how far all others are ahead of this one, as the mean difference of "
+        "runs of the same seed with its 95 % interval; empty: not.",
+        allow_override=True,
+    )
+
+
 def together() -> flags.FlagHolder:
     """Defines --together, of commands that run several seeds."""
     return define.boolean(

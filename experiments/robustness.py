@@ -14,7 +14,7 @@ import numpy as np
 from matplotlib import axes, layout_engine
 
 from fljax import tasks
-from fljax.experiment import summary
+from fljax.experiment.comparing import summary, text_tables
 from fljax.experiment.pictures import plots, styles
 from fljax.runs import simulation
 
@@ -101,15 +101,14 @@ def table(
       measure: of the task.
     """
     shares = (0.0, *SHARES)
-    titles = ["algorithm", "attack", "figure", "rule", *(f"{s:.0%}" for s in shares)]
-    lines = ["| " + " | ".join(titles) + " |", "|---" * len(titles) + "|"]
+    shown = [["algorithm", "attack", "figure", "rule", *(f"{s:.0%}" for s in shares)]]
     for algorithm, attack, key, title in _rows(figures, measure):
         found = [figures.get(_at(algorithm, attack, share), {}) for share in shares]
         for rule in dict.fromkeys(rule for of in found for rule in of):
             cells = [_cell(of.get(rule, {}).get(key)) for of in found]
-            row = (algorithm, attack, title, rule, *cells)
-            lines.append("| " + " | ".join(row) + " |")
-    lines += [
+            shown.append([algorithm, attack, title, rule, *cells])
+    lines = [
+        text_tables.markdown(shown),
         "",
         "- columns: share of all clients that are hostile",
         f"- {measure.title}: of the global network, mean over the evaluations in the "

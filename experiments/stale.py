@@ -20,6 +20,7 @@ from fljax.devices import clock, fleet
 from fljax.engine import federation
 from fljax.experiment import config as configs
 from fljax.experiment import rehearsal
+from fljax.experiment.comparing import text_tables
 from fljax.policies import learning, windows
 
 _FLEETS = define.number("fleets", 3, "How many, drawn by seeds from 0.", least=1)
@@ -82,10 +83,9 @@ def federations(
 
 def table(seeds: Iterable[int], rounds: int) -> list[str]:
     """Writes the table, a line of Markdown each."""
-    seeds, lines = list(seeds), []
+    seeds = list(seeds)
     titles = [f"{refresh} round{'s' * (refresh > 1)}" for refresh in REFRESHES]
-    lines.append("| devices change by | policy goes by | " + " | ".join(titles) + " |")
-    lines.append("|---" * (2 + len(titles)) + "|")
+    rows = [["devices change by", "policy goes by", *titles]]
     for name, given in CHANGES.items():
         cells: dict[str, list[str]] = {policy: [] for policy in POLICIES}
         for refresh in REFRESHES:
@@ -96,8 +96,8 @@ def table(seeds: Iterable[int], rounds: int) -> list[str]:
                 late, work = np.mean(played, axis=0)
                 cells[policy].append(f"{late:.1%} ({work:.1f})")
         for policy, row in cells.items():
-            lines.append(f"| {name} | {policy} | " + " | ".join(row) + " |")
-    return lines
+            rows.append([name, policy, *row])
+    return text_tables.markdown(rows).splitlines()
 
 
 def _main() -> None:

@@ -9,7 +9,8 @@
     python -m experiments.study --study=robust --dataset=npz:fashion_mnist.npz
 
 With --rates=0.03,0.1,0.3 each variant has another one beside it, of the learning rate
-that did best on --tuning_seeds.
+that did best on --tuning_seeds. With --against=fedavg_drop the table also says how far
+every variant is ahead of that one on the same seeds.
 
 All flags of `experiments.train` hold for every run; a study changes what it is about.
 WORKDIR gets report.html, table.md, summary.json, curves.png and a run folder for each
@@ -28,210 +29,34 @@ from absl import flags
 
 import fljax
 from experiments import flags as config_flags
-from experiments import main, robustness, tuning
-from fljax import bounds, devices, tasks
-from fljax.experiment import as_flags, summary
+from experiments import main, robustness, studies, tuning
+from fljax import bounds, tasks
+from fljax.experiment import as_flags
 from fljax.experiment import config as configs
+from fljax.experiment.comparing import paired, summary, text_tables
 from fljax.experiment.pictures import plots
 from fljax.experiment.report import page
 from fljax.runs import simulation, writers
 from fljax.runtime import durable
 
-Fields = Mapping[str, Any]  # of the configuration, by the names of their flags
-
-
 # setting -> variant -> seeds -> records
 Results = dict[str, dict[str, list[list[simulation.Record]]]]
 
-# setting -> variant -> fields: every variant of a setting is run.
-Study = Mapping[str, Mapping[str, Fields]]
-
-
-def cross(settings: Mapping[str, Fields], variants: Mapping[str, Fields]) -> Study:
-    """Puts every variant under every setting; its fields go before the setting's."""
-    return {
-        setting: {name: {**fields, **more} for name, more in variants.items()}
-        for setting, fields in settings.items()
-    }
-
-
-_MILD = devices.parse_tiers(
-    "strong:.34:1:1:1,medium:.33:.8:.75-1:.8,weak:.33:.6:.6-1:.6"
-)
-_STRONG = devices.parse_tiers(
-    "strong:.34:1:1:1,medium:.33:.5:.4-.8:.5,weak:.33:.3:.3-.6:.3"
-)
-_CORRELATED = {"partition": "resource_correlated", "alpha": 0.1}
-
-_IMBALANCE = cross(
-    {
-        f"{how} imbalance, {data}": {"tiers": tiers, **fields}
-        for how, tiers in (("mild", _MILD), ("strong", _STRONG))
-        for data, fields in (
-            ("IID", {"partition": "iid"}),
-            ("resource-correlated", _CORRELATED),
-        )
-    },
-    {
-        "cocofl": {"algorithm": "cocofl"},
-        "uniform": {"algorithm": "cocofl", "policy": "uniform"},
-        "fedavg": {"algorithm": "fedavg"},
-        "fedavg_drop": {"algorithm": "fedavg_drop"},
-    },
-)
-
-
-def _codes(rounding: str, scales: str, *widths: int) -> dict[str, Fields]:
-    """Gives a variant for each width of codes."""
-    how = {"frozen.rounding": rounding, "frozen.weight_scales": scales, **_CORRELATED}
-    return {f"{bits} bits": {**how, "frozen.bits": bits} for bits in widths}
-
-
-_BITS: Study = {
-    "nearest, one scale a channel": {
-        "float": {"frozen.fixed_point": "none", **_CORRELATED},
-        **_codes("nearest", "channel", 8, 6, 5, 4, 3, 2),
-        "adaptive": {"policy": "adaptive_bits", **_CORRELATED},
-    },
-    "nearest, one scale a tensor": _codes("nearest", "tensor", 8, 4, 3, 2),
-    "stochastic, one scale a channel": _codes("stochastic", "channel", 8, 4, 3, 2),
-    "stochastic, one scale a tensor": _codes("stochastic", "tensor", 8, 4, 3, 2),
-}
-
-# Narrow codes by max|x|, and one choice after the other on top of it.
-_STEPS: Mapping[str, Fields] = {
-    "max|x|": {
-        "frozen.clipping": False,
-        "frozen.half_steps": False,
-        "frozen.group": 0,
-        "frozen.unbiased": False,
-    },
-    "+ clipping": {"frozen.clipping": True},
-    "+ half steps": {"frozen.half_steps": True},
-    "+ groups": {"frozen.group": 16},
-    "+ unbiased": {"frozen.unbiased": True},
-    "+ edges of 8 bits": {"frozen.edges": 8},
-}
-
-
-def _steps(bits: int) -> dict[str, Fields]:
-    """Gives a variant for every step, each with those before it."""
-    fields: dict[str, Any] = {"frozen.bits": bits, **_CORRELATED}
-    variants: dict[str, Fields] = {}
-    for name, more in _STEPS.items():
-        fields = {**fields, **more}
-        variants[name] = fields
-    return variants
-
-
-_NARROW: Study = {
-    "8 bits": {"8 bits": _CORRELATED},
-    "2 bits": _steps(2),
-    "3 bits": _steps(3),
-}
-
-# Speeds and bandwidths that move while the server looks every tenth round only; a cost
-# table that is off; a deadline that half a window too much misses, or one that a device
-# of 1.0 misses that trains everything.
-_STALE = {
-    "changes.drift": 0.3,
-    "changes.drift_rounds": 15.0,
-    "changes.bandwidth": 0.3,
-    "changes.refresh": 10,
-    "table_error": 0.2,
-    "clock.deadline": 1.5,
-    **_CORRELATED,
-}
-_POLICIES = cross(
-    {
-        f"{rate:.0%} drop out": {"failures.drop": rate, **_STALE}
-        for rate in (0.0, 0.2, 0.4)
-    }
-    | {"tight deadline": {**_STALE, "clock.deadline": 0.9}},
-    {
-        name: {"algorithm": "cocofl", "policy": name}
-        for name in ("random_maximal", "balanced", "online", "uniform")
-    },
-)
-
-# Rates of the servers' rules are about what each was published with on images.
-_ALGORITHMS = cross(
-    {"Dirichlet .3": {"partition": "dirichlet", "alpha": 0.3}},
-    {
-        **{
-            name: {"algorithm": name}
-            for name in (
-                *("fedavg", "cocofl", "fedprox:0.01", "scaffold", "feddyn:0.1"),
-                *("fednova", "fedavgm:0.5", "fedadam:0.01", "fedyogi:0.01"),
-                "fedadagrad:0.03",
-            )
-        },
-        **{
-            f"fedavg, {codec}": {"algorithm": "fedavg", "codec": codec}
-            for codec in ("top_k:0.01", "qsgd:4", "drive", "signsgd")
-        },
-        **{
-            f"fedavg, {aggregate}": {"algorithm": "fedavg", "aggregate": aggregate}
-            for aggregate in ("median", "trimmed_mean:0.2")
-        },
-        "fedavg, power of choice": {
-            "algorithm": "fedavg",
-            "selection": "power_of_choice:20",
-        },
-        "cocofl, drive": {"algorithm": "cocofl", "codec": "drive"},
-    },
-)
-
-# What the method is measured against, under the same budgets: full training of all, or
-# of who can; less of what is sent; narrower networks; windows. `fit` gives every tier
-# the widest network of its budgets, where the published halves leave some of them.
-_METHODS = cross(
-    {
-        f"{how} imbalance, {data}": {"tiers": tiers, **fields}
-        for how, tiers in (("mild", _MILD), ("strong", _STRONG))
-        for data, fields in (
-            ("IID", {"partition": "iid"}),
-            ("Dirichlet .3", {"partition": "dirichlet", "alpha": 0.3}),
-            ("resource-correlated", _CORRELATED),
-        )
-    },
-    {
-        **{
-            name: {"algorithm": name}
-            for name in (
-                *("fedavg", "fedavg_drop", "heterofl", "heterofl:levels=fit"),
-                *("fjord", "fedrolex:levels=fit", "cocofl", "cocofl_width"),
-            )
-        },
-        "cocofl, balanced": {"algorithm": "cocofl", "policy": "balanced"},
-        **{
-            f"{name}, {codec}": {"algorithm": name, "codec": codec}
-            for name, codec in (
-                *(("fedavg", "top_k:0.01"), ("fedavg", "qsgd:4")),
-                *(("cocofl", "drive"), ("heterofl:levels=fit", "drive")),
-            )
-        },
-    },
-)
-
-STUDIES = {
-    "methods": _METHODS,
-    "imbalance": _IMBALANCE,
-    "bits": _BITS,
-    "narrow": _NARROW,
-    "policies": _POLICIES,
-    "algorithms": _ALGORITHMS,
-    "robust": cross(robustness.SETTINGS, robustness.VARIANTS),
-}
-
 config_flags.define_flags(skip=("seed",))
 _TARGET = config_flags.target()
+_AGAINST = config_flags.against()
 _TOGETHER = config_flags.together()
 for _module in (config_flags, main):
     flags.adopt_module_key_flags(_module)  # `--help` lists them
-_STUDY = flags.DEFINE_string("study", "imbalance", ", ".join(STUDIES) + ".")
+_STUDY = flags.DEFINE_string("study", "imbalance", ", ".join(studies.STUDIES) + ".")
 _ONLY = flags.DEFINE_string(
     "only", "", "Settings of the study whose name has this in it; empty: all."
+)
+_VARIANTS = flags.DEFINE_list(
+    "variants",
+    [],
+    """Variants of the study, comma separated, in quotes where a name has a comma:
+    'cocofl,"cocofl, drive"'; empty: all.""",
 )
 _SEEDS = flags.DEFINE_list(
     "seeds", ["1"], "Seeds, comma separated.", allow_override=True
@@ -257,8 +82,8 @@ _COLUMNS = (
     ("worst tier (own)", "{mean:.3f}", "worst_tier_test_accuracy"),
     ("spread (mix)", "{mean:.3f}", "tier_spread"),
     ("in the same time", "{mean:.3f}", "in_time"),
-    ("late", "{mean:.3f}", "late_accuracy"),
-    ("late worst (mix)", "{mean:.3f}", "late_worst_tier"),
+    ("late", "{mean:.3f} ± {std:.3f}", "late_accuracy"),
+    ("late worst (mix)", "{mean:.3f} ± {std:.3f}", "late_worst_tier"),
     ("upload MB", "{mean:.1f}", "upload_megabytes"),
     ("clock s", "{mean:.4g}", "clock_seconds"),
     ("arrived", "{mean:.2f}", "arrived"),
@@ -280,7 +105,7 @@ def _arrived(records: list[simulation.Record], wanted: int) -> float:
 
 
 def run(
-    study: Study,
+    study: studies.Study,
     base: configs.Config,
     seeds: list[int],
     workdir: pathlib.Path,
@@ -301,7 +126,7 @@ def run(
       setting -> variant -> seeds -> records.
     """
 
-    def some(setting: str, name: str, fields: Fields, seeds: Sequence[int]):
+    def some(setting: str, name: str, fields: studies.Fields, seeds: Sequence[int]):
         """Runs a variant with some seeds at once."""
         where = [folder(workdir, setting, name, seed) for seed in seeds]
         ready = []
@@ -327,11 +152,11 @@ def run(
 
 
 def tuned(
-    study: Study,
+    study: studies.Study,
     grid: tuning.Grid,
-    train: Callable[[Study, int], Results],
+    train: Callable[[studies.Study, int], Results],
     measure: tasks.Measure,
-) -> tuple[Study, str]:
+) -> tuple[studies.Study, str]:
     """Puts beside each variant the one of the learning rate that does best.
 
     Args:
@@ -346,7 +171,9 @@ def tuned(
     found = {}
     for setting, variants in study.items():
 
-        def score(name: str, fields: Fields, seed: int, at: str = setting) -> float:
+        def score(
+            name: str, fields: studies.Fields, seed: int, at: str = setting
+        ) -> float:
             try:
                 (records,) = train({at: {name: fields}}, seed)[at][name]
             except simulation.DivergedError:
@@ -386,10 +213,9 @@ def summarize(
         ends = [seed[-1]["clock_seconds"] for seeds in runs.values() for seed in seeds]
         for name, seeds in runs.items():
             shares = [_arrived(records, wanted) for records in seeds]
-            mean = sum(shares) / len(shares)
-            figures[setting][name]["arrived"] = {"mean": mean}
             then = [_in_time(records, min(ends), measure) for records in seeds]
-            figures[setting][name]["in_time"] = {"mean": sum(then) / len(then)}
+            figures[setting][name]["arrived"] = summary.over_seeds(shares)
+            figures[setting][name]["in_time"] = summary.over_seeds(then)
     return figures
 
 
@@ -405,13 +231,39 @@ def table(
     ]
     figures = [of for each in figures_by_setting.values() for of in each.values()]
     columns = summary.columns(_COLUMNS, measure)
-    titles, *cells = summary.rows(columns, figures)
-    titles = ["setting", "variant", *titles]
-    lines = ["| " + " | ".join(titles) + " |", "|---" * len(titles) + "|"]
-    for name, row in zip(names, cells, strict=True):
-        lines.append("| " + " | ".join((*name, *row)) + " |")
-    lines += ["", *(f"- {line}" for line in summary.legend(columns, figures))]
-    return "\n".join(lines) + "\n"
+    cells = summary.rows(columns, figures)
+    names.insert(0, ("setting", "variant"))
+    rows = [(*name, *row) for name, row in zip(names, cells, strict=True)]
+    return _with_legend(rows, summary.legend(columns, figures))
+
+
+def _with_legend(rows: text_tables.Rows, legend: Sequence[str]) -> str:
+    """Lays out a table of Markdown, a blank line and what its columns mean."""
+    return "\n".join(
+        [text_tables.markdown(rows), "", *(f"- {of}" for of in legend), ""]
+    )
+
+
+Differences = dict[str, dict[str, dict[str, Any]]]  # setting -> variant -> figure
+
+
+def differences(result: Results, against: str, measure: tasks.Measure) -> Differences:
+    """Subtracts a variant from the others of each setting that has it, seed by seed."""
+    return {
+        setting: paired.differences(runs, against, measure)
+        for setting, runs in result.items()
+        if against in runs
+    }
+
+
+def _ahead(found: Differences, against: str, measure: tasks.Measure) -> str:
+    """Lays differences out as Markdown."""
+    rows: list[list[str]] = []
+    for setting, of in found.items():
+        titles, *cells = paired.rows(of, measure)
+        rows = rows or [["setting", *titles]]
+        rows += [["" if i else setting, *row] for i, row in enumerate(cells)]
+    return _with_legend(rows, paired.legend(against))
 
 
 def _grid(
@@ -436,24 +288,38 @@ def _grid(
     return tuning.Grid(tuple(rates), tuple(over), base.lr, measure.more)
 
 
-def _main() -> None:
-    if _STUDY.value not in STUDIES:
-        raise configs.unknown("study", _STUDY.value, STUDIES)
-    seeds = summary.numbers("seeds", _SEEDS.value)
-    base = config_flags.from_flags(flags.FLAGS, seed=seeds[0])
-    measure = config_flags.reached(_TARGET.value, base)
-    workdir = main.folder(f"runs/{_STUDY.value}")
-    every = STUDIES[_STUDY.value]
-    study: Study = {s: of for s, of in every.items() if _ONLY.value in s}
+def _chosen() -> studies.Study:
+    """Gives the settings and variants of the study that are wanted."""
+    if _STUDY.value not in studies.STUDIES:
+        raise configs.unknown("study", _STUDY.value, studies.STUDIES)
+    every = studies.STUDIES[_STUDY.value]
+    study = {s: of for s, of in every.items() if _ONLY.value in s}
     if not study:
         raise ValueError(
             f"--only: expected part of a setting's name ({'; '.join(every)}), got "
             f"{_ONLY.value!r}"
         )
+    names = list(dict.fromkeys(name for of in study.values() for name in of))
+    wanted = _VARIANTS.value or names
+    for name in wanted:
+        if name not in names:
+            raise configs.unknown("variants", name, names)
+    if _AGAINST.value and _AGAINST.value not in wanted:
+        raise configs.unknown("against", _AGAINST.value, wanted)
+    some = {s: {n: f for n, f in of.items() if n in wanted} for s, of in study.items()}
+    return {setting: of for setting, of in some.items() if of}
+
+
+def _main() -> None:
+    study = _chosen()
+    seeds = summary.numbers("seeds", _SEEDS.value)
+    base = config_flags.from_flags(flags.FLAGS, seed=seeds[0])
+    measure = config_flags.reached(_TARGET.value, base)
+    workdir = main.folder(f"runs/{_STUDY.value}")
     grid = _grid(base, seeds, measure)
     with main.hooks() as hooks:
 
-        def train(some: Study, over: Sequence[int]) -> Results:
+        def train(some: studies.Study, over: Sequence[int]) -> Results:
             return run(some, base, list(over), workdir, main.data_cache(), hooks)
 
         rates = ""
@@ -468,9 +334,13 @@ def _main() -> None:
     figures = summarize(result, wanted, _TARGET.value, measure)
     robust = _STUDY.value == "robust"  # which has a table and a picture of its own
     text = (robustness.table if robust else table)(figures, measure)
+    content: dict[str, Any] = {"settings": figures, "seeds": seeds}
+    if against := _AGAINST.value:
+        found = differences(result, against, measure)
+        content["differences"] = {"against": against, "settings": found}
+        text += "\n" + _ahead(found, against, measure)
     durable.replace(workdir / "table.md", text.encode())
-    content = writers.to_json({"settings": figures, "seeds": seeds})
-    durable.replace(workdir / "summary.json", content)
+    durable.replace(workdir / "summary.json", writers.to_json(content))
     draw = robustness.picture if robust else plots.settings
     draw(result, workdir / "curves.png", measure)
     folders = [

@@ -16,6 +16,7 @@ from experiments import space as spaces
 from fljax import tasks
 from fljax.experiment import as_flags
 from fljax.experiment import config as configs
+from fljax.experiment.comparing import text_tables
 from fljax.runtime import durable
 
 _LISTED = 10  # trials of the printed table
@@ -108,11 +109,7 @@ def _shown(
     for t in best:
         values = (_short(t.params[name]) for name in space)
         rows.append([str(t.number), f"{t.value:.4f}", *values])
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return [
-        "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True))
-        for row in rows[: len(rows) if best else 0]
-    ]
+    return text_tables.aligned(rows).splitlines() if best else []
 
 
 def _short(value: Any) -> str:

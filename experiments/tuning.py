@@ -9,10 +9,12 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-Fields = Mapping[str, Any]
-Score = Callable[[str, Fields, int], float]
+from experiments import studies
+from fljax.experiment.comparing import text_tables
+
+Score = Callable[[str, studies.Fields, int], float]
 
 
 class Grid(NamedTuple):
@@ -43,7 +45,9 @@ class Tuning(NamedTuple):
     best: float | None
 
 
-def tune(variants: Mapping[str, Fields], grid: Grid, score: Score) -> dict[str, Tuning]:
+def tune(
+    variants: Mapping[str, studies.Fields], grid: Grid, score: Score
+) -> dict[str, Tuning]:
     """Finds the learning rate that does best for each variant of a setting.
 
     Args:
@@ -70,8 +74,8 @@ def tune(variants: Mapping[str, Fields], grid: Grid, score: Score) -> dict[str, 
 
 
 def beside(
-    variants: Mapping[str, Fields], found: Mapping[str, Tuning], usual: float
-) -> dict[str, Fields]:
+    variants: Mapping[str, studies.Fields], found: Mapping[str, Tuning], usual: float
+) -> dict[str, studies.Fields]:
     """Puts beside each variant the one of its best rate, where that is another.
 
     Args:
@@ -82,7 +86,7 @@ def beside(
     Returns:
       The variants, each followed by its tuned one.
     """
-    result: dict[str, Fields] = {}
+    result: dict[str, studies.Fields] = {}
     for name, fields in variants.items():
         result[name], best = fields, found[name].best
         if best is not None and best != fields.get("lr", usual):
@@ -92,12 +96,11 @@ def beside(
 
 def table(found: Mapping[str, Mapping[str, Tuning]], rates: tuple[float, ...]) -> str:
     """Lays out what came of all settings as Markdown, a row a variant."""
-    titles = ["setting", "variant", *(f"lr {rate:g}" for rate in rates), "best"]
-    lines = ["| " + " | ".join(titles) + " |", "|---" * len(titles) + "|"]
+    rows = [["setting", "variant", *(f"lr {rate:g}" for rate in rates), "best"]]
     for setting, variants in found.items():
         for name, tuning in variants.items():
             scores = [tuning.scores[rate] for rate in rates]
             cells = ["diverged" if math.isnan(s) else f"{s:.3f}" for s in scores]
             best = "none" if tuning.best is None else f"{tuning.best:g}"
-            lines.append("| " + " | ".join((setting, name, *cells, best)) + " |")
-    return "\n".join(lines) + "\n"
+            rows.append([setting, name, *cells, best])
+    return text_tables.markdown(rows) + "\n"

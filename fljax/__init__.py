@@ -31,8 +31,8 @@ _FACE = {
     "plot": "experiment.results",
     "load": "runs.weights",
     "export": "exporting.files",
-    "Comparison": "experiment.comparison",
-    "compare": "experiment.comparison",
+    "Comparison": "experiment.comparing.comparison",
+    "compare": "experiment.comparing.comparison",
     "Hooks": "runs.simulation",
     # what it is made of
     "Dataset": "types",
@@ -142,8 +142,8 @@ if TYPE_CHECKING:  # the same for editors and type checkers; a test compares
     from fljax.engine.federation import Federation as Federation
     from fljax.experiment.building.build import build as build
     from fljax.experiment.building.built import Experiment as Experiment
-    from fljax.experiment.comparison import Comparison as Comparison
-    from fljax.experiment.comparison import compare as compare
+    from fljax.experiment.comparing.comparison import Comparison as Comparison
+    from fljax.experiment.comparing.comparison import compare as compare
     from fljax.experiment.config import Config as Config
     from fljax.experiment.results import plot as plot
     from fljax.experiment.results import read as read

@@ -14,7 +14,7 @@ from fljax.experiment.building.examples import TOKENIZER, split
 from fljax.experiment.building.learning import algorithm, rollback
 from fljax.experiment.building.notes import FEWEST
 from fljax.experiment.building.resolved import resolved
-from fljax.experiment.comparison import Comparison, compare
+from fljax.experiment.comparing.comparison import Comparison, compare
 from fljax.experiment.facts import OWN
 from fljax.experiment.running import Result, describe, restore, run
 from fljax.experiment.together import run_together

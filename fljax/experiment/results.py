@@ -13,7 +13,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fljax import experiment
-from fljax.experiment import comparison, running, summary
+from fljax.experiment import running
+from fljax.experiment.comparing import comparison, summary
 from fljax.experiment.pictures import overlay, panels
 from fljax.runs import follow, simulation, writers
 

@@ -21,8 +21,8 @@ from experiments import compare, train
 from fljax import experiment, models, types
 from fljax.data import text
 from fljax.devices import clock
-from fljax.experiment import comparison
 from fljax.experiment import config as configs
+from fljax.experiment.comparing import comparison
 from fljax.nn import flax_block, network
 from fljax.updates import learning_rate
 from tests import conftest
@@ -951,6 +951,18 @@ def test_compare_prints_and_writes_the_statistics_of_the_runs(call, tmp_path):
         written, indent=2
     ) + "\n"
 
+    more = call(compare, *COMPARED, f"--workdir={tmp_path}", "--against=fedavg")
+    assert more.code == 0
+    title, ahead = more.out[more.out.index("\n\n") + 2 :].splitlines()[:2]
+    assert title.startswith("less the same seed's ")
+    found = json.loads((tmp_path / "summary.json").read_text())
+    assert found["algorithms"] == written["algorithms"]
+    assert found["differences"]["against"] == "fedavg"
+    of = found["differences"]["algorithms"]["fedavg_drop"]["test_accuracy"]
+    means = [figures["test_accuracy"]["mean"] for figures in summary.values()]
+    assert of["mean"] == pytest.approx(means[1] - means[0])
+    assert ahead.split()[:2] == ["fedavg_drop", f"{of['mean']:+.3f}"]
+
 
 def test_compare_adds_up_the_energy_of_devices_whose_power_is_known(call, tmp_path):
     tier = dict.fromkeys(("time", "upload", "memory"), 1)
@@ -1013,6 +1025,7 @@ def test_centralized_may_have_rounds_of_its_own(call, tmp_path):
     [
         (("--algorithms=fedavg,fedavgdrop",), ("--algorithms", "'fedavg_drop'")),
         (("--algorithms=",), ("--algorithms", "at least one")),
+        (("--against=fedprox",), ("--against", "fedavg, fedavg_drop", "'fedprox'")),
         (("--seeds=1,x",), ("--seeds", "10,11", "'1,x'")),
         (("--seeds=1,1",), ("--seeds", "different", "'1,1'")),
         (("--seeds=-1",), ("--seeds", "'-1'")),

@@ -7,7 +7,8 @@ from html import parser
 import pytest
 
 from experiments import report as command
-from fljax.experiment import config, summary
+from fljax.experiment import config
+from fljax.experiment.comparing import summary
 from fljax.experiment.report import charts, found, page, verdict
 from fljax.runs import writers
 

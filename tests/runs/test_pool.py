@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import fljax
-from experiments import compare, study
+from experiments import compare, studies, study
 from fljax.engine import group
 from fljax.runs import meeting, pool, writers
 from tests import conftest, small
@@ -237,8 +237,8 @@ def test_seeds_of_a_comparison_and_a_study(call, tmp_path, monkeypatch):
     flags = ("--network=logistic", "--num_clients=12", "--clients_per_round=3",
              "--rounds=2", "--seeds=1,2")  # fmt: skip
     wanted = {"one by one": (), "together": ("--together",)}
-    few = study.cross({"calm": {}}, {"fedavg": {"algorithm": "fedavg"}})
-    monkeypatch.setitem(study.STUDIES, "imbalance", few)
+    few = studies.cross({"calm": {}}, {"fedavg": {"algorithm": "fedavg"}})
+    monkeypatch.setitem(studies.STUDIES, "imbalance", few)
     for command, more in ((compare, "--algorithms=fedavg"), (study, "--only=")):
         kept = {}
         for name, flag in wanted.items():

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from absl import flags
 
-from experiments import compare, main, study, train
+from experiments import compare, main, studies, study, train
 from experiments import flags as config_flags
 from fljax.experiment import config
 
@@ -109,7 +109,7 @@ def _data(name, folder):
 @pytest.mark.long
 @pytest.mark.parametrize("name", PRESETS)
 def test_presets_start(name, call, tmp_path, monkeypatch):
-    monkeypatch.setitem(study.STUDIES, "bits", TINY_STUDY)
+    monkeypatch.setitem(studies.STUDIES, "bits", TINY_STUDY)
     module = MODULES[re.search(r"experiments\.(\w+) ", head(name))[1]]
     run = tmp_path / "run"
     done = call(

@@ -1,6 +1,6 @@
 """The study of robust aggregates: a row for each rule, a column for each share."""
 
-from experiments import robustness, study
+from experiments import robustness, studies, study
 from fljax.updates import attacks
 
 
@@ -29,7 +29,7 @@ RESULT = {
 
 def test_every_rule_meets_every_attack_and_share_in_both_algorithms():
     assert len(robustness.CASES) == 2 * (1 + 7 * 3)
-    assert study.STUDIES["robust"].keys() == robustness.SETTINGS.keys()
+    assert studies.STUDIES["robust"].keys() == robustness.SETTINGS.keys()
     for case in robustness.CASES:
         attack = attacks.read(case.fields["attack"])
         assert attack.share == case.share

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from experiments import study
+from experiments import studies, study
 from fljax.experiment import config as configs
-from fljax.experiment import summary
+from fljax.experiment.comparing import summary
 
 SMALL = (
     "--network=logistic",
@@ -15,14 +15,14 @@ SMALL = (
     "--rounds=2",
     "--seeds=1,2",
 )
-STUDY = study.cross(
+STUDY = studies.cross(
     {"calm": {}, "30% lost, all": {"failures.lost": 0.3, "clock.deadline": 9.0}},
     {"fedavg": {"algorithm": "fedavg"}, "slow": {"algorithm": "fedavg", "lr": 0.01}},
 )
 
 
 def test_a_study_runs_everything_and_goes_on(call, tmp_path, monkeypatch):
-    monkeypatch.setitem(study.STUDIES, "imbalance", STUDY)
+    monkeypatch.setitem(studies.STUDIES, "imbalance", STUDY)
     done = call(study, *SMALL, f"--workdir={tmp_path}")
     assert done.code == 0, done.err
     folders = {path.parent.relative_to(tmp_path) for path in
@@ -52,6 +52,47 @@ def test_a_study_runs_everything_and_goes_on(call, tmp_path, monkeypatch):
     assert (again.code, again.out, again.err) == (0, done.out, "")
 
 
+def test_some_variants_are_run_and_compared_with_one(call, tmp_path, monkeypatch):
+    of = {"algorithm": "fedavg"}
+    three = {"fedavg": of, "other": of, "fedavg, slow": {**of, "lr": 0.01}}
+    some = studies.cross({"calm": {}, "lossy": {"failures.lost": 0.3}}, three)
+    monkeypatch.setitem(studies.STUDIES, "imbalance", some)
+    wanted = (*SMALL, '--variants=fedavg,"fedavg, slow"', f"--workdir={tmp_path}")
+    done = call(study, *wanted, "--against=fedavg")
+    assert done.code == 0, done.err
+    written = json.loads((tmp_path / "summary.json").read_text())
+    assert list(written["settings"]["calm"]) == ["fedavg", "fedavg, slow"]
+    found = written["differences"]["settings"]["lossy"]["fedavg, slow"]
+    means = [
+        of["late_accuracy"]["mean"] for of in written["settings"]["lossy"].values()
+    ]
+    assert found["late_accuracy"]["mean"] == pytest.approx(means[1] - means[0])
+    lines = (tmp_path / "table.md").read_text().splitlines()
+    begin = lines.index(
+        "| setting | less the same seed's | accuracy | late | late worst (mix) |"
+    )
+    assert lines[begin + 2].startswith("| calm | fedavg, slow | ")
+    assert lines[begin + 3].startswith("| lossy | fedavg, slow | ")
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (("--variants=fedavg,sloe",), "--variants: expected fedavg, slow, got 'sloe'"),
+        (("--against=sloe",), "--against: expected fedavg, slow, got 'sloe'"),
+        (("--variants=slow", "--against=fedavg"), "--against: expected slow, got 'fed"),
+    ],
+)
+def test_a_variant_that_there_is_not_is_refused(
+    call, tmp_path, monkeypatch, flags, words
+):
+    monkeypatch.setitem(studies.STUDIES, "imbalance", STUDY)
+    done = call(study, *SMALL, f"--workdir={tmp_path}", *flags)
+    assert (done.code, done.err.count("\n")) == (2, 1)
+    assert words in done.err
+    assert not list(tmp_path.iterdir())
+
+
 def test_late_figures_are_means_from_two_thirds_of_the_rounds_on():
     def record(index, accuracy):
         return {
@@ -74,9 +115,9 @@ def test_late_figures_are_means_from_two_thirds_of_the_rounds_on():
     assert late(run) == pytest.approx((0.35, 0.175))
 
 
-@pytest.mark.parametrize("name", list(study.STUDIES))
+@pytest.mark.parametrize("name", list(studies.STUDIES))
 def test_settings_and_variants_are_configurations(name):
-    chosen = study.STUDIES[name]
+    chosen = studies.STUDIES[name]
     base = configs.Config()
     for variants in chosen.values():
         for fields in variants.values():

@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from experiments import study, tuning
+from experiments import studies, study, tuning
 from tests.scripts import test_study
 
 GRID = tuning.Grid((0.1, 0.3), (7, 8), usual=0.1)
@@ -49,8 +49,8 @@ def test_the_table_shows_what_diverged():
 
 
 def test_a_study_is_tuned_on_other_seeds(call, tmp_path, monkeypatch):
-    few = study.cross({"calm": {}}, {"fedavg": {"algorithm": "fedavg"}})
-    monkeypatch.setitem(study.STUDIES, "imbalance", few)
+    few = studies.cross({"calm": {}}, {"fedavg": {"algorithm": "fedavg"}})
+    monkeypatch.setitem(studies.STUDIES, "imbalance", few)
     flags = (*test_study.SMALL, f"--workdir={tmp_path}", "--lr=0.001")
     done = call(study, *flags, "--rates=0.001,.2", "--tuning_seeds=3")
     assert done.code == 0, done.err

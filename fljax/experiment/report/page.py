@@ -9,7 +9,8 @@ import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from fljax.experiment import as_flags, running, summary
+from fljax.experiment import as_flags, running
+from fljax.experiment.comparing import summary
 from fljax.experiment.pictures import styles
 from fljax.experiment.report import charts, found, tables, verdict
 from fljax.runtime import durable

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fljax import tasks
-from fljax.experiment import summary
+from fljax.experiment.comparing import summary
 from fljax.experiment.report import found, verdict
 
 _COSTS = (  # title, figure, form

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from fljax import tasks
-from fljax.experiment import summary
+from fljax.experiment.comparing import summary
 from fljax.experiment.report import found
 
 _NAMED = 6  # variants that are told of; the table has them all

@@ -11,7 +11,7 @@ from typing import Any
 
 from fljax import experiment, tasks
 from fljax.experiment import config as configs
-from fljax.experiment import summary
+from fljax.experiment.comparing import paired, summary, text_tables
 from fljax.runs import simulation
 
 What = Mapping[str, "configs.Config | experiment.Experiment"]
@@ -56,6 +56,22 @@ class Comparison:
         """
         figures = summary.summarize(self.records, target, self.measure)
         return table(figures, self.measure)
+
+    def differences(self, against: str) -> str:
+        """Lays out how far each is ahead of one of them, seed by seed.
+
+        Args:
+          against: name of the one whose figures are subtracted.
+
+        Returns:
+          A row for each other name, with 95 % intervals, and what the columns mean.
+
+        Raises:
+          ValueError: there is no such name.
+        """
+        found = paired.differences(self.records, against, self.measure)
+        text = text_tables.aligned(paired.rows(found, self.measure))
+        return "\n".join([text, *paired.legend(against)])
 
     @property
     def measure(self) -> tasks.Measure:
@@ -193,15 +209,7 @@ def table(
     names = ("algorithm", *figures_by_name)
     columns = summary.columns(COLUMNS, measure)
     cells = summary.rows(columns, list(figures_by_name.values()))
-    rows = [[name, *row] for name, row in zip(names, cells, strict=True)]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return "\n".join(
-        "  ".join(
-            cell.ljust(width) if i == 0 else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in rows
-    )
+    return text_tables.aligned([[n, *row] for n, row in zip(names, cells, strict=True)])
 
 
 def _seeds(what: What, seeds: Sequence[int] | None) -> list[int]:
