@@ -20,6 +20,8 @@ _METHODS = {
     "backdoor": {"attack": "backdoor:.4", "aggregate": "median"},
     "ditto": {"algorithm": "ditto", "codec": "top_k:.1"},
     "local": {"algorithm": "local"},
+    "heterofl": {"algorithm": "heterofl:levels=fit", "network": "cnn"},
+    "depthfl": {"algorithm": "depthfl", "network": "cnn"},
     "both": {"algorithm": "scaffold", "codec": "top_k:.1"},
 }
 
