@@ -75,6 +75,7 @@ _STEPS: Mapping[str, Fields] = {
         "frozen.half_steps": False,
         "frozen.group": 0,
         "frozen.unbiased": False,
+        "frozen.edges": 0,
     },
     "+ clipping": {"frozen.clipping": True},
     "+ half steps": {"frozen.half_steps": True},

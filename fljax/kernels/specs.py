@@ -101,7 +101,7 @@ class Spec:
     half_steps: bool = True
     group: int = 16
     unbiased: bool = True
-    edges: int = 0
+    edges: int = 8
     products: Literal["auto", "int8", "bfloat16", "float32"] = "auto"
 
     def __post_init__(self):
@@ -244,7 +244,7 @@ class Frozen:
         True, "Scales of narrow codes are raised by what clipping and rounding shrink."
     )
     edges: int = bounds.field(
-        0,
+        8,
         "Width of the first and last block that run in narrow codes; 0: no other.",
         least=2,
         most=8,

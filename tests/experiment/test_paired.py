@@ -62,3 +62,4 @@ def test_tables_are_laid_out():
     rows = [["a", "bcd"], ["ef", "g"]]
     assert text_tables.aligned(rows) == "a   bcd\nef    g"
     assert text_tables.markdown(rows) == "| a | bcd |\n| --- | --- |\n| ef | g |"
+    assert text_tables.markdown([["max|x|"]]).startswith("| max\\|x\\| |\n")

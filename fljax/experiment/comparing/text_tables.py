@@ -9,7 +9,7 @@ Rows = Sequence[Sequence[str]]
 
 def markdown(rows: Rows) -> str:
     """Lays rows out as a table of Markdown."""
-    titles, *cells = rows
+    titles, *cells = [[cell.replace("|", "\\|") for cell in row] for row in rows]
     lines = [titles, ["---"] * len(titles), *cells]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
